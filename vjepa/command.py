@@ -1,0 +1,47 @@
+"""How every command starts: CONFIG.yaml and section.key=value, one line for bad input, a non-zero exit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from vjepa import config
+from vjepa.errors import UserError
+
+
+def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
+    """The arguments that every command with a config shares; `--help` lists every setting."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m vjepa.{command}",
+        description=purpose,
+        epilog="settings (section.key = default  meaning):\n" + "\n".join(config.describe()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a config file or the name of a shipped one (default: demo), and overrides")
+    parser.add_argument("--config", metavar="CONFIG.yaml", help="the same as naming the file first")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    return parser
+
+
+def read_config(arguments: argparse.Namespace) -> config.Config:
+    """The config that the arguments of `config_parser` name."""
+    names = [word for word in arguments.settings if "=" not in word]
+    if arguments.config:
+        names.append(arguments.config)
+    if len(names) > 1:
+        raise UserError(f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value")
+    overrides = [word for word in arguments.settings if "=" in word]
+    return config.load(names[0] if names else "demo", overrides)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Call `main` with the command line and exit with what it returns; bad input is one line and exit code 2."""
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

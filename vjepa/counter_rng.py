@@ -1,0 +1,21 @@
+"""Randomness as arithmetic: every draw is a pure function of (seed, stream, counter); there is no state to save."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+# One number per use, so that no two uses ever share a stream. Numbers are never reused or reordered.
+STREAMS: Final = {"order": 0, "frames": 1, "crop": 2, "masks": 3, "weights": 4, "replacement": 5, "demo": 6, "shuffled_frames": 7}
+
+
+def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
+    """A generator for one thing: `generator(seed, "crop", sample)` is the same on every rank, worker and resume.
+
+    Philox is a counter-based generator (Salmon et al. 2011): the key holds (seed, stream), the counter's third and
+    fourth words hold `counter`, which leaves 2**128 draws before two counters could meet.
+    """
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, STREAMS[stream]], dtype=np.uint64)
+    start = np.array([0, 0, counter & 0xFFFFFFFFFFFFFFFF, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=start))

@@ -1,0 +1,74 @@
+"""The records that cross rooms. Shapes: B clips, T frames, S pixels a side, N tokens, D features.
+
+Importing this module loads no tensor library: the annotations are for readers and type checkers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The space-time lattice of tokens: `t` time slots of `h` rows and `w` columns, numbered in raster order."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.t * self.h * self.w
+
+    @property
+    def cells(self) -> int:
+        """Number of tokens in one time slot."""
+        return self.h * self.w
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip, ready to be batched.
+
+    video: uint8 [3, T, S, S], RGB, upright, cropped.
+    clip_id: the row of the clip index that it came from.
+    failures: the rows that were wanted first and could not be read, as (clip_id, reason).
+    """
+
+    video: torch.Tensor
+    clip_id: int
+    failures: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """What a worker delivers. It carries no label: none may touch pre-training; probes look labels up by clip id.
+
+    video: uint8 [B, 3, T, S, S]; one token grid per batch.
+    clip_ids: int64 [B], rows of the clip index.
+    failures: rows that could not be read and were replaced in this batch, as (clip_id, reason).
+    """
+
+    video: torch.Tensor
+    clip_ids: torch.Tensor
+    failures: tuple[tuple[int, str], ...] = ()
+
+    def pin_memory(self) -> ClipBatch:
+        """Called by the DataLoader of PyTorch before a copy to a GPU."""
+        return ClipBatch(self.video.pin_memory(), self.clip_ids.pin_memory(), self.failures)
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Which tokens are seen and which are predicted; sorted and disjoint in each row, exact counts.
+
+    context_ids: int64 [B, Kc].
+    target_ids: int64 [B, Kt].
+    """
+
+    context_ids: torch.Tensor
+    target_ids: torch.Tensor
