@@ -72,3 +72,6 @@ class TokenMask:
 
     context_ids: torch.Tensor
     target_ids: torch.Tensor
+
+    def to(self, device: torch.device) -> TokenMask:
+        return TokenMask(self.context_ids.to(device, non_blocking=True), self.target_ids.to(device, non_blocking=True))

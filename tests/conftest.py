@@ -1,0 +1,47 @@
+"""Fixtures that several rooms share."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+
+def level(i):
+    """The grey level of frame i in the videos of `make_video`: another one for each of 43 frames, far from those of its neighbours."""
+    return 20 + i * 17 % 43 * 5
+
+
+@pytest.fixture
+def make_video(tmp_path):
+    """make_video("a/b.mp4", num_frames) writes grey frames whose brightness is `level(i)` and returns the path.
+
+    times_ms: one timestamp per frame, for a variable rate; rotation: degrees of the display matrix; mark: a white top
+    left quarter; aspect: width over height of a pixel; gop: frames from one keyframe to the next.
+    """
+
+    def make(name, num_frames=16, fps=8, size=(64, 64), times_ms=None, rotation=0, mark=False, aspect=None, gop=12):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        width, height = size
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"g": str(gop), "preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if times_ms is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
+            if rotation:
+                stream.set_display_rotation(rotation)
+            for i in range(num_frames):
+                picture = np.full((height, width, 3), level(i), np.uint8)
+                if mark:
+                    picture[: height // 2, : width // 2] = 255
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if times_ms is not None:
+                    frame.pts, frame.time_base = times_ms[i], Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return make

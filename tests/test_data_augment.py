@@ -1,0 +1,63 @@
+"""Crop, resize, flip and normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from vjepa.data.augment import IMAGENET_MEAN, IMAGENET_STD, centre_crop_box, crop_resize, normalise, random_crop_box
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (240, 320), (1, 1), (5, 500)])
+def test_boxes_lie_in_the_frame(height, width):
+    for seed in range(200):
+        top, left, h, w = random_crop_box(np.random.default_rng(seed), height, width, (0.3, 1.0), (0.75, 1.35))
+        assert h >= 1 and w >= 1 and top >= 0 and left >= 0 and top + h <= height and left + w <= width
+
+
+def test_boxes_have_the_wanted_areas_and_shapes_and_reach_every_edge():
+    boxes = np.array([random_crop_box(np.random.default_rng(seed), 240, 320, (0.3, 0.6), (0.75, 1.35)) for seed in range(2000)])
+    top, left, h, w = boxes.T
+    area, aspect = h * w / (240 * 320), w / h
+    assert 0.29 < area.min() < 0.31 and 0.59 < area.max() < 0.61 and area.mean() == pytest.approx(0.45, abs=0.01)
+    assert 0.74 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.37 and np.log(aspect).mean() == pytest.approx(np.log(0.75 * 1.35) / 2, abs=0.02)
+    assert top.min() == 0 and left.min() == 0 and (top + h).max() == 240 and (left + w).max() == 320
+
+
+def test_centre_box_is_the_largest_square_in_the_middle():
+    assert centre_crop_box(100, 60) == (20, 0, 60, 60)
+    assert centre_crop_box(60, 101) == (0, 20, 60, 60)
+
+
+@pytest.mark.parametrize("box", [(3, 5, 40, 50), (0, 0, 64, 64), (10, 10, 7, 9), (1, 2, 32, 32)])
+def test_resize_equals_antialiased_float_within_a_level(box):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    top, left, h, w = box
+    clip = crop_resize(frames, box, 32)
+    crop = torch.from_numpy(frames[:, top : top + h, left : left + w]).permute(0, 3, 1, 2).float()
+    twin = functional.interpolate(crop, size=(32, 32), mode="bilinear", antialias=True).permute(1, 0, 2, 3)
+    assert clip.dtype == torch.uint8 and clip.shape == (3, 4, 32, 32)
+    assert (clip.float() - twin).abs().max() <= 1.0
+
+
+def test_box_of_the_right_size_is_copied_unchanged():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert (crop_resize(frames, (4, 8, 32, 32), 32).permute(1, 2, 3, 0).numpy() == frames[:, 4:36, 8:40]).all()
+
+
+def test_all_frames_share_the_crop_and_the_flip():
+    frames = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), 5, axis=0)
+    plain, flipped = crop_resize(frames, (3, 4, 41, 37), 32), crop_resize(frames, (3, 4, 41, 37), 32, flip=True)
+    assert (plain == plain[:, :1]).all()
+    assert (flipped == plain.flip(-1)).all() and not (flipped == plain).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalise_has_the_statistics_of_imagenet(dtype):
+    video = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    out = normalise(video, dtype)
+    assert out.dtype == dtype and video.dtype == torch.uint8
+    torch.testing.assert_close(out, ((video / 255 - mean) / std).to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)

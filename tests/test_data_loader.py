@@ -1,0 +1,139 @@
+"""Batches: a function of (seed, step) alone; bad files replaced or left out, by name."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import level
+from PIL import Image
+
+from data_prep.scan import scan
+from vjepa.config import Data
+from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.loader import TrainClips, eval_loader, train_loader
+from vjepa.errors import UserError
+
+
+@pytest.fixture
+def index(make_video, tmp_path):
+    paths = [make_video(f"clips/{i}.mp4", 16, size=(48, 40), mark=i % 2 == 1) for i in range(5)]
+    return indexed(tmp_path, paths)
+
+
+def indexed(tmp_path, paths):
+    write_index(tmp_path / "x.parquet", [{"uri": str(path), "label_id": -1} | scan(path) for path in paths])
+    return ClipIndex.open(tmp_path / "x.parquet")
+
+
+def data(**changes):
+    return Data(**{"train": {"index": "x.parquet"}, "num_frames": 8, "crop_px": 16, "global_batch": 4, "workers": 0, "flip": True} | changes)
+
+
+def same(one, other):
+    return torch.equal(one.video, other.video) and torch.equal(one.clip_ids, other.clip_ids) and one.failures == other.failures
+
+
+def break_files(index, *numbers):
+    for i in numbers:
+        index.row(i).path.write_bytes(b"broken")
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(index):
+    rows = index.select({})
+    runs = [list(train_loader(index, rows, data(workers=workers), 7, range(6), pin_memory=False)) for workers in (0, 1, 2)]
+    for run in runs:
+        assert len(run) == 6 and all(same(*pair) for pair in zip(runs[0], run, strict=True))
+    resumed = list(train_loader(index, rows, data(), 7, range(4, 6), pin_memory=False))
+    assert all(same(*pair) for pair in zip(runs[0][4:], resumed, strict=True))
+    other = next(iter(train_loader(index, rows, data(), 8, range(1), pin_memory=False)))
+    assert not same(runs[0][0], other)
+
+
+@pytest.mark.fast
+def test_a_batch_is_uint8_and_every_row_comes_once_per_epoch(index):
+    batches = list(train_loader(index, index.select({}), data(), 0, range(10), pin_memory=False))
+    assert all(batch.video.dtype == torch.uint8 and batch.video.shape == (4, 3, 8, 16, 16) and batch.video.is_contiguous() for batch in batches)
+    ids = torch.cat([batch.clip_ids for batch in batches])
+    assert ids.dtype == torch.int64 and (ids.bincount() == 8).all()
+    assert all((ids[k : k + 5].sort().values == torch.arange(5)).all() for k in range(0, 40, 5))
+
+
+@pytest.mark.fast
+def test_training_draws_other_frames_crops_and_flips_each_time(index):
+    dataset = TrainClips(index, np.array([1]), data(global_batch=16, num_frames=2, clip_fps=8.0), 0)
+    assert len(torch.unique(dataset[0].video.flatten(1), dim=0)) == 16
+    left, right = dataset[0].video[..., :8].float().mean(), dataset[0].video[..., 8:].float().mean()
+    assert abs(left - right) < 30  # the white quarter is left in half of the clips
+
+
+@pytest.mark.fast
+def test_a_bad_row_is_replaced_deterministically_and_named(index):
+    break_files(index, 2)
+    dataset = TrainClips(index, index.select({}), data(global_batch=10), 0)
+    batch = dataset[3]
+    assert same(batch, dataset[3]) and 2 not in batch.clip_ids and batch.video.shape[0] == 10
+    assert {clip_id for clip_id, _ in batch.failures} == {2} and len(batch.failures) >= 2
+    assert all(reason for _, reason in batch.failures)
+
+
+@pytest.mark.fast
+def test_the_search_for_a_replacement_is_bounded_and_names_the_files(index):
+    break_files(index, *range(5))
+    with pytest.raises(UserError, match=r"8 clips in turn .*clips/\d\.mp4"):
+        TrainClips(index, index.select({}), data(), 0)[0]
+
+
+def test_the_error_of_a_worker_is_the_one_line(index):
+    break_files(index, *range(5))
+    message = ""
+    try:
+        list(train_loader(index, index.select({}), data(workers=1), 0, range(2), pin_memory=False))
+    except UserError as error:
+        message = str(error)
+    assert message.startswith("8 clips in turn") and "\n" not in message
+
+
+@pytest.mark.fast
+def test_evaluation_takes_every_row_once_in_order_from_the_middle(index):
+    rows = np.array([4, 0, 2])
+    batches = list(eval_loader(index, rows, data(clip_fps=8.0), batch=2, workers=0))
+    assert [batch.clip_ids.tolist() for batch in batches] == [[4, 0], [2]]
+    assert all(same(*pair) for pair in zip(batches, eval_loader(index, rows, data(clip_fps=8.0), batch=2, workers=0), strict=True))
+    seen = batches[0].video[0].float().mean((0, 2, 3))
+    assert (seen - torch.tensor([level(i) for i in range(4, 12)])).abs().max() < 3
+
+
+@pytest.mark.fast
+def test_shuffled_frames_are_the_same_frames_in_another_order(index):
+    rows = index.select({})
+    (plain,), (shuffled,) = (list(eval_loader(index, rows, data(), 8, 0, shuffle_frames=shuffle)) for shuffle in (False, True))
+    for one, other in zip(plain.video, shuffled.video, strict=True):
+        assert not torch.equal(one, other)
+        assert sorted(one[:, t].float().mean().item() for t in range(8)) == sorted(other[:, t].float().mean().item() for t in range(8))
+
+
+@pytest.mark.fast
+def test_evaluation_leaves_bad_rows_out_and_names_them(index):
+    break_files(index, 0, 1, 3)
+    first, second, third = eval_loader(index, np.arange(5), data(), batch=2, workers=0)
+    assert first.video.shape == (0, 3, 8, 16, 16) and first.clip_ids.shape == (0,) and [i for i, _ in first.failures] == [0, 1]
+    assert second.clip_ids.tolist() == [2] and [i for i, _ in second.failures] == [3]
+    assert third.clip_ids.tolist() == [4] and third.failures == ()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("num_frames", "clip_fps"), [(1, None), (1, 4.0), (8, None), (8, 4.0)])
+def test_images_and_videos_mix_at_any_number_of_frames(make_video, tmp_path, num_frames, clip_fps):
+    path = make_video("a.mp4", 16)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    index = indexed(tmp_path, [path, tmp_path / "b.png"])
+    (batch,) = eval_loader(index, np.arange(2), data(num_frames=num_frames, clip_fps=clip_fps), 2, 0)
+    assert batch.video.shape == (2, 3, num_frames, 16, 16)
+    still = batch.video[1]
+    assert (still == still[:, :1]).all() and still.float().std() > 1
+
+
+@pytest.mark.fast
+def test_a_dataset_is_cheap_to_send_to_a_worker(index):
+    assert len(pickle.dumps(TrainClips(index, index.select({}), data(), 0))) < 3000

@@ -1,0 +1,100 @@
+"""k-NN and linear probe: against naive twins, and what they may look at."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from vjepa.probing import heads, knn
+from vjepa.probing.sweep import choose
+
+
+def clusters(num, width, noise, seed, classes=4):
+    """Features [num, width] around one point per class, and the classes."""
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, classes, num)
+    return (centres[ids] + noise * rng.normal(size=(num, width))).astype(np.float32), np.array([f"class {i}" for i in ids])
+
+
+def naive_knn(bank, classes, queries, k):
+    answers = []
+    for query in queries.astype(np.float64):
+        similarity = [float(query @ row / np.linalg.norm(query) / np.linalg.norm(row)) for row in bank.astype(np.float64)]
+        votes = dict.fromkeys(sorted(set(classes)), 0.0)
+        for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
+            votes[classes[i]] += float(np.exp(similarity[i] / 0.07))
+        answers.append(max(votes, key=votes.get))
+    return np.array(answers)
+
+
+@pytest.mark.fast
+def test_knn_agrees_with_a_naive_twin():
+    (train, names), (selection, wanted), (val, _) = clusters(60, 8, 1.5, 0), clusters(30, 8, 1.5, 1), clusters(40, 8, 1.5, 2)
+    probed = knn.probe(train, names, selection, wanted, val)
+    best = choose({k: naive_knn(train, names, selection, k) for k in knn.K_CHOICES}, wanted)
+    assert probed.setting == best
+    assert (probed.predicted == naive_knn(train, names, val, int(best))).all()
+
+
+@pytest.mark.fast
+def test_knn_works_on_fewer_clips_than_the_largest_k():
+    (train, names), (val, wanted) = clusters(7, 8, 0.01, 0), clusters(20, 8, 0.01, 1)
+    assert knn.probe(train, names, val, wanted, val).setting in (1, 5)
+
+
+@pytest.mark.fast
+def test_choose_takes_the_first_of_equals():
+    truth = np.array(["a", "b"])
+    assert choose({1: np.array(["a", "a"]), 5: np.array(["a", "b"]), 10: np.array(["a", "b"])}, truth) == 5
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(probe):
+    (train, names), (selection, wanted), (val, truth) = clusters(200, 16, 0.3, 0), clusters(60, 16, 0.3, 1), clusters(400, 16, 0.3, 2)
+    assert np.mean(probe(train, names, selection, wanted, val).predicted == truth) > 0.95
+    shuffled = np.random.default_rng(0).permutation(names)
+    # the truth is shuffled too: clusters that got one majority class by luck would otherwise be all right or all wrong
+    accuracy = np.mean(probe(train, shuffled, selection, wanted, val).predicted == np.random.default_rng(1).permutation(truth))
+    assert accuracy == pytest.approx(0.25, abs=0.1)
+
+
+@pytest.mark.fast
+def test_rotation_leaves_the_predictions_of_logistic_regression_as_they_were():
+    (train, names), (val, _) = clusters(40, 300, 4, 0), clusters(80, 300, 4, 1)
+    wide = heads.standardise(train, val)
+    narrow = heads.rotate(*wide)
+    assert narrow[0].shape[1] < 40  # standardised rows sum to zero
+    assert narrow[0] @ narrow[0].T == pytest.approx(wide[0] @ wide[0].T)
+    for c in (1.0, 100.0):
+        both = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(a, names).predict_proba(b) for a, b in (wide, narrow)]
+        assert both[0] == pytest.approx(both[1], abs=1e-4)
+
+
+@pytest.mark.fast
+def test_linear_probe_is_silent_and_ignores_constant_dimensions():
+    (train, names), (val, truth) = clusters(100, 12, 0.3, 0), clusters(100, 12, 0.3, 1)
+    train[:, 3], val[:, 3] = 7.1, 1e6  # constant where it learns, wild where it is measured
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probed = heads.probe(train, names, val, truth, val)
+    assert np.mean(probed.predicted == truth) > 0.95
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+def test_a_class_that_train_lacks_counts_as_wrong(probe):
+    (train, names), (val, truth) = clusters(80, 8, 0.2, 0), clusters(50, 8, 0.2, 1)
+    known = names != "class 3"
+    predicted = probe(train[known], names[known], val, truth, val).predicted
+    assert "class 3" not in predicted
+    assert np.mean(predicted == truth) == pytest.approx(np.mean(truth != "class 3"), abs=0.05)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+def test_features_that_say_nothing_give_an_answer_all_the_same(probe):
+    equal = np.full((20, 50), 0.3, dtype=np.float32)
+    assert set(probe(equal, np.array(["a", "b"] * 10), equal, np.array(["a"] * 20), equal).predicted) <= {"a", "b"}

@@ -1,0 +1,182 @@
+"""The evidence that closes a run: frozen features beside chance, the untrained encoder and raw pixels, on the same clips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vjepa import config
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.loader import eval_loader
+from vjepa.errors import UserError
+from vjepa.probing import heads, knn, metrics
+from vjepa.probing.features import Extractor, Features, encode, extract, motion_energy, pixels
+from vjepa.probing.sweep import Probed
+
+Probe = Literal["knn", "linear"]
+PROBES: dict[Probe, Callable[..., Probed]] = {"knn": knn.probe, "linear": heads.probe}
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of an index, and what they are called.
+
+    rows: int64 [n], those with at least one of the labels.
+    labels: column -> one value, or None, for every row of the index.
+    """
+
+    index: ClipIndex
+    rows: np.ndarray
+    labels: dict[str, list[str | None]]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Probes learn from `train`, choose their setting on `selection`, and are measured once, on `val`."""
+
+    train: Split
+    selection: Split
+    val: Split
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The clips of one split that have a label: features [N, D] and classes [N], N >= 1."""
+
+    features: metrics.Floats
+    classes: metrics.Classes
+
+    @classmethod
+    def of(cls, features: Features, labels: Sequence[str | None], where: str) -> Labelled:
+        """Rows without the label are skipped; `where` names split and label in the UserError if none is left."""
+        have = np.array([labels[clip_id] is not None for clip_id in features.clip_ids], dtype=bool)
+        if not have.any():
+            raise UserError(f"{where}: no readable clip has this label")
+        return cls(features.values[have], np.array([str(labels[clip_id]) for clip_id in features.clip_ids[have]]))
+
+
+def evaluate_run(settings: config.Config, trained: nn.Module, untrained: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything that the closing table shows, from the settings `data`, `eval` and two frozen encoders; see `evidence`.
+
+    Adds `num_unreadable`, and `unreadable`: one line for each clip that was left out. Raises UserError as `read_splits` does.
+    """
+    splits = read_splits(settings.data, settings.eval.labels)
+    extractors: dict[str, Extractor] = {
+        "trained": encode(trained.to(device).eval(), device, dtype),
+        "random_init": encode(untrained.to(device).eval(), device, dtype),
+        "pixels": pixels,
+        "motion_energy": motion_energy,
+    }
+    wanted = ["trained", *settings.eval.baselines]
+    ordered = {name: extractors[name] for name in wanted if name in extractors}
+    features = {name: extract_split(split, settings, ordered) for name, split in vars(splits).items()}
+    if "shuffled_frames" in wanted:
+        for name, split in vars(splits).items():
+            features[name]["shuffled_frames"] = extract_split(split, settings, {"trained": extractors["trained"]}, shuffle_frames=True)["trained"]
+    unreadable = [f"{name} row {row}: {reason}" for name in features for row, reason in features[name]["trained"].failures]
+    labels = {name: split.labels for name, split in vars(splits).items()}
+    return {**evidence(features, labels), "num_unreadable": len(unreadable), "unreadable": unreadable}
+
+
+def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]]) -> dict[str, Any]:
+    """Accuracy of every probe on every kind of features for every label.
+
+    features: split (train, selection, val) -> kind -> Features; the kind `trained` must be there.
+    labels: split -> column -> one value, or None, for every row of the index that the clip ids count.
+
+    Returns {label: {"knn" | "linear": {kind | "chance": {accuracy, low, high}}, "chosen": {probe: {kind: k or C}},
+    "num_clips": {split: N}}, ..., "effective_rank", "feature_std", "num_features"}; the last three are of the trained
+    encoder on val.
+    """
+    trained = features["val"]["trained"].values
+    report: dict[str, Any] = {label: _label_evidence(features, labels, label) for label in labels["train"]}
+    report["effective_rank"] = metrics.effective_rank(trained)
+    report["feature_std"] = metrics.feature_std(trained)
+    report["num_features"] = trained.shape[1]
+    return report
+
+
+def _label_evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]], label: str) -> dict[str, Any]:
+    report: dict[str, Any] = {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}}
+    for kind in features["val"]:
+        parts = {split: Labelled.of(features[split][kind], labels[split][label], f"{split}, {label}") for split in features}
+        for probe in PROBES:
+            accuracy, setting = measure(probe, parts, label)
+            report[probe][kind] = accuracy.to_dict()
+            report["chosen"][probe][kind] = setting
+        if kind == "trained":
+            chance = metrics.chance(parts["train"].classes, parts["val"].classes).to_dict()
+            report["num_clips"] = {split: len(part.classes) for split, part in parts.items()}
+    for probe in PROBES:
+        report[probe]["chance"] = chance
+    return report
+
+
+def measure(probe: Probe, parts: Mapping[str, Labelled], label: str) -> tuple[metrics.Accuracy, float]:
+    """Accuracy on `parts["val"]`, and the k or C chosen on `parts["selection"]`. Raises UserError for fewer than two classes."""
+    train, selection, val = parts["train"], parts["selection"], parts["val"]
+    if len(np.unique(train.classes)) < 2:
+        raise UserError(f"train, {label}: every clip is {train.classes[0]!r}; a probe needs two classes")
+    probed = PROBES[probe](train.features, train.classes, selection.features, selection.classes, val.features)
+    return metrics.Accuracy.of(probed.predicted, val.classes), probed.setting
+
+
+def read_splits(data: config.Data, labels: Sequence[str]) -> Splits:
+    """The rows that probes use. Cheap: call it before training too, so that a mistake shows at once.
+
+    Without data.selection, a fifth of the train rows is held out. Raises UserError for a missing index, column or row, and
+    where two of the three share a row.
+    """
+    if data.val is None:
+        raise UserError("data.val: not set, so there is nothing to measure on")
+    train, val = _read_split(data.train, labels), _read_split(data.val, labels)
+    train, selection = _hold_out(train) if data.selection is None else (train, _read_split(data.selection, labels))
+    splits = {"train": train, "selection": selection, "val": val}
+    for (name, split), (other_name, other) in combinations(splits.items(), 2):
+        shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
+        if shared:
+            raise UserError(f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give other rows, e.g. where: {{split: val}}")
+    return Splits(**splits)
+
+
+def _read_split(source: config.Source, labels: Sequence[str]) -> Split:
+    index = ClipIndex.open(source.index)
+    columns = {label: index.column(label) for label in labels}
+    rows = np.array([row for row in index.select(source.where) if any(values[row] is not None for values in columns.values())], dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"{source.index}: no row has a value in {' or '.join(labels)}; the probes need labels")
+    return Split(index, rows, columns)
+
+
+def _hold_out(train: Split) -> tuple[Split, Split]:
+    """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one `group` stay together."""
+    names = train.index.column("group")
+    groups = [f"group {names[row]}" if names[row] is not None else f"row {row}" for row in train.rows]
+    sizes = Counter(groups)
+    # in the order of a hash: fixed for ever, and blind to the order and the labels of the rows
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())
+    room, held = max(1, round(HELD_OUT * len(groups))), set[str]()
+    for group in order:
+        if sizes[group] <= room:
+            held.add(group)
+            room -= sizes[group]
+    if not held and len(order) > 1:
+        held = {min(order, key=lambda group: sizes[group])}  # every group is larger than a fifth
+    if not held or len(held) == len(order):
+        raise UserError(f"data.selection: {len(groups)} labelled train clips in {len(order)} group(s) cannot be divided; give rows for selection")
+    is_held = np.array([group in held for group in groups])
+    return Split(train.index, train.rows[~is_held], train.labels), Split(train.index, train.rows[is_held], train.labels)
+
+
+def extract_split(split: Split, settings: config.Config, extractors: Mapping[str, Extractor], shuffle_frames: bool = False) -> dict[str, Features]:
+    """Features of every row of a split, from one pass over its clips."""
+    return extract(eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, shuffle_frames), extractors)

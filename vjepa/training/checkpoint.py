@@ -1,0 +1,145 @@
+"""Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
+
+    checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network
+                              optimizer.safetensors                            AdamW's moments, by parameter name
+                              state.json                                       step, failures so far, format version
+    checkpoints/latest        a link to the newest
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vjepa import config
+from vjepa.errors import UserError
+from vjepa.jepa import Jepa, untrained_encoder
+from vjepa.models.encoder import VisionTransformer
+
+FORMAT_VERSION = 1
+NETWORKS = ("encoder", "target_encoder", "predictor")
+
+
+@dataclass
+class TrainingState:
+    """What a run has to remember beside tensors. `unreadable` maps clip ids (as text) to why they were replaced."""
+
+    step: int = 0
+    num_replaced: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def note(self, failures: Iterable[tuple[int, str]]) -> None:
+        """Count the clips of a batch that were replaced, and remember each by name."""
+        for clip_id, reason in failures:
+            self.num_replaced += 1
+            self.unreadable[str(clip_id)] = reason
+
+
+def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> Path:
+    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest` to it; returns its path.
+
+    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed.
+    """
+    root = run_dir / "checkpoints"
+    final = root / f"step-{state.step:08d}"
+    partial = root / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for network in NETWORKS:
+        _write_tensors(partial / f"{network}.safetensors", getattr(model, network).state_dict())
+    _write_tensors(partial / "optimizer.safetensors", _moments(model, optimizer))
+    (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(state)}, indent=1))
+    _sync(partial / "state.json")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _point_latest(root, final.name)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Load the latest checkpoint into model and optimizer; a run without one starts at step 0. Raises UserError where it does not fit."""
+    folder = run_dir / "checkpoints" / "latest"
+    if not folder.exists():
+        return TrainingState()
+    for network in NETWORKS:
+        load_weights(getattr(model, network), folder / f"{network}.safetensors")
+    moments = _read_tensors(folder / "optimizer.safetensors")
+    for name, parameter in _trained(model).items():
+        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter]["step"] = moments[f"{name}/step"]
+    stored = json.loads((folder / "state.json").read_text())
+    version = stored.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{folder}: checkpoint format {version}, this version of vjepa reads {FORMAT_VERSION}")
+    return TrainingState(**stored)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Strictly load a safetensors file. A missing, surplus or misshapen key is a UserError that names it."""
+    stored, wanted = _read_tensors(path), module.state_dict()
+    for problem, keys in (("is missing", wanted.keys() - stored.keys()), ("is not part of this network", stored.keys() - wanted.keys())):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise UserError(f"{path}: {min(keys)} {problem}{more}; the checkpoint was made with other model settings")
+    for key, tensor in wanted.items():
+        if stored[key].shape != tensor.shape:
+            raise UserError(f"{path}: {key} has shape {list(stored[key].shape)}, this config makes {list(tensor.shape)}; use the config of the run folder")
+    module.load_state_dict(stored)
+
+
+def load_run(run_dir: Path | str, which: str) -> tuple[VisionTransformer, config.Config]:
+    """The frozen `encoder` or `target_encoder` of the newest checkpoint of a run, on the CPU, and the run's config."""
+    folder = Path(run_dir)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train")
+    weights = folder / "checkpoints" / "latest" / f"{which}.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}")
+    settings = config.load(str(folder / "config.yaml"))
+    encoder = untrained_encoder(settings)
+    load_weights(encoder, weights)
+    return encoder, settings
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state[parameter].items()}
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    _sync(path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+
+
+def _sync(path: Path) -> None:
+    """Until the disk has the bytes a rename may outlive them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _point_latest(root: Path, name: str) -> None:
+    link = root / ".latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    os.replace(link, root / "latest")

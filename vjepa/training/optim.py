@@ -1,0 +1,36 @@
+"""AdamW and the moving average of the target encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vjepa import config
+from vjepa.training import schedules
+
+
+def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over the trained parameters; biases and norm weights are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "decayed": True},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "decayed": False, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, optim: config.Optim, step: int, total: int) -> float:
+    """Write learning rate and weight decay of this step into the optimizer; returns the learning rate."""
+    lr = schedules.learning_rate(step, total, optim.warmup_steps, optim.lr, optim.final_lr)
+    decay = schedules.cosine(step, 0, total, optim.weight_decay, optim.final_weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decayed"]:
+            group["weight_decay"] = decay
+    return lr
+
+
+@torch.no_grad()
+def update_ema(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1)."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
