@@ -1,43 +1,180 @@
+"""The demo data set: real H.264 files in which what is shared across space can be learned.
+
+In each video, copies of one handwritten digit (scikit-learn's `load_digits`) move together over a textured background that
+stands still. Two labels: `motion`, one of 8 directions that no single frame tells apart, and `digit`. Every digit image is
+used once, so that the splits `train`, `selection` and `val` share none.
+"""
+
 from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
 from vjepa.counter_rng import generator
+from vjepa.errors import UserError
 
-SIDE_PX = 64
-NUM_FRAMES = 16
-FPS = 8
-MOTIONS = ("east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
-
-
-def _resize(image, size):
-    """bilinear [h,w] -> [size,size]"""
-    n = image.shape[0]
-    at = np.clip((np.arange(size) + .5) * n / size - .5, 0, n - 1)
-    lo = np.floor(at).astype(int); hi = np.minimum(lo + 1, n - 1); w = at - lo
-    rows = image[lo] * (1 - w)[:, None] + image[hi] * w[:, None]
-    return rows[:, lo] * (1 - w) + rows[:, hi] * w
+MOTIONS: Final = ("east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
+NUM_VIDEOS: Final = 1797  # one for each image of `load_digits`
+SPLITS: Final = {"selection": 200, "val": 400}  # the rest is `train`
+MANIFEST: Final = "manifest.json"
 
 
-def render(image, motion, seed, video, copies=24, digit_px=12, speed=2.0, gap=12, canvas=96, noise=0.0, contrast=1.0, coarse=8, bg=0.5, side=64, slow=None, tex=1.0, fine=0.0, fine_n=24):
-    rng = generator(seed, "demo", video)
-    s = side
-    back = np.stack([_resize(rng.random((coarse, coarse)), s) for _ in range(3)], -1) * bg + noise * rng.standard_normal((s, s, 3))
-    if fine: back = back + fine * (np.stack([_resize(rng.random((fine_n, fine_n)), s)] * 3, -1) - .5)
-    if slow: speed = rng.uniform(slow, speed)
-    big = _resize(image, digit_px)
-    layer = np.zeros((canvas, canvas)); placed = []
-    for _ in range(copies * 20):
-        if len(placed) == copies: break
-        p = rng.integers(0, canvas, 2)
-        if all(np.abs((p - q + canvas // 2) % canvas - canvas // 2).max() >= gap for q in placed):
-            placed.append(p)
-            layer[np.ix_((p[0] + np.arange(digit_px)) % canvas, (p[1] + np.arange(digit_px)) % canvas)] = big
-    angle = motion * np.pi / 4
-    start = rng.integers(0, canvas, 2)
-    frames = np.empty((NUM_FRAMES, s, s, 3), np.uint8)
-    for t in range(NUM_FRAMES):
-        shift = (int(start[0]) + round(-np.sin(angle) * speed * t), int(start[1]) + round(np.cos(angle) * speed * t))
-        moved = (np.roll(layer, shift, (0, 1))[:s, :s] * contrast)[..., None]
-        frames[t] = np.clip(back * (1 - moved) + moved, 0, 1) * 255
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the files depend on. Lengths in pixels; `speed_px` is per frame."""
+
+    seed: int = 0
+    side_px: int = 48
+    num_frames: int = 16
+    fps: int = 8
+    digit_px: int = 12
+    num_copies: int = 30
+    field_px: int = 96
+    speed_px: float = 2.0
+    background: float = 0.9
+    texture_cells: int = 8
+    contrast: float = 0.7
+
+
+def prepare(index_path: Path, progress: bool = True) -> None:
+    """Make the data set in the folder of `index_path`, once; afterwards verify its files by hash.
+
+    Raises UserError where the folder holds something else, or a file was changed.
+    """
+    folder = index_path.parent
+    if (folder / MANIFEST).is_file():
+        _verify(folder, index_path)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists and is not the demo data set; choose another data.train.index, nothing was changed")
+    from data_prep.index import build_index
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "videos").mkdir(parents=True)
+    hashes = _write_videos(partial, progress)
+    build_index(partial / "videos", partial / index_path.name, labels=partial / "labels.csv", progress=progress)
+    (partial / MANIFEST).write_text(json.dumps({"recipe": asdict(Recipe()), "sha256": hashes}, indent=0))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(partial, folder)
+
+
+def render(recipe: Recipe, image: np.ndarray, motion: int, video: int) -> np.ndarray:
+    """Digit image [8, 8] in 0..1 and a direction 0..7 -> frames uint8 [T, S, S, 3] of video number `video`."""
+    rng = generator(recipe.seed, "demo", video)
+    side, cells = recipe.side_px, recipe.texture_cells
+    background = recipe.background * np.stack([_enlarge(rng.random((cells, cells)), side) for _ in range(3)], axis=-1)
+    field = _scatter(recipe, _enlarge(image, recipe.digit_px), rng)
+    top, left = rng.integers(recipe.field_px, size=2)
+    angle = motion * math.pi / 4
+    frames = np.empty((recipe.num_frames, side, side, 3), dtype=np.uint8)
+    for number, frame in enumerate(frames):
+        shift = (top + round(-math.sin(angle) * recipe.speed_px * number), left + round(math.cos(angle) * recipe.speed_px * number))
+        ink = recipe.contrast * np.roll(field, shift, axis=(0, 1))[:side, :side, None]
+        frame[:] = (255 * (background * (1 - ink) + ink)).astype(np.uint8)
     return frames
+
+
+def _scatter(recipe: Recipe, digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Copies of `digit` [d, d] at random places of a torus, none over another, as many as find room: [field_px, field_px]."""
+    size, digit_px = recipe.field_px, recipe.digit_px
+    field, free = np.zeros((size, size)), np.ones((size, size), dtype=bool)
+    for _ in range(recipe.num_copies):
+        places = np.flatnonzero(free)
+        if not len(places):
+            break
+        place = np.array(divmod(int(places[rng.integers(len(places))]), size))
+        field[np.ix_(*((start + np.arange(digit_px)) % size for start in place))] = digit
+        free[np.ix_(*((start + np.arange(1 - digit_px, digit_px)) % size for start in place))] = False
+    return field
+
+
+def _enlarge(image: np.ndarray, size: int) -> np.ndarray:
+    """[n, n] -> [size, size], bilinear between pixel centres."""
+    n = len(image)
+    at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    low = np.minimum(at.astype(int), n - 2)
+    weight = at - low
+    rows = image[low] * (1 - weight)[:, None] + image[low + 1] * weight[:, None]
+    enlarged: np.ndarray = rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
+    return enlarged
+
+
+def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
+    """All videos and labels.csv; returns the sha256 of each file by its name."""
+    from sklearn.datasets import load_digits
+    from tqdm import tqdm
+
+    recipe, digits = Recipe(), load_digits()
+    order = generator(recipe.seed, "demo", 1 << 32).permutation(len(digits.images))[:NUM_VIDEOS]
+    jobs = [_Job(number, digits.images[place] / 16, number % len(MOTIONS)) for number, place in enumerate(order)]
+    names = [f"{number:05d}.mp4" for number in range(len(jobs))]
+    with (folder / "labels.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("file", "motion", "digit", "image", "split"))
+        for name, job, place, split in zip(names, jobs, order, _splits(len(jobs)), strict=True):
+            table.writerow((name, MOTIONS[job.motion], digits.target[place], place, split))
+    with ProcessPoolExecutor() as pool:
+        paths = [folder / "videos" / name for name in names]
+        hashes = pool.map(_write_video, repeat(recipe), jobs, paths, chunksize=16)
+        interval = 0.1 if sys.stderr.isatty() else 10.0
+        shown = tqdm(hashes, total=len(jobs), desc="demo videos", unit="file", mininterval=interval, disable=not progress)
+        return dict(zip(names, shown, strict=True))
+
+
+@dataclass(frozen=True)
+class _Job:
+    number: int
+    image: np.ndarray
+    motion: int
+
+
+def _splits(num_videos: int) -> Iterator[str]:
+    for name, num in SPLITS.items():
+        yield from repeat(name, num)
+    yield from repeat("train", num_videos - sum(SPLITS.values()))
+
+
+def _write_video(recipe: Recipe, job: _Job, path: Path) -> str:
+    """Encode one video as H.264 and return the sha256 of the file."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        options = {"crf": "16", "preset": "veryfast", "bf": "0", "threads": "1"}
+        stream: Any = container.add_stream("libx264", rate=recipe.fps, options=options)
+        stream.width = stream.height = recipe.side_px
+        stream.pix_fmt = "yuv420p"
+        for frame in render(recipe, job.image, job.motion, job.number):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return _sha256(path)
+
+
+def _verify(folder: Path, index_path: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    remedy = f"delete the folder {folder} to have the demo data set written anew"
+    if manifest["recipe"] != asdict(Recipe()) or not index_path.is_file():
+        raise UserError(f"{folder}: holds the demo data set of another version of vjepa; {remedy}")
+    for name, sha256 in manifest["sha256"].items():
+        path = folder / "videos" / name
+        if not path.is_file() or _sha256(path) != sha256:
+            raise UserError(f"{path}: is not the file that was written, or is gone; {remedy}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

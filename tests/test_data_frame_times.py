@@ -33,7 +33,7 @@ def test_starts_cover_every_place_at_which_the_clip_fits():
     times = np.arange(100) / 10
     ids = np.array([clip_by_fps(times, 10.0, 4, 2, position) for position in np.linspace(0, 1, 1000, endpoint=False)])
     assert set(ids[:, 0]) == set(range(85)) and set(ids[:, -1]) == set(range(15, 100))
-    assert (np.bincount(ids[:, 0]) / 1000 == pytest.approx(1 / 85, rel=0.2))
+    assert np.bincount(ids[:, 0]) / 1000 == pytest.approx(1 / 85, rel=0.2)
 
 
 def test_source_at_the_wanted_rate_gives_every_frame_once():

@@ -53,11 +53,9 @@ def test_a_constant_rate_is_seen_through_timestamps_in_milliseconds(fps):
     assert scan_module._rate(np.delete(times, 150), fps)["times_s"] is not None  # one frame was dropped
 
 
-def test_decord_is_chosen_for_long_videos_where_it_is_exact(make_video, monkeypatch):
-    path = make_video("a.mp4", 150, gop=20)
+def test_decord_is_chosen_where_it_is_exact(make_video, monkeypatch):
+    path = make_video("a.mp4", 30, gop=10)
     assert scan(path)["decoder"] == "decord"
-    assert scan(make_video("short.mp4", 20))["decoder"] == "pyav"
-    assert scan(make_video("one_keyframe.mp4", 150, gop=500))["decoder"] == "pyav"
     right = scan_module.decord_frames
     monkeypatch.setattr(scan_module, "decord_frames", lambda reader, ids: right(reader, np.maximum(ids - 1, 0)))
     assert scan(path)["decoder"] == "pyav"  # a frame early, as on packed B-frames

@@ -18,7 +18,9 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
         epilog="settings (section.key = default  meaning):\n" + "\n".join(config.describe()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a config file or the name of a shipped one (default: demo), and overrides")
+    parser.add_argument(
+        "settings", nargs="*", metavar="CONFIG.yaml | section.key=value", help="config file or name of a shipped one (default: demo), and overrides"
+    )
     parser.add_argument("--config", metavar="CONFIG.yaml", help="the same as naming the file first")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     return parser

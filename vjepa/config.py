@@ -157,7 +157,7 @@ class Eval(Section):
     encoder: Literal["encoder", "target_encoder"] = Field("encoder", description="which frozen encoder is measured")
     baselines: list[Literal["random_init", "pixels", "motion_energy", "shuffled_frames"]] = Field(
         ["random_init", "pixels"],
-        description="measured beside the trained encoder: the same encoder untrained, raw pixels, frame differences, the trained encoder on clips shuffled in time",
+        description="measured too: the encoder untrained, raw pixels, frame differences, the trained encoder on clips shuffled in time",
     )
     batch: int = Field(64, ge=1, description="clips per forward pass")
 
@@ -176,7 +176,7 @@ class Config(Section):
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
         if self.data.num_frames > 1 and self.data.num_frames % self.model.tubelet_frames:
-            raise ValueError(f"data.num_frames: {self.data.num_frames} frames are not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
+            raise ValueError(f"data.num_frames: {self.data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
         return self
 
 
@@ -184,7 +184,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 without its traps: `1e-4` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise ConfigError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice")
@@ -192,6 +192,10 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
 
 
 def config_path(name: str) -> Path:
@@ -214,7 +218,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """Read and validate a config file and overrides `section.key=value`. Raises ConfigError with one line."""
     path = config_path(name)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        tree = _parse(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -263,7 +267,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise ConfigError(f"{override!r}: an override is written section.key=value")
     try:
-        value = yaml.load(text, _Loader)
+        value = _parse(text)
     except (yaml.YAMLError, ConfigError):
         raise ConfigError(f"{override!r}: {text!r} is not a YAML value") from None
     node: Any = tree

@@ -1,6 +1,6 @@
 """Measure the frozen encoder of a run on a labelled clip index.
 
-    python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode knn
+python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode knn
 """
 
 from __future__ import annotations

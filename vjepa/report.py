@@ -1,6 +1,6 @@
 """The closing table of a run, its pictures, and the command that prints the table again.
 
-    python -m vjepa.report RUN
+python -m vjepa.report RUN
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Row and frame ids to frames: the only importer of decord, PyAV and Pillow in `vjepa`.
 
-The index says which decoder is the quickest that is exact on a file. decord reads at random, which pays in long videos;
-PyAV reads in order from the start, in the order in which the decoder yields frames, never sorted by timestamp:
-packed B-frames make timestamps run backwards while the frames are right.
+The index says which decoder is exact on a file: decord where it is, for it reads at random; otherwise PyAV, which reads in
+order from the start, in the order in which the decoder yields frames, never sorted by timestamp: packed B-frames make
+timestamps run backwards while the frames are right.
 """
 
 from __future__ import annotations

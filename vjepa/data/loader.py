@@ -100,7 +100,8 @@ class _Loader(DataLoader[ClipBatch]):
     """A DataLoader of ready batches, whose workers are forked from a clean process.
 
     Plain fork copies locks that threads of the training process may hold (decoders, OpenMP, CUDA), which can hang;
-    spawn imports PyTorch in each worker. A fork server imports it once, and a worker then starts in about 50 ms.
+    spawn imports PyTorch in each worker, seconds each time. A fork server imports it once (2 s, while the caller goes on);
+    from then on the first batch is there in 0.2 s (2 workers, measured).
     """
 
     def __init__(self, dataset: Dataset[ClipBatch], steps: range, workers: int, pin_memory: bool) -> None:

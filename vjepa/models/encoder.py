@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(model.patch_px, model.tubelet_frames, shape.width)
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
-        initialise(self, self.blocks)
+        initialise(self)
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size."""

@@ -55,7 +55,7 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
 
 
-def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
+def initialise(module: nn.Module) -> None:
     """Linear weights from a normal of std .02 cut at 2 std, biases 0; then each block's outputs are scaled down with depth.
 
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
@@ -64,6 +64,7 @@ def initialise(module: nn.Module, blocks: nn.ModuleList) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(layer.bias)
+    blocks = [layer for layer in module.modules() if isinstance(layer, Block)]
     for number, block in enumerate(blocks, start=1):
         for output in (block.attn.proj, block.mlp.fc2):
             output.weight.data.div_((2.0 * number) ** 0.5)

@@ -24,7 +24,7 @@ class Predictor(nn.Module):
         self.predictor_blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth))
         self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.predictor_proj = nn.Linear(shape.width, model.encoder.width)
-        initialise(self, self.predictor_blocks)
+        initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
         """context [B, Kc, D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, D].

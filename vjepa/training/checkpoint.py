@@ -1,9 +1,9 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
 
-    checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network
-                              optimizer.safetensors                            AdamW's moments, by parameter name
-                              state.json                                       step, failures so far, format version
-    checkpoints/latest        a link to the newest
+checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network
+                          optimizer.safetensors                            AdamW's moments, by parameter name
+                          state.json                                       step, failures so far, format version
+checkpoints/latest        a link to the newest
 """
 
 from __future__ import annotations
@@ -127,9 +127,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+    return tensors
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vjepa import config
+
+pytestmark = pytest.mark.fast
+MINIMAL = "data: {train: a.parquet}\noptim: {total_steps: 10, lr: 1e-4}\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    path = tmp_path / "x.yaml"
+
+    def load(*overrides: str, text: str = MINIMAL) -> config.Config:
+        path.write_text(text)
+        return config.load(str(path), overrides)
+
+    return load
+
+
+def test_numbers_without_a_point_are_numbers(load) -> None:
+    assert load().optim.lr == 1e-4
+    assert load("optim.lr=5e-5").optim.lr == 5e-5
+
+
+def test_overrides_reach_every_depth(load) -> None:
+    settings = load("model.encoder.width=48", "masks=[{ratio: .5}, {}]", "masks.1.ratio=.25", "data.train.where.fold=[0, 1]", "data.val=b.parquet")
+    assert settings.model.encoder.width == 48
+    assert [mask.ratio for mask in settings.masks] == [0.5, 0.25]
+    assert settings.data.train == config.Source(index="a.parquet", where={"fold": [0, 1]})
+    assert settings.data.val == config.Source(index="b.parquet")
+
+
+def test_dump_reads_back_the_same(load, tmp_path) -> None:
+    settings = load("data.clip_fps=2.5")
+    (tmp_path / "again.yaml").write_text(config.dump(settings))
+    assert config.load(str(tmp_path / "again.yaml")) == settings
+
+
+def test_a_config_cannot_be_changed(load) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().optim.lr = 1.0
+
+
+def test_run_folder_is_named_after_the_config(load) -> None:
+    assert load().run.dir == "runs/x"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'?"),
+        ("modle.x=1", "modle: unknown key; did you mean 'model'?"),
+        ("masks=[{ratoi: .5}]", "masks.0.ratoi: unknown key; did you mean 'ratio'?"),
+        ("data.zzz=1", "data.zzz: unknown key; known here: prepare, train"),
+        ("data.workers=two", "data.workers: Input should be a valid integer, got 'two'"),
+        ("data.workers=1.5", "data.workers: Input should be a valid integer, got 1.5"),
+        ("run.seed=true", "run.seed: Input should be a valid integer, got True"),
+        ("optim.lr=0", "optim.lr: Input should be greater than 0, got 0"),
+        ("optim.epochs=3", "optim.total_steps: give either total_steps or epochs"),
+        ("run.precision=fp16", "run.precision: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
+        ("model.encoder.heads=5", "model.encoder.heads: 5 heads do not divide a width of 192"),
+        ("data.crop_px=33", "data.crop_px: 33 px is not a whole number of patches of model.patch_px=16"),
+        ("data.num_frames=7", "data.num_frames: 7 is not a whole number of tubelets"),
+        ("data.crop_scale=[.9, .3]", "data.crop_scale: needs 0 < low <= high"),
+        ("masks=[]", "masks: List should have at least 1 item"),
+        ("masks.3.ratio=.5", "'3' is not a place in a list"),
+        ("optim.lr.x=1", "lr is a value, it has no settings inside"),
+        ("nonsense", "an override is written section.key=value"),
+        ("optim.lr=[", "'[' is not a YAML value"),
+    ],
+)
+def test_bad_settings_are_one_line_with_the_path(load, override: str, message: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        load(override, text=MINIMAL + "masks: [{}]\n" if override.startswith("masks.") else MINIMAL)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {train: a.parquet", "not valid YAML"),
+        ("- 1", "a config is a mapping of sections, this is a list"),
+        ("data: {train: a}\ndata: {train: b}\n", "the key 'data' is given twice"),
+        ("optim: {total_steps: 1}", "data: required, and not given"),
+        ("data: {train: a}\noptim: {total_steps: 1}\nrun: {seed: 2020-01-01}", "date is not JSON serializable"),
+    ],
+)
+def test_bad_files_are_one_line(load, text: str, message: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        load(text=text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_config_lists_the_shipped_ones() -> None:
+    with pytest.raises(config.ConfigError, match=r"nope: no such config file.*shipped: .*demo"):
+        config.load("nope")
+    assert config.load("demo") == config.load("configs/demo.yaml") == config.load("demo.yaml")
+
+
+def test_command_prints_one_line_and_fails() -> None:
+    answer = subprocess.run([sys.executable, "-m", "vjepa.train", "demo", "optim.lrr=1"], capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 2 and answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from data_prep import demo
+from vjepa.data.clip_index import ClipIndex
+from vjepa.errors import UserError
+
+RECIPE = demo.Recipe()
+DIGIT = np.zeros((8, 8))
+DIGIT[1:7, 3:5] = 1.0
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("motion", range(8))
+def test_copies_move_together_in_their_direction(motion: int) -> None:
+    """The shift of the whole picture that explains the next frame best is the direction of its label."""
+    frames = demo.render(RECIPE, DIGIT, motion, video=3).astype(float).mean(axis=-1)
+    still = np.median(frames, axis=0)
+    before, after = frames[2] - still, frames[4] - still
+    shifts = [(dy, dx) for dy in range(-5, 6) for dx in range(-5, 6)]
+    score = {s: (before[6:-6, 6:-6] * np.roll(after, (-s[0], -s[1]), (0, 1))[6:-6, 6:-6]).sum() for s in shifts}
+    dy, dx = max(score, key=lambda shift: score[shift])
+    angle = motion * np.pi / 4
+    steps = 2 * RECIPE.speed_px
+    assert abs(dy + steps * np.sin(angle)) <= 1 and abs(dx - steps * np.cos(angle)) <= 1
+
+
+@pytest.mark.fast
+def test_a_video_is_a_function_of_its_number() -> None:
+    np.testing.assert_array_equal(demo.render(RECIPE, DIGIT, 1, video=5), demo.render(RECIPE, DIGIT, 1, video=5))
+    assert (demo.render(RECIPE, DIGIT, 1, video=5) != demo.render(RECIPE, DIGIT, 1, video=6)).any()
+
+
+def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "SPLITS", {"selection": 4, "val": 8})
+    monkeypatch.setattr(demo, "NUM_VIDEOS", 24)
+    path = tmp_path / "demo" / "index.parquet"
+    demo.prepare(path, progress=False)
+    index = ClipIndex.open(path)
+    assert len(index) == len(index.select({})) == 24
+    assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {"train": 12, "selection": 4, "val": 8}
+    assert set(index.column("motion")) == set(demo.MOTIONS)
+    with (tmp_path / "demo" / "labels.csv").open() as file:
+        images = [row["image"] for row in csv.DictReader(file)]
+    assert len(set(images)) == 24  # no two videos, so no two splits, share a digit image
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")}
+    demo.prepare(path, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")} == stamps
+
+    changed = tmp_path / "demo" / "videos" / "00003.mp4"
+    original = changed.read_bytes()
+    changed.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"00003.mp4: is not the file that was written"):
+        demo.prepare(path, progress=False)
+    changed.write_bytes(original)
+    manifest = tmp_path / "demo" / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**stored, "recipe": {}}))
+    with pytest.raises(UserError, match="another version of vjepa"):
+        demo.prepare(path, progress=False)
+
+
+@pytest.mark.fast
+def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
+    (tmp_path / "holiday.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match="exists and is not the demo data set"):
+        demo.prepare(tmp_path / "index.parquet", progress=False)

@@ -1,0 +1,135 @@
+"""The rules of the house that a machine can check: imports by room, length of files, settings and commands that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vjepa import config
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("vjepa/**/*.py"), *ROOT.glob("data_prep/*.py")])
+BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng"}
+# What each room may import beside itself. Commands may import everything in vjepa.
+ROOMS = {
+    "vjepa.data": BASE,
+    "vjepa.masking": BASE,
+    "vjepa.models": BASE,
+    "vjepa.objectives": BASE,
+    "vjepa.jepa": BASE | {"vjepa.models", "vjepa.objectives"},
+    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models"},
+    "vjepa.probing": BASE | {"vjepa.data", "vjepa.models"},
+    "data_prep": BASE | {"vjepa.command", "vjepa.data"},
+}
+ONLY_IN = {"decord": {"vjepa.data.decode", "data_prep.scan"}, "timm": {"vjepa.models"}}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def inside(module: str, rooms: set[str]) -> bool:
+    return any(module == room or (room != "vjepa" and module.startswith(room + ".")) for room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module imported anywhere in the file; `from vjepa import config` counts as vjepa.config."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module in ("vjepa", "data_prep") or (ROOT / node.module.replace(".", "/")).is_dir():
+                found |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_rooms_import_only_from_their_left(path: Path) -> None:
+    module = module_name(path)
+    for room, allowed in ROOMS.items():
+        if not inside(module, {room}):
+            continue
+        for name in imports(path):
+            if name.split(".")[0] in ("vjepa", "data_prep"):
+                package = name in ("vjepa.data", "vjepa.masking", "vjepa.models", "vjepa.objectives", "vjepa.training", "vjepa.probing")
+                assert package or inside(name, allowed | {room}), f"{module} imports {name}"
+    if module.startswith("vjepa") and module != "vjepa.train":
+        assert not any(name.split(".")[0] == "data_prep" for name in imports(path)), f"{module} imports data_prep"
+    for library, rooms in ONLY_IN.items():
+        if any(name.split(".")[0] == library for name in imports(path)):
+            assert inside(module, rooms), f"{module} imports {library}"
+
+
+@pytest.mark.fast
+def test_no_source_file_is_longer_than_450_lines() -> None:
+    lengths = {module_name(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: num for name, num in lengths.items() if num > 450} == {}
+
+
+@pytest.mark.fast
+def test_every_setting_is_read_somewhere() -> None:
+    """A field counts as read where code outside config.py has it as an attribute, such as `optim.lr`."""
+    read = set()
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        if path.name == "config.py":  # its validators read fields too, but that alone is no use of them
+            continue
+        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    fields = {line.split(" = ")[0].strip() for line in config.describe()}
+    fields |= {f"masks.{name}" for name in config.TubeMask.model_fields}
+    names = {path: path.rsplit(".", 1)[-1] for path in fields}
+    unread = {path for path, name in names.items() if name not in read}
+    assert unread <= KNOWN_BY_TYPE, unread - KNOWN_BY_TYPE
+
+
+# A literal with a single value is read when the config is validated: there is nothing to branch on yet.
+KNOWN_BY_TYPE = {"masks.kind", "model.positions"}
+
+
+@pytest.mark.fast
+def test_shipped_configs_are_valid_and_open_with_their_command() -> None:
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        config.load(str(path))
+        assert "python -m vjepa.train" in path.read_text().splitlines()[0], path.name
+
+
+def readme_commands() -> list[str]:
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "configs/RESULTS.md") if (ROOT / name).is_file())
+    return sorted(set(re.findall(r"python -m ((?:vjepa|data_prep)\.\w+)", text)))
+
+
+def test_commands_named_in_the_readme_exist() -> None:
+    commands = readme_commands()
+    assert {"vjepa.train", "vjepa.probe", "data_prep.index"} <= set(commands)
+    for name in commands:
+        answer = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, timeout=60, check=False)
+        assert answer.returncode == 0 and name in answer.stdout, (name, answer.stderr)
+
+
+@pytest.mark.fast
+def test_help_imports_no_heavy_library() -> None:
+    heavy = ("torch", "decord", "av", "sklearn", "matplotlib")
+    code = f"import sys, vjepa.train, vjepa.probe, data_prep.index; print([name for name in {heavy} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.fast
+def test_readme_opens_with_the_two_commands_that_ci_runs() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+    block = re.search(r"```bash\n(.*?)```", readme, re.DOTALL)
+    assert block is not None
+    commands = [line for line in block.group(1).splitlines() if line and not line.startswith("#")]
+    assert commands == ["pip install -e . && python -m vjepa.train", "pip install -e '.[test]' && pytest"]
+    assert "README.md" in ci  # it takes them from there, so they cannot drift apart

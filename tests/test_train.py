@@ -1,0 +1,186 @@
+"""The whole way, on small real files: index, train, stop, resume, evidence; and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_prep.index import build_index
+from vjepa import config
+from vjepa.errors import UserError
+from vjepa.report import closing_table
+from vjepa.train import train
+
+
+@pytest.fixture
+def clips(make_video, tmp_path) -> Path:
+    """An index of 12 short videos with labels and splits."""
+    lines = ["file,label,split"]
+    for number in range(12):
+        make_video(f"clips/{number:02}.mp4", 8, size=(32, 32), mark=number % 2 == 0)
+        split = "train" if number < 6 else "selection" if number < 8 else "val"
+        lines.append(f"{number:02}.mp4,{'marked' if number % 2 == 0 else 'plain'},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
+    return tmp_path / "clips.parquet"
+
+
+def settings(index: Path, name: str, **tree: dict) -> config.Config:
+    base = {
+        "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32", "save_every_steps": 4, "log_every_steps": 1},
+        "data": {
+            "train": {"index": str(index), "where": {"split": "train"}},
+            "num_frames": 4, "clip_fps": 4, "crop_px": 16, "crop_scale": [0.5, 1.0], "global_batch": 4, "workers": 0,
+        },
+        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "objective": {"vicreg_variance": 0.1, "vicreg_covariance": 0.01},
+        "optim": {"total_steps": 6, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
+    }  # fmt: skip
+    for section, values in tree.items():
+        base[section] = {**base.get(section, {}), **values}
+    return config.validate(base, "test")
+
+
+def weights(folder: str | None) -> dict[str, dict]:
+    latest = Path(folder or "") / "checkpoints" / "latest"
+    return {path.name: load_file(path) for path in latest.glob("*.safetensors")}
+
+
+def losses(folder: str | None) -> list[float]:
+    return [json.loads(line)["loss"] for line in (Path(folder or "") / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_six_steps_are_three_and_three_more_bit_for_bit(clips) -> None:
+    whole, parts = settings(clips, "whole"), settings(clips, "parts")
+    summary = train(whole, progress=False)
+    assert train(parts, stop_at_step=3, progress=False) is None
+    resumed = train(parts.model_copy(update={"data": parts.data.model_copy(update={"workers": 2})}), progress=False)
+    assert summary is not None and resumed is not None
+    assert losses(whole.run.dir) == losses(parts.run.dir) and len(losses(whole.run.dir)) == 6
+    assert summary["final_loss"] == resumed["final_loss"] == losses(whole.run.dir)[-1]
+    first, second = weights(whole.run.dir), weights(parts.run.dir)
+    assert first.keys() == second.keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors", "optimizer.safetensors"}
+    for file, tensors in first.items():
+        for name, tensor in tensors.items():
+            assert (second[file][name] == tensor).all(), (file, name)
+
+
+def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
+    source = {"index": str(clips)}
+    data = {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}
+    run = settings(clips, "run", data=data, eval={"baselines": ["random_init", "pixels", "motion_energy", "shuffled_frames"]})
+    summary = train(run, progress=False)
+    assert summary is not None and run.run.dir is not None
+    kinds = {"trained", "random_init", "pixels", "motion_energy", "shuffled_frames", "chance"}
+    for probe in ("knn", "linear"):
+        assert summary["label"][probe].keys() == kinds
+        for measured in summary["label"][probe].values():
+            assert 0 <= measured["low"] <= measured["accuracy"] <= measured["high"] <= 1
+    assert summary["label"]["knn"]["chance"]["accuracy"] == 0.5
+    folder = Path(run.run.dir)
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "tensorboard", "pictures", "checkpoints"} <= set(os.listdir(folder))
+    assert {"loss_curve.png", "mask.png", "features_pca.png"} == set(os.listdir(folder / "pictures"))
+    assert "label" in closing_table(summary)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "environment.json"}
+    assert train(run, progress=False) == summary
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_unreadable_file_is_counted_named_and_replaced(clips) -> None:
+    (clips.parent / "clips" / "03.mp4").write_bytes(b"")
+    run = settings(clips, "run")
+    summary = train(run, progress=False)
+    assert summary is not None
+    assert summary["num_replaced"] == 4  # 24 samples are 4 passes over 6 clips
+    assert list(summary["replaced"]) == [str(clips.parent / "clips" / "03.mp4")]
+
+
+def test_images_train_with_the_same_command(tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    build_index(tmp_path / "images", tmp_path / "images.parquet", workers=1, progress=False)
+    run = settings(tmp_path / "images.parquet", "run", data={"train": {"index": str(tmp_path / "images.parquet")}, "num_frames": 1}, optim={"total_steps": 2})
+    summary = train(run, progress=False)
+    assert summary is not None and np.isfinite(summary["final_loss"])
+
+
+def test_epochs_are_passes_over_the_clips(clips) -> None:
+    run = settings(clips, "run", optim={"total_steps": None, "epochs": 2})
+    summary = train(run, progress=False)
+    assert summary is not None and summary["steps"] == 3  # 2 x 6 clips, 4 a step
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(clips) -> None:
+    run = settings(clips, "run", optim={"lr": 1e30, "warmup_steps": 0, "clip_grad": None}, run={"save_every_steps": 1})
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower optim.lr"):
+        train(run, progress=False)
+    for tensor in weights(run.run.dir)["encoder.safetensors"].values():
+        assert tensor.isfinite().all()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(clips) -> None:
+    run = settings(clips, "run", optim={"total_steps": 100_000})
+    (clips.parent / "run.yaml").write_text(config.dump(run))
+    command = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics = Path(run.run.dir or "") / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75 and "the same command goes on from there" in stderr
+    state = json.loads((Path(run.run.dir or "") / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["step"] == len(losses(run.run.dir)) > 0
+
+
+def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path) -> None:
+    run = settings(clips, "run", optim={"total_steps": 1})
+    train(run, progress=False)
+    (tmp_path / "run.yaml").write_text(config.dump(run))
+
+    def fails(*words: str) -> str:
+        answer = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+        lines = [line for line in answer.stderr.splitlines() if line]
+        assert answer.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), answer
+        return lines[0]
+
+    before = sorted(path for path in tmp_path.rglob("*"))
+    train_it = ("vjepa.train", "run.yaml")
+    assert "optim.lr was 0.001, now 0.1" in fails(*train_it, "optim.lr=.1")
+    assert "missing.parquet" in fails(*train_it, "data.train=missing.parquet", "run.dir=new")
+    assert "no mps device" in fails(*train_it, "run.device=mps", "run.dir=new")
+    assert "nowhere" in fails(*train_it, "data.train.where.split=nowhere", "run.dir=new")
+    assert "2x1 cells" in fails(*train_it, "data.crop_px=8", "run.dir=new").replace("1x1", "2x1")
+    assert "no_such" in fails("data_prep.index", "no_such", "--out", "new.parquet")
+    assert "not a run folder" in fails("vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    shutil.copy(latest / "predictor.safetensors", latest / "encoder.safetensors")
+    assert "encoder.safetensors" in fails(*train_it)
+
+
+def test_probe_command_measures_a_run(clips, tmp_path) -> None:
+    run = settings(clips, "run", optim={"total_steps": 1})
+    train(run, progress=False)
+    for mode in ("knn", "linear_probe"):
+        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert answer.returncode == 0, answer.stderr
+    results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())
+    assert [result["eval_mode"] for result in results] == ["knn", "linear_probe"]
+    assert all(0 <= result["accuracy"] <= 1 for result in results)

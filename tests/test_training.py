@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from vjepa import config
+from vjepa.errors import UserError
+from vjepa.jepa import Jepa, build
+from vjepa.training import checkpoint, device, optim, run_log, schedules
+
+pytestmark = pytest.mark.fast
+
+
+def settings(*overrides: str, **tree: object) -> config.Config:
+    base = {
+        "run": {"dir": "unused"},
+        "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 16},
+        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "optim": {"total_steps": 10},
+    }
+    return config.validate({**base, **tree}, "test")
+
+
+def trained(model: Jepa, optimizer: torch.optim.Optimizer, steps: int = 1) -> None:
+    for _ in range(steps):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+
+def test_schedules_reach_their_ends() -> None:
+    rate = [schedules.learning_rate(step, 100, 10, 1.0, 0.1) for step in range(100)]
+    assert 0 < rate[0] < rate[5] < rate[9] < rate[10] == 1.0 and rate[99] == pytest.approx(0.1)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rate[10:]))
+    assert rate[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 89)) / 2)
+    assert schedules.linear(0, 5, 0.99, 1.0) == 0.99 and schedules.linear(4, 5, 0.99, 1.0) == 1.0
+    assert schedules.cosine(0, 0, 1, 0.5, 0.1) == 0.5  # a run of one step
+
+
+def test_weight_decay_leaves_biases_and_norms_alone() -> None:
+    model, optim_settings = build(settings()), config.Optim(total_steps=10, weight_decay=0.1, final_weight_decay=0.3)
+    optimizer = optim.make_optimizer(model, optim_settings)
+    optim.set_schedules(optimizer, optim_settings, 9, 10)
+    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if name.startswith("target_encoder"):
+            assert id(parameter) not in decays
+        else:
+            assert decays[id(parameter)] == pytest.approx(0.0 if parameter.ndim == 1 else 0.3), name
+
+
+def test_ema_against_its_formula() -> None:
+    source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    expected = [0.9 * old.detach() + 0.1 * new.detach() for old, new in zip(target.parameters(), source.parameters(), strict=True)]
+    optim.update_ema(target, source, 0.9)
+    for parameter, value in zip(target.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value)
+
+
+def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
+    model, other = build(settings()), build(settings(run={"dir": "unused", "seed": 1}))
+    optimizer, other_optimizer = (optim.make_optimizer(each, settings().optim) for each in (model, other))
+    trained(model, optimizer, 3)
+    state = checkpoint.TrainingState(step=3)
+    state.note([(7, "empty file"), (7, "empty file")])
+    checkpoint.save(tmp_path, model, optimizer, state, keep=2)
+    assert checkpoint.restore(tmp_path, other, other_optimizer) == state
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    torch.manual_seed(0)
+    trained(model, optimizer)
+    torch.manual_seed(0)
+    trained(other, other_optimizer)
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert state.num_replaced == 2 and state.unreadable == {"7": "empty file"}
+
+
+def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monkeypatch) -> None:
+    model = build(settings())
+    optimizer = optim.make_optimizer(model, settings().optim)
+    trained(model, optimizer)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(step), keep=2)
+    names = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert names == ["latest", "step-00000002", "step-00000003"]
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "_moments", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(4), keep=2)
+    monkeypatch.undo()
+    assert checkpoint.restore(tmp_path, model, optimizer).step == 3
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path) -> None:
+    model = build(settings())
+    optimizer = optim.make_optimizer(model, settings().optim)
+    trained(model, optimizer)
+    folder = checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(1), keep=1)
+    wider = build(settings(model={"patch_px": 8, "encoder": {"width": 48, "depth": 1, "heads": 2}}))
+    with pytest.raises(UserError, match=r"encoder.safetensors: \S+ has shape \[.*\], this config makes \["):
+        checkpoint.load_weights(wider.encoder, folder / "encoder.safetensors")
+    deeper = build(settings(model={"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}}))
+    with pytest.raises(UserError, match=r"blocks\.1\.\S+ is missing \(and \d+ more\)"):
+        checkpoint.load_weights(deeper.encoder, folder / "encoder.safetensors")
+    (folder / "encoder.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        checkpoint.load_weights(model.encoder, folder / "encoder.safetensors")
+
+
+def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
+    folder = tmp_path / "run"
+    run_log.open_run(settings(run={"dir": str(folder)}))
+    before = (folder / "config.yaml").read_text()
+    run_log.open_run(settings(run={"dir": str(folder), "save_every_steps": 7}, data={"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0}))
+    with pytest.raises(UserError, match=r"made with another config \(optim.lr was 0.001, now 0.01\)"):
+        run_log.open_run(settings(run={"dir": str(folder)}, optim={"total_steps": 10, "lr": 0.01}))
+    assert (folder / "config.yaml").read_text() == before
+    assert {"torch", "commit", "threads"} <= {*json.loads((folder / "environment.json").read_text()), "torch"}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        run_log.open_run(settings(run={"dir": str(tmp_path)}))
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_log_drops_what_came_after_the_checkpoint_and_a_torn_line(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n{"step": 3')
+    log = run_log.RunLog(tmp_path, first_step=10)
+    log.write(20, {"loss": 0.4})
+    log.close()
+    assert run_log.read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.4}]
+
+
+def test_a_device_that_is_not_there_is_an_error() -> None:
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match=r"no mps device on this machine; use run.device=auto"):
+            device.pick(config.Run(device="mps"))
+    assert device.pick(config.Run(device="cpu", precision="bf16")) == (torch.device("cpu"), torch.bfloat16)
