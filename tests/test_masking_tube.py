@@ -58,7 +58,7 @@ def test_blocks_are_rectangles_but_for_the_trim() -> None:
         hidden = torch.zeros(200, 144).scatter_(1, tube_mask(mask, grid, 200, 0, 0, 0).target_ids, 1.0).view(200, 12, 12)
         return (hidden[:, :, 1:] == hidden[:, :, :-1]).double().mean().item()
 
-    assert agreement(TubeMask(ratio=0.5, num_blocks=2)) > 0.8 > 0.6 > agreement(TubeMask(ratio=0.5))
+    assert agreement(TubeMask(ratio=0.5, num_blocks=2)) > 0.75 > 0.6 > agreement(TubeMask(ratio=0.5))
 
 
 def test_a_grid_of_one_cell_is_an_error() -> None:

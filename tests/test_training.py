@@ -11,6 +11,7 @@ import torch
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, build
+from vjepa.records import ClipBatch
 from vjepa.training import checkpoint, device, optim, run_log, schedules
 
 pytestmark = pytest.mark.fast
@@ -68,7 +69,7 @@ def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
     optimizer, other_optimizer = (optim.make_optimizer(each, settings().optim) for each in (model, other))
     trained(model, optimizer, 3)
     state = checkpoint.TrainingState(step=3)
-    state.note([(7, "empty file"), (7, "empty file")])
+    state.note(ClipBatch(torch.empty(0), torch.empty(0), ((7, "empty file"), (7, "empty file")), num_replaced=2))
     checkpoint.save(tmp_path, model, optimizer, state, keep=2)
     assert checkpoint.restore(tmp_path, other, other_optimizer) == state
     for name, value in model.state_dict().items():

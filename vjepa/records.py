@@ -50,16 +50,18 @@ class ClipBatch:
 
     video: uint8 [B, 3, T, S, S]; one token grid per batch.
     clip_ids: int64 [B], rows of the clip index.
-    failures: rows that could not be read and were replaced in this batch, as (clip_id, reason).
+    failures: rows that could not be read, as (clip_id, reason).
+    num_replaced: clips of this batch that stand in for another.
     """
 
     video: torch.Tensor
     clip_ids: torch.Tensor
     failures: tuple[tuple[int, str], ...] = ()
+    num_replaced: int = 0
 
     def pin_memory(self) -> ClipBatch:
         """Called by the DataLoader of PyTorch before a copy to a GPU."""
-        return ClipBatch(self.video.pin_memory(), self.clip_ids.pin_memory(), self.failures)
+        return ClipBatch(self.video.pin_memory(), self.clip_ids.pin_memory(), self.failures, self.num_replaced)
 
 
 @dataclass(frozen=True)

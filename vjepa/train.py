@@ -102,7 +102,7 @@ def learn(
             optim.update_ema(model.target_encoder, model.encoder, decay)
 
             state.step = step + 1
-            state.note(batch.failures)
+            state.note(batch)
             ending = state.step == stop or bool(interrupted)
             saving = ending or state.step % settings.run.save_every_steps == 0
             bar.advance()
@@ -140,7 +140,11 @@ def conclude(
         draw(settings, folder, model, where, rows)
         run_log.write_atomically(path, json.dumps(summary, indent=1))
     if progress:
-        print(report.closing_table(summary))
+        if settings.data.val is not None:
+            print(report.closing_table(summary))
+        if summary["num_replaced"]:
+            print(f"{summary['num_replaced']} clips could not be read and were replaced; summary.json names the files under `replaced`")
+        print(f"final loss {summary['final_loss']:.6f} after {summary['steps']} steps")
         print(f"{folder}: summary.json, metrics.jsonl, pictures/, checkpoints/latest")
     return summary
 

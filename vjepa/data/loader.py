@@ -153,4 +153,5 @@ def _batch(clips: list[Clip], data: Data, failures: list[tuple[int, str]] | None
     for place, clip in zip(video, clips, strict=True):
         place.copy_(clip.video)
     named = [*(failures or []), *(failure for clip in clips for failure in clip.failures)]
-    return ClipBatch(video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), tuple(named))
+    ids = torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64)
+    return ClipBatch(video, ids, tuple(named), num_replaced=sum(bool(clip.failures) for clip in clips))

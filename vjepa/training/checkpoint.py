@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, untrained_encoder
 from vjepa.models.encoder import VisionTransformer
+from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
 NETWORKS = ("encoder", "target_encoder", "predictor")
@@ -37,11 +37,10 @@ class TrainingState:
     num_replaced: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def note(self, failures: Iterable[tuple[int, str]]) -> None:
-        """Count the clips of a batch that were replaced, and remember each by name."""
-        for clip_id, reason in failures:
-            self.num_replaced += 1
-            self.unreadable[str(clip_id)] = reason
+    def note(self, batch: ClipBatch) -> None:
+        """Count the clips of a batch that stand in for another, and remember by name what could not be read."""
+        self.num_replaced += batch.num_replaced
+        self.unreadable |= {str(clip_id): reason for clip_id, reason in batch.failures}
 
 
 def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> Path:
