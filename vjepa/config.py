@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vjepa.errors import UserError
+from vjepa.records import TokenGrid
 
 
 class ConfigError(UserError):
@@ -154,6 +155,7 @@ class Eval(Section):
     """What the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
+    group: str = Field("group", description="column whose equal rows stay together when selection clips are held out (null data.selection)")
     encoder: Literal["encoder", "target_encoder"] = Field("encoder", description="which frozen encoder is measured")
     baselines: list[Literal["random_init", "pixels", "motion_energy", "shuffled_frames"]] = Field(
         ["random_init", "pixels"],
@@ -178,6 +180,12 @@ class Config(Section):
         if self.data.num_frames > 1 and self.data.num_frames % self.model.tubelet_frames:
             raise ValueError(f"data.num_frames: {self.data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
         return self
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid of a clip of this run; a single frame is one time slot."""
+        side = self.data.crop_px // self.model.patch_px
+        return TokenGrid(max(1, self.data.num_frames // self.model.tubelet_frames), side, side)
 
 
 class _Loader(yaml.SafeLoader):

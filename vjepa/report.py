@@ -45,7 +45,12 @@ def closing_table(summary: Mapping[str, Any]) -> str:
             lines += [*_label_table(label, report), ""]
     if summary.get("num_unreadable"):
         lines.append(f"{summary['num_unreadable']} clips could not be read and are left out; summary.json names them under `unreadable`")
-    lines.append(_verdict(summary["effective_rank"], summary["feature_std"], summary["num_features"]))
+    if summary.get("num_replaced"):
+        lines.append(f"{summary['num_replaced']} training clips could not be read and were replaced; summary.json names the files under `replaced`")
+    if "effective_rank" in summary:
+        lines.append(_verdict(summary["effective_rank"], summary["feature_std"], summary["num_features"]))
+    if "final_loss" in summary:
+        lines.append(f"final loss {summary['final_loss']:.6f} after {summary['steps']} steps")
     return "\n".join(lines)
 
 

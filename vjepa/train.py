@@ -8,7 +8,9 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,28 @@ from vjepa import command, config
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from vjepa.data.clip_index import ClipIndex
     from vjepa.jepa import Jepa
     from vjepa.training.checkpoint import TrainingState
+
+STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of `train` has to do: settings, their run folder, the clips [n rows of `index`], and where to compute."""
+
+    settings: config.Config
+    folder: Path
+    index: ClipIndex
+    rows: np.ndarray
+    device: torch.device
+    dtype: torch.dtype
+    total_steps: int
+    progress: bool
 
 
 def train(settings: config.Config, stop_at_step: int | None = None, progress: bool = True) -> dict[str, Any] | None:
@@ -29,127 +48,128 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     `stop_at_step` saves and ends before that step, as SIGTERM does: the same call goes on later, bit for bit.
     Raises UserError for bad input, before anything is written where that can be known.
     """
-    from vjepa.data.clip_index import ClipIndex
     from vjepa.jepa import build
-    from vjepa.training import checkpoint, device, optim, run_log
+    from vjepa.training import checkpoint, optim
+
+    job = prepare(settings, progress)
+    model = build(settings).to(job.device)
+    optimizer = optim.make_optimizer(model, settings.optim)
+    state = checkpoint.restore(job.folder, model, optimizer)
+    stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
+    if progress:
+        dtype = str(job.dtype).removeprefix("torch.")
+        print(f"{job.folder}: step {state.step} of {job.total_steps}, {len(job.rows)} clips, {job.device}, {dtype}", flush=True)
+    if state.step < stop:
+        learn(job, model, optimizer, state, stop)
+    if state.step < job.total_steps:
+        print(f"stopped at step {state.step} of {job.total_steps}; the same command goes on from there", file=sys.stderr)
+        return None
+    return conclude(job, model, state)
+
+
+def prepare(settings: config.Config, progress: bool) -> Job:
+    """Check everything that can be wrong before the first step, then open the run folder."""
+    from vjepa.data.clip_index import ClipIndex
+    from vjepa.masking.tube import num_hidden_cells
+    from vjepa.probing.evidence import read_splits
+    from vjepa.training import device, run_log
 
     where, dtype = device.pick(settings.run)
-    prepare_data(settings, progress)
+    if settings.data.prepare == "demo":
+        from data_prep import demo
+
+        demo.prepare(Path(settings.data.train.index), progress)
     index = ClipIndex.open(settings.data.train.index)
     rows = index.select(settings.data.train.where)
     if settings.data.val is not None:
-        from vjepa.probing.evidence import read_splits
-
-        read_splits(settings.data, settings.eval.labels)  # a wrong label or split shows now, not after the training
-    total = num_steps(settings, len(rows))
-    model = build(settings).to(where)
-    check_masks(settings, model)
-    folder = run_log.open_run(settings)
-    optimizer = optim.make_optimizer(model, settings.optim)
-    state = checkpoint.restore(folder, model, optimizer)
-    if progress:
-        print(f"{folder}: step {state.step} of {total}, {len(rows)} clips, {where}, {str(dtype).removeprefix('torch.')}")
-    stop = total if stop_at_step is None else min(stop_at_step, total)
-    if state.step < stop:
-        learn(settings, model, optimizer, state, folder, index, rows, stop, total, where, dtype, progress)
-    if state.step < total:
-        print(f"stopped at step {state.step} of {total}; the same command goes on from there", file=sys.stderr)
-        return None
-    return conclude(settings, folder, state, model, index, where, dtype, progress)
+        read_splits(settings.data, settings.eval.labels, settings.eval.group)
+    for mask in settings.masks:
+        num_hidden_cells(mask, settings.grid)
+    total = settings.optim.total_steps or math.ceil((settings.optim.epochs or 0) * len(rows) / settings.data.global_batch)
+    return Job(settings, run_log.open_run(settings), index, rows, where, dtype, total, progress)
 
 
-def learn(
-    settings: config.Config,
-    model: Jepa,
-    optimizer: torch.optim.Optimizer,
-    state: TrainingState,
-    folder: Path,
-    index: ClipIndex,
-    rows: Any,
-    stop: int,
-    total: int,
-    where: torch.device,
-    dtype: torch.dtype,
-    progress: bool,
-) -> None:
-    """The training loop: steps `state.step` to `stop`. Everything random is a function of (seed, step), so no state is kept for it."""
+def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, stop: int) -> None:
+    """Steps `state.step` to `stop`. Everything random is a function of (seed, step), so there is no other state to keep."""
     import torch
 
     from vjepa.data.augment import normalise
     from vjepa.data.loader import train_loader
     from vjepa.masking.tube import tube_mask
-    from vjepa.training import checkpoint, optim, schedules
-    from vjepa.training.run_log import RunLog
+    from vjepa.training import checkpoint, optim, run_log, schedules
 
-    data, batch_size = settings.data, settings.data.global_batch
-    grid = model.encoder.grid(data.num_frames, data.crop_px, data.crop_px)
-    loader = train_loader(index, rows, data, settings.run.seed, range(state.step, stop), pin_memory=where.type == "cuda")
-    log, bar = RunLog(folder, state.step), Progress(state.step, total, batch_size, progress)
+    run, data, settings = job.settings.run, job.settings.data, job.settings.optim
+    loader = train_loader(job.index, job.rows, data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
+    log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
     model.train()
     with interruptible() as interrupted:
         for step, batch in zip(range(state.step, stop), loader, strict=True):
-            lr = optim.set_schedules(optimizer, settings.optim, step, total)
-            video = normalise(batch.video.to(where, non_blocking=True), dtype)
-            masks = [tube_mask(mask, grid, batch_size, settings.run.seed, step * batch_size, i).to(where) for i, mask in enumerate(settings.masks)]
-            with torch.autocast(where.type, dtype, enabled=dtype is not torch.float32):
+            lr = optim.set_schedules(optimizer, settings, step, job.total_steps)
+            video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
+            sample = step * data.global_batch
+            masks = [tube_mask(mask, job.settings.grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
+            with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
                 terms = model(video, masks)
             terms["loss"].backward()
-            if settings.optim.clip_grad is not None:
-                terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_grad)
+            if settings.clip_grad is not None:
+                terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            decay = schedules.linear(step, total, settings.optim.ema_decay, settings.optim.final_ema_decay)
+            optimizer.zero_grad()
+            decay = schedules.linear(step, job.total_steps, settings.ema_decay, settings.final_ema_decay)
             optim.update_ema(model.target_encoder, model.encoder, decay)
 
             state.step = step + 1
             state.note(batch)
             ending = state.step == stop or bool(interrupted)
-            saving = ending or state.step % settings.run.save_every_steps == 0
+            saving = ending or state.step % run.save_every_steps == 0
             bar.advance()
-            if saving or state.step % settings.run.log_every_steps == 0:
-                values = read_terms(terms, step)
+            if saving or state.step % run.log_every_steps == 0:
+                values = read_terms(terms, state.step)
                 log.write(state.step, {**values, "lr": lr, "ema_decay": decay, "clips_per_s": bar.clips_per_s, "num_replaced": state.num_replaced})
                 bar.show(values["loss"])
             if saving:
-                checkpoint.save(folder, model, optimizer, state, settings.run.keep_checkpoints)
+                checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints)
             if ending:
                 break
     bar.close()
     log.close()
 
 
-def conclude(
-    settings: config.Config, folder: Path, state: TrainingState, model: Jepa, index: ClipIndex, where: torch.device, dtype: torch.dtype, progress: bool
-) -> dict[str, Any]:
+def read_terms(terms: dict[str, torch.Tensor], step: int) -> dict[str, float]:
+    """Copy the loss terms to the host. Raises UserError where the loss is not finite: nothing is saved after that."""
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    if not math.isfinite(values["loss"]):
+        raise UserError(f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last checkpoint is untouched")
+    return values
+
+
+def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
     """Measure the frozen encoder, write summary.json and the pictures, print the closing table. A finished run is only shown again."""
     from vjepa import report
     from vjepa.jepa import untrained_encoder
     from vjepa.probing.evidence import evaluate_run
     from vjepa.training import run_log
 
-    path = folder / "summary.json"
+    path, settings = job.folder / "summary.json", job.settings
     if path.is_file():
         summary: dict[str, Any] = json.loads(path.read_text())
     else:
         model.requires_grad_(False)
-        rows = run_log.read_metrics(folder)
-        summary = {"config": str(folder / "config.yaml"), "steps": state.step, "final_loss": rows[-1]["loss"], "clips_per_s": rows[-1]["clips_per_s"]}
-        summary |= {"num_replaced": state.num_replaced, "replaced": {str(index.row(int(clip)).path): reason for clip, reason in state.unreadable.items()}}
+        encoder = getattr(model, settings.eval.encoder)
+        rows = run_log.read_metrics(job.folder)
+        summary = {"steps": state.step, "final_loss": rows[-1]["loss"], "clips_per_s": rows[-1]["clips_per_s"], "num_replaced": state.num_replaced}
+        summary["replaced"] = {str(job.index.row(int(clip)).path): reason for clip, reason in state.unreadable.items()}
         if settings.data.val is not None:
-            summary |= evaluate_run(settings, getattr(model, settings.eval.encoder), untrained_encoder(settings), where, dtype)
-        draw(settings, folder, model, where, rows)
+            summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
+        draw(job, encoder, rows)
         run_log.write_atomically(path, json.dumps(summary, indent=1))
-    if progress:
-        if settings.data.val is not None:
-            print(report.closing_table(summary))
-        if summary["num_replaced"]:
-            print(f"{summary['num_replaced']} clips could not be read and were replaced; summary.json names the files under `replaced`")
-        print(f"final loss {summary['final_loss']:.6f} after {summary['steps']} steps")
-        print(f"{folder}: summary.json, metrics.jsonl, pictures/, checkpoints/latest")
+    if job.progress:
+        print("\n" + report.closing_table(summary))
+        print(f"{job.folder}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
     return summary
 
 
-def draw(settings: config.Config, folder: Path, model: Jepa, where: torch.device, rows: list[dict[str, float]]) -> None:
+def draw(job: Job, encoder: torch.nn.Module, rows: list[dict[str, float]]) -> None:
     """The pictures of a run: loss curve, a clip with its mask, features of a few validation clips."""
     import torch
 
@@ -159,66 +179,31 @@ def draw(settings: config.Config, folder: Path, model: Jepa, where: torch.device
     from vjepa.data.loader import eval_loader
     from vjepa.masking.tube import tube_mask
 
+    settings = job.settings
     source = settings.data.val or settings.data.train
     index = ClipIndex.open(source.index)
     shown = index.select(source.where)[:4]
     videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
-    encoder = getattr(model, settings.eval.encoder)
-    grid = encoder.grid(*videos.shape[2:])
-    mask = tube_mask(settings.masks[0], grid, 1, settings.run.seed, 0, 0)
+    mask = tube_mask(settings.masks[0], settings.grid, 1, settings.run.seed, 0, 0)
     with torch.inference_mode():
-        tokens = encoder(normalise(videos.to(where), torch.float32)).cpu()
-    report.save_pictures(folder / "pictures", rows, videos, grid, mask.context_ids[0], tokens)
-
-
-def prepare_data(settings: config.Config, progress: bool) -> None:
-    """Make the demo data set where the config asks for it; anything else must be there already."""
-    if settings.data.prepare == "demo":
-        from data_prep.demo import prepare
-
-        prepare(Path(settings.data.train.index), progress)
-
-
-def num_steps(settings: config.Config, num_rows: int) -> int:
-    """Length of the run, from optim.total_steps or optim.epochs."""
-    if settings.optim.total_steps is not None:
-        return settings.optim.total_steps
-    return math.ceil((settings.optim.epochs or 0) * num_rows / settings.data.global_batch)
-
-
-def check_masks(settings: config.Config, model: Jepa) -> None:
-    """Raises UserError for mask settings that cannot work on the token grid of this run."""
-    from vjepa.masking.tube import num_hidden_cells
-
-    grid = model.encoder.grid(settings.data.num_frames, settings.data.crop_px, settings.data.crop_px)
-    for mask in settings.masks:
-        num_hidden_cells(mask, grid)
-
-
-def read_terms(terms: dict[str, torch.Tensor], step: int) -> dict[str, float]:
-    """Copy the loss terms to the host. Raises UserError where the loss is not finite: nothing is saved after that."""
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    if not math.isfinite(values["loss"]):
-        raise UserError(f"the loss is {values['loss']} at step {step + 1}; lower optim.lr or set optim.clip_grad. The last checkpoint is untouched")
-    return values
+        tokens = encoder(normalise(videos.to(job.device), torch.float32))
+    report.save_pictures(job.folder / "pictures", rows, videos, settings.grid, mask.context_ids[0], tokens)
 
 
 class Progress:
-    """Progress bar with clips/s, loss and time left; the clock starts when the first batch is done."""
+    """Progress bar with clips/s, loss and time left; where nobody watches, a line now and then."""
 
-    def __init__(self, done: int, total: int, batch_size: int, shown: bool) -> None:
-        from time import perf_counter
-
+    def __init__(self, job: Job, done: int) -> None:
         from tqdm import tqdm
 
-        self.clock, self.batch_size, self.steps, self.started = perf_counter, batch_size, 0, perf_counter()
-        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self.batch, self.steps, self.started = job.settings.data.global_batch, 0, perf_counter()
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
-        self.bar = tqdm(total=total, initial=done, desc="train", mininterval=interval, disable=not shown, bar_format=layout, dynamic_ncols=True)
+        interval = 0.5 if sys.stderr.isatty() else 15.0
+        self.bar = tqdm(total=job.total_steps, initial=done, desc="train", mininterval=interval, disable=not job.progress, bar_format=layout)
 
     @property
     def clips_per_s(self) -> float:
-        return round(self.steps * self.batch_size / max(self.clock() - self.started, 1e-9), 2)
+        return round(self.steps * self.batch / max(perf_counter() - self.started, 1e-9), 2)
 
     def advance(self) -> None:
         self.steps += 1
@@ -233,7 +218,7 @@ class Progress:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C end the loop after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+    """SIGTERM and Ctrl-C end the loop after the step in hand, with a checkpoint; a second one ends it at once."""
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -250,14 +235,15 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command.config_parser("train", __doc__ or "")
-    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and stop before step N; the same command without it goes on")
+    parser = command.config_parser("train", "Pre-train a video encoder, or go on with a run, and measure what it learned.")
+    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and stop after N steps; the same command without it goes on")
     options = parser.parse_args(arguments)
     settings = command.read_config(options)
     if options.print_config:
         print(config.dump(settings), end="")
         return 0
-    return 0 if train(settings, options.stop_at_step) is not None or options.stop_at_step is not None else 75
+    finished = train(settings, options.stop_at_step) is not None
+    return 0 if finished or options.stop_at_step is not None else STOPPED_EARLY
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def evaluate_run(settings: config.Config, trained: nn.Module, untrained: nn.Modu
 
     Adds `num_unreadable`, and `unreadable`: one line for each clip that was left out. Raises UserError as `read_splits` does.
     """
-    splits = read_splits(settings.data, settings.eval.labels)
+    splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
     extractors: dict[str, Extractor] = {
         "trained": encode(trained.to(device).eval(), device, dtype),
         "random_init": encode(untrained.to(device).eval(), device, dtype),
@@ -130,16 +130,16 @@ def measure(probe: Probe, parts: Mapping[str, Labelled], label: str) -> tuple[me
     return metrics.Accuracy.of(probed.predicted, val.classes), probed.setting
 
 
-def read_splits(data: config.Data, labels: Sequence[str]) -> Splits:
+def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") -> Splits:
     """The rows that probes use. Cheap: call it before training too, so that a mistake shows at once.
 
-    Without data.selection, a fifth of the train rows is held out. Raises UserError for a missing index, column or row, and
+    Without data.selection, a fifth of the train rows is held out, rows with one value in the column `group` together. Raises UserError for a missing index, column or row, and
     where two of the three share a row.
     """
     if data.val is None:
         raise UserError("data.val: not set, so there is nothing to measure on")
     train, val = _read_split(data.train, labels), _read_split(data.val, labels)
-    train, selection = _hold_out(train) if data.selection is None else (train, _read_split(data.selection, labels))
+    train, selection = _hold_out(train, group) if data.selection is None else (train, _read_split(data.selection, labels))
     splits = {"train": train, "selection": selection, "val": val}
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
@@ -157,9 +157,9 @@ def _read_split(source: config.Source, labels: Sequence[str]) -> Split:
     return Split(index, rows, columns)
 
 
-def _hold_out(train: Split) -> tuple[Split, Split]:
-    """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one `group` stay together."""
-    names = train.index.column("group")
+def _hold_out(train: Split, column: str) -> tuple[Split, Split]:
+    """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one value in `column` stay together."""
+    names = train.index.column(column)
     groups = [f"group {names[row]}" if names[row] is not None else f"row {row}" for row in train.rows]
     sizes = Counter(groups)
     # in the order of a hash: fixed for ever, and blind to the order and the labels of the rows
