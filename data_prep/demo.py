@@ -34,19 +34,22 @@ MANIFEST: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the files depend on. Lengths in pixels; `speed_px` is per frame."""
+    """Everything that the files depend on. Brightness and contrasts are shares of white."""
 
     seed: int = 0
-    side_px: int = 48
+    side_px: int = 64
     num_frames: int = 16
     fps: int = 8
-    digit_px: int = 12
-    num_copies: int = 30
-    field_px: int = 96
-    speed_px: float = 2.0
-    background: float = 0.9
-    texture_cells: int = 8
-    contrast: float = 0.7
+    digit_px: int = 14
+    num_copies: int = 42
+    field_px: int = 128  # the copies lie on a torus of this size, of which the video shows a part
+    slowest_px: float = 1.2  # per frame
+    fastest_px: float = 2.2
+    wobble_deg: float = 10.0  # how far a direction may be from that of its label
+    brightness: float = 0.25
+    ink: float = 0.65
+    shade: float = 0.05  # standard deviation of a smooth background
+    grain: float = 0.05  # standard deviation of a fine one
 
 
 def prepare(index_path: Path, progress: bool = True) -> None:
@@ -77,17 +80,25 @@ def prepare(index_path: Path, progress: bool = True) -> None:
 def render(recipe: Recipe, image: np.ndarray, motion: int, video: int) -> np.ndarray:
     """Digit image [8, 8] in 0..1 and a direction 0..7 -> frames uint8 [T, S, S, 3] of video number `video`."""
     rng = generator(recipe.seed, "demo", video)
-    side, cells = recipe.side_px, recipe.texture_cells
-    background = recipe.background * np.stack([_enlarge(rng.random((cells, cells)), side) for _ in range(3)], axis=-1)
-    field = _scatter(recipe, _enlarge(image, recipe.digit_px), rng)
+    side = recipe.side_px
+    background = recipe.brightness + recipe.shade * _texture(3, side, rng) + recipe.grain * _texture(side // 2, side, rng)
+    field = recipe.ink * _scatter(recipe, _enlarge(image, recipe.digit_px), rng)
+    angle = math.radians(45 * motion + recipe.wobble_deg * rng.uniform(-1, 1))
+    speed_px = rng.uniform(recipe.slowest_px, recipe.fastest_px)
     top, left = rng.integers(recipe.field_px, size=2)
-    angle = motion * math.pi / 4
     frames = np.empty((recipe.num_frames, side, side, 3), dtype=np.uint8)
     for number, frame in enumerate(frames):
-        shift = (top + round(-math.sin(angle) * recipe.speed_px * number), left + round(math.cos(angle) * recipe.speed_px * number))
-        ink = recipe.contrast * np.roll(field, shift, axis=(0, 1))[:side, :side, None]
-        frame[:] = (255 * (background * (1 - ink) + ink)).astype(np.uint8)
+        shift = (top - round(math.sin(angle) * speed_px * number), left + round(math.cos(angle) * speed_px * number))
+        grey = background + np.roll(field, shift, axis=(0, 1))[:side, :side]
+        frame[:] = (255 * np.clip(grey, 0, 1)).astype(np.uint8)[..., None]
     return frames
+
+
+def _texture(cells: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness of cells x cells, enlarged: [side, side], mean 0, standard deviation 1."""
+    texture = _enlarge(rng.random((cells, cells)), side)
+    normal: np.ndarray = (texture - texture.mean()) / texture.std()
+    return normal
 
 
 def _scatter(recipe: Recipe, digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def build_index(folder: str | Path, out: str | Path, labels: str | Path | None =
     if num_ignored:
         notes.append(f"{folder}: files of other extensions, ignored: {num_ignored}")
     scans = ScanPool(workers or os.cpu_count() or 1).scan(paths)
-    shown = tqdm(scans, total=len(paths), unit="file", desc="index", mininterval=0.5, disable=not progress)
+    shown = tqdm(scans, total=len(paths), unit="file", desc="index", mininterval=0.5 if sys.stderr.isatty() else 15.0, disable=not progress)
     rows = [scanned | table.get(name, {}) | {"uri": _uri(path, out)} for path, name, scanned in zip(paths, names, shown, strict=True)]
     unusable = Counter(row["status"] for row in rows if row["status"] != "ok")
     if sum(unusable.values()) == len(rows):

@@ -62,25 +62,23 @@ def _scan_image(path: Path) -> dict[str, Any]:
 
 
 def _scan_video(path: Path) -> dict[str, Any]:
-    reader = _decord_reader(path)
-    checks = np.linspace(0, len(reader) - 1, _NUM_CHECKS).astype(int).tolist() if reader else []
-    columns, samples = _decode_all(path, _around(checks))
+    num_frames = _decord_count(path)
+    clips = [np.unique(np.linspace(start, num_frames - 1, _NUM_CHECKS).astype(int)) for start in {0, max(0, num_frames - _NUM_CHECKS)} if num_frames]
+    columns, samples = _decode_all(path, {near for ids in clips for i in ids.tolist() for near in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1)})
     exact = (
-        reader is not None
-        and len(reader) == columns["num_frames"]
-        and columns["sample_aspect"] == 1  # it does not make pixels square
-        and _decord_is_exact(reader, checks, samples)
+        num_frames == columns["num_frames"]
+        and columns["sample_aspect"] == 1  # decord does not make pixels square
+        and all(_decord_is_exact(path, ids, samples) for ids in clips)
     )
     return columns | {"decoder": "decord" if exact else "pyav", "status": "ok"}
 
 
-def _decord_reader(path: Path) -> Any:
-    """A decord reader; None where it cannot open the file or finds no frame."""
+def _decord_count(path: Path) -> int:
+    """How many frames decord counts; 0 where it cannot open the file."""
     try:
-        reader = open_decord(path)
+        return len(open_decord(path))
     except DecodeError:
-        return None
-    return reader if len(reader) else None
+        return 0
 
 
 def _decode_all(path: Path, wanted: set[int]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
@@ -111,10 +109,6 @@ def _decode_all(path: Path, wanted: set[int]) -> tuple[dict[str, Any], dict[int,
         raise DecodeError("no decodable frame")
     times = _true_times(seconds, rate)
     return columns | _rate(times, rate) | {"keyframes_s": times[keys].tolist()}, samples
-
-
-def _around(checks: list[int]) -> set[int]:
-    return {i + step for i in checks for step in range(-_NEIGHBOURS, _NEIGHBOURS + 1)}
 
 
 def _geometry(stream: Any, frame: Any) -> dict[str, Any]:
@@ -149,18 +143,20 @@ def _rate(times: np.ndarray, header_rate: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _decord_is_exact(reader: Any, checks: list[int], samples: dict[int, np.ndarray]) -> bool:
-    """Whether random access, last frame first, gives the frames of decoding in order, and not a neighbour of them."""
+def _decord_is_exact(path: Path, ids: np.ndarray, samples: dict[int, np.ndarray]) -> bool:
+    """Whether frames `ids`, read as the loader reads a clip, are those of decoding in order, and not a neighbour of them."""
     try:
-        return all(_is_frame(_points(decord_frames(reader, np.array([i]))[0]), i, samples) for i in reversed(checks))
+        frames = decord_frames(open_decord(path), ids)
     except DecodeError:
         return False
+    return all(_is_frame(_points(frame), i, samples) for frame, i in zip(frames, ids.tolist(), strict=True))
 
 
 def _is_frame(points: np.ndarray, i: int, samples: dict[int, np.ndarray]) -> bool:
     if points.shape != samples[i].shape:
         return False  # another stream of the file, or rotated otherwise
-    away = {j: float(np.abs(points - samples[j]).mean()) for j in _around([i]) if j in samples}
+    near = range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1)
+    away = {j: float(np.abs(points - samples[j]).mean()) for j in near if j in samples}
     return away[i] <= min(_MAX_DIFFERENCE, min(away.values()) + _TIE)
 
 

@@ -13,7 +13,7 @@ Floats = NDArray[np.floating[Any]]
 Classes = NDArray[np.str_]
 
 # Below either bound the features no longer tell clips apart, whatever the loss says.
-COLLAPSED_STD = 0.1
+COLLAPSED_STD = 0.05
 COLLAPSED_RANK = 3.0
 
 
