@@ -40,16 +40,16 @@ class Recipe:
     side_px: int = 64
     num_frames: int = 16
     fps: int = 8
-    digit_px: int = 14
-    num_copies: int = 42
+    digit_px: int = 12
+    num_copies: int = 58
     field_px: int = 128  # the copies lie on a torus of this size, of which the video shows a part
-    slowest_px: float = 1.2  # per frame
-    fastest_px: float = 2.2
+    slowest_px: float = 1.4  # per frame
+    fastest_px: float = 2.4
     wobble_deg: float = 10.0  # how far a direction may be from that of its label
     brightness: float = 0.25
     ink: float = 0.65
-    shade: float = 0.05  # standard deviation of a smooth background
-    grain: float = 0.05  # standard deviation of a fine one
+    shade: float = 0.06  # standard deviation of a smooth background
+    grain: float = 0.04  # standard deviation of a fine one
 
 
 def prepare(index_path: Path, progress: bool = True) -> None:
