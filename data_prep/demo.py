@@ -13,16 +13,17 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from vjepa.command import progress_bar
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
 
@@ -129,7 +130,6 @@ def _enlarge(image: np.ndarray, size: int) -> np.ndarray:
 def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
     """All videos and labels.csv; returns the sha256 of each file by its name."""
     from sklearn.datasets import load_digits
-    from tqdm import tqdm
 
     recipe, digits = Recipe(), load_digits()
     order = generator(recipe.seed, "demo", 1 << 32).permutation(len(digits.images))[:NUM_VIDEOS]
@@ -140,12 +140,10 @@ def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
         table.writerow(("file", "motion", "digit", "image", "split"))
         for name, job, place, split in zip(names, jobs, order, _splits(len(jobs)), strict=True):
             table.writerow((name, MOTIONS[job.motion], digits.target[place], place, split))
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
         paths = [folder / "videos" / name for name in names]
         hashes = pool.map(_write_video, repeat(recipe), jobs, paths, chunksize=16)
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        shown = tqdm(hashes, total=len(jobs), desc="demo videos", unit="file", mininterval=interval, disable=not progress)
-        return dict(zip(names, shown, strict=True))
+        return dict(zip(names, progress_bar(hashes, shown=progress, total=len(jobs), desc="demo videos", unit="file"), strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tqdm import tqdm
-
 from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ScanPool
-from vjepa.command import run
+from vjepa.command import progress_bar, run
 from vjepa.data.clip_index import SCHEMA, ClipIndex, index_version, write_index
 from vjepa.errors import UserError
 
@@ -42,7 +39,7 @@ def build_index(folder: str | Path, out: str | Path, labels: str | Path | None =
     if num_ignored:
         notes.append(f"{folder}: files of other extensions, ignored: {num_ignored}")
     scans = ScanPool(workers or os.cpu_count() or 1).scan(paths)
-    shown = tqdm(scans, total=len(paths), unit="file", desc="index", mininterval=0.5 if sys.stderr.isatty() else 15.0, disable=not progress)
+    shown = progress_bar(scans, shown=progress, total=len(paths), unit="file", desc="index")
     rows = [scanned | table.get(name, {}) | {"uri": _uri(path, out)} for path, name, scanned in zip(paths, names, shown, strict=True)]
     unusable = Counter(row["status"] for row in rows if row["status"] != "ok")
     if sum(unusable.values()) == len(rows):
@@ -51,7 +48,9 @@ def build_index(folder: str | Path, out: str | Path, labels: str | Path | None =
     out.parent.mkdir(parents=True, exist_ok=True)
     write_index(out, rows)
     if progress:
-        notes.append(f"{out}: {len(rows) - sum(unusable.values())} ok, {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else ""))
+        notes.append(
+            f"{len(rows)} files: {len(rows) - sum(unusable.values())} ok, {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else "")
+        )
         print("\n".join(notes))
     return ClipIndex.open(out)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from vjepa import config
 from vjepa.errors import UserError
@@ -35,6 +36,13 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
         raise UserError(f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value")
     overrides = [word for word in arguments.settings if "=" in word]
     return config.load(names[0] if names else "demo", overrides)
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> Any:
+    """A tqdm bar; where nobody watches a terminal it writes a line only now and then."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 15.0, disable=not shown, **options)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

@@ -194,12 +194,9 @@ class Progress:
     """Progress bar with clips/s, loss and time left; where nobody watches, a line now and then."""
 
     def __init__(self, job: Job, done: int) -> None:
-        from tqdm import tqdm
-
         self.batch, self.steps, self.started = job.settings.data.global_batch, 0, perf_counter()
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
-        interval = 0.5 if sys.stderr.isatty() else 15.0
-        self.bar = tqdm(total=job.total_steps, initial=done, desc="train", mininterval=interval, disable=not job.progress, bar_format=layout)
+        self.bar = command.progress_bar(shown=job.progress, total=job.total_steps, initial=done, desc="train", bar_format=layout)
 
     @property
     def clips_per_s(self) -> float:

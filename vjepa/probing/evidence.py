@@ -133,8 +133,8 @@ def measure(probe: Probe, parts: Mapping[str, Labelled], label: str) -> tuple[me
 def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") -> Splits:
     """The rows that probes use. Cheap: call it before training too, so that a mistake shows at once.
 
-    Without data.selection, a fifth of the train rows is held out, rows with one value in the column `group` together. Raises UserError for a missing index, column or row, and
-    where two of the three share a row.
+    Without data.selection, a fifth of the train rows is held out, rows with one value in the column `group` together.
+    Raises UserError for a missing index, column or row, and where two of the three share a row.
     """
     if data.val is None:
         raise UserError("data.val: not set, so there is nothing to measure on")
