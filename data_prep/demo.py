@@ -1,8 +1,8 @@
 """The demo data set: real H.264 files in which what is shared across space can be learned.
 
 In each video, copies of one handwritten digit (scikit-learn's `load_digits`) move together over a textured background that
-stands still. Two labels: `motion`, one of 8 directions that no single frame tells apart, and `digit`. Every digit image is
-used once, so that the splits `train`, `selection` and `val` share none.
+stands still. Two labels: `motion`, one of 8 directions that no single frame tells apart, and `digit`. The splits `train`,
+`selection` and `val` share no digit image; each of `train` makes two videos, each of the others one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from vjepa.counter_rng import generator
 from vjepa.errors import UserError
 
 MOTIONS: Final = ("east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
-NUM_VIDEOS: Final = 1797  # one for each image of `load_digits`
-SPLITS: Final = {"selection": 200, "val": 400}  # the rest is `train`
+NUM_IMAGES: Final = 1797  # all of `load_digits`
+SPLITS: Final = {"selection": 200, "val": 400}  # images; the rest is `train`
+VIDEOS_PER_TRAIN_IMAGE: Final = 2
 MANIFEST: Final = "manifest.json"
 
 
@@ -49,7 +50,7 @@ class Recipe:
     wobble_deg: float = 10.0  # how far a direction may be from that of its label
     brightness: float = 0.25
     ink: float = 0.65
-    shade: float = 0.06  # standard deviation of a smooth background
+    shade: float = 0.05  # standard deviation of a smooth background
     grain: float = 0.04  # standard deviation of a fine one
 
 
@@ -132,13 +133,14 @@ def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
     from sklearn.datasets import load_digits
 
     recipe, digits = Recipe(), load_digits()
-    order = generator(recipe.seed, "demo", 1 << 32).permutation(len(digits.images))[:NUM_VIDEOS]
-    jobs = [_Job(number, digits.images[place] / 16, number % len(MOTIONS)) for number, place in enumerate(order)]
+    order = generator(recipe.seed, "demo", 1 << 32).permutation(len(digits.images))[:NUM_IMAGES]
+    places = np.concatenate([order, *[order[sum(SPLITS.values()) :]] * (VIDEOS_PER_TRAIN_IMAGE - 1)]).tolist()
+    jobs = [_Job(number, digits.images[place] / 16, number % len(MOTIONS)) for number, place in enumerate(places)]
     names = [f"{number:05d}.mp4" for number in range(len(jobs))]
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("file", "motion", "digit", "image", "split"))
-        for name, job, place, split in zip(names, jobs, order, _splits(len(jobs)), strict=True):
+        for name, job, place, split in zip(names, jobs, places, _splits(len(jobs)), strict=True):
             table.writerow((name, MOTIONS[job.motion], digits.target[place], place, split))
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
         paths = [folder / "videos" / name for name in names]

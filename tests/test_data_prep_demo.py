@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
@@ -37,16 +36,15 @@ def test_a_video_is_a_function_of_its_number() -> None:
 
 def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "SPLITS", {"selection": 4, "val": 8})
-    monkeypatch.setattr(demo, "NUM_VIDEOS", 24)
+    monkeypatch.setattr(demo, "NUM_IMAGES", 24)
     path = tmp_path / "demo" / "index.parquet"
     demo.prepare(path, progress=False)
     index = ClipIndex.open(path)
-    assert len(index) == len(index.select({})) == 24
-    assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {"train": 12, "selection": 4, "val": 8}
+    assert len(index) == len(index.select({})) == 36
+    assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {"train": 24, "selection": 4, "val": 8}
     assert set(index.column("motion")) == set(demo.MOTIONS)
-    with (tmp_path / "demo" / "labels.csv").open() as file:
-        images = [row["image"] for row in csv.DictReader(file)]
-    assert len(set(images)) == 24  # no two videos, so no two splits, share a digit image
+    images = {split: {index.column("image")[row] for row in index.select({"split": split})} for split in ("train", "selection", "val")}
+    assert [len(images[split]) for split in images] == [12, 4, 8] and len(set.union(*images.values())) == 24  # splits share no image
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")}
     demo.prepare(path, progress=False)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")} == stamps

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from vjepa import command
@@ -165,9 +166,10 @@ def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]]
 
     slots = len(rows[0][1])
     shown = np.unique(np.linspace(0, slots - 1, min(slots, MAX_COLUMNS)).round().astype(int))
-    # a title needs some width even where there is one column
-    figure = _figure(max(1.3 * len(shown) + 0.6, 6.4), 1.3 * len(rows) + 0.6)
-    figure.suptitle(title, fontsize=11)
+    side_in = 1.3 if len(shown) > 3 else 1.9
+    width_in = max(side_in * len(shown) + 0.6, 3.6)
+    figure = _figure(width_in, side_in * len(rows) + 0.8)
+    figure.suptitle(fill(title, int(11 * width_in)), fontsize=11)
     axes = figure.subplots(len(rows), len(shown), squeeze=False)
     for (name, images), line in zip(rows, axes, strict=True):
         line[0].set_ylabel(name)
