@@ -50,7 +50,7 @@ class Recipe:
     wobble_deg: float = 10.0  # how far a direction may be from that of its label
     brightness: float = 0.25
     ink: float = 0.65
-    shade: float = 0.05  # standard deviation of a smooth background
+    shade: float = 0.06  # standard deviation of a smooth background
     grain: float = 0.04  # standard deviation of a fine one
 
 

@@ -96,7 +96,7 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set(title="Loss over training", xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(path)
 
 
