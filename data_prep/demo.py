@@ -47,10 +47,10 @@ class Recipe:
     field_px: int = 128  # the copies lie on a torus of this size, of which the video shows a part
     slowest_px: float = 1.4  # per frame
     fastest_px: float = 2.4
-    wobble_deg: float = 10.0  # how far a direction may be from that of its label
+    wobble_deg: float = 12.0  # how far a direction may be from that of its label
     brightness: float = 0.25
     ink: float = 0.65
-    shade: float = 0.06  # standard deviation of a smooth background
+    shade: float = 0.05  # standard deviation of a smooth background
     grain: float = 0.04  # standard deviation of a fine one
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Timer
@@ -64,9 +65,10 @@ def _scan_image(path: Path) -> dict[str, Any]:
 def _scan_video(path: Path) -> dict[str, Any]:
     num_frames = _decord_count(path)
     clips = [np.unique(np.linspace(start, num_frames - 1, _NUM_CHECKS).astype(int)) for start in {0, max(0, num_frames - _NUM_CHECKS)} if num_frames]
-    columns, samples = _decode_all(path, {near for ids in clips for i in ids.tolist() for near in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1)})
+    columns, samples, in_order = _decode_all(path, {near for ids in clips for i in ids.tolist() for near in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1)})
     exact = (
-        num_frames == columns["num_frames"]
+        in_order  # random access goes by timestamps: where they run backwards (packed B-frames) decord is wrong now and then
+        and num_frames == columns["num_frames"]
         and columns["sample_aspect"] == 1  # decord does not make pixels square
         and all(_decord_is_exact(path, ids, samples) for ids in clips)
     )
@@ -81,8 +83,10 @@ def _decord_count(path: Path) -> int:
         return 0
 
 
-def _decode_all(path: Path, wanted: set[int]) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
-    """Decode in order up to the end or the first error: what was measured, and `_points` of the wanted frames."""
+def _decode_all(path: Path, wanted: set[int]) -> tuple[dict[str, Any], dict[int, np.ndarray], bool]:
+    """Decode in order up to the end or the first error: what was measured, `_points` of the wanted frames, and whether
+    every timestamp is there and later than the one before.
+    """
     seconds: list[float | None] = []
     keys: list[int] = []
     columns: dict[str, Any] = {}
@@ -108,7 +112,9 @@ def _decode_all(path: Path, wanted: set[int]) -> tuple[dict[str, Any], dict[int,
     if not seconds:
         raise DecodeError("no decodable frame")
     times = _true_times(seconds, rate)
-    return columns | _rate(times, rate) | {"keyframes_s": times[keys].tolist()}, samples
+    known = [time for time in seconds if time is not None]
+    in_order = len(known) == len(seconds) and all(before < after for before, after in pairwise(known))
+    return columns | _rate(times, rate) | {"keyframes_s": times[keys].tolist()}, samples, in_order
 
 
 def _geometry(stream: Any, frame: Any) -> dict[str, Any]:

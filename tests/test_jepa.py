@@ -96,3 +96,14 @@ def test_initialisation_is_a_function_of_the_seed_and_leaves_other_random_state_
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one, other) for one, other in zip(first.encoder.parameters(), second.parameters(), strict=True))
     assert all(torch.equal(one, other) for one, other in zip(first.encoder.parameters(), first.target_encoder.parameters(), strict=True))
+
+
+@pytest.mark.fast
+def test_bf16_gives_the_loss_of_fp32_within_its_error() -> None:
+    model = build(SETTINGS)
+    inputs = step_inputs(model, 0)
+    exact = model(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(*inputs)
+    for name, value in exact.items():
+        assert rounded[name].dtype == torch.float32 and rounded[name].item() == pytest.approx(value.item(), rel=0.02), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -110,11 +111,16 @@ class _Loader(DataLoader[ClipBatch]):
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["vjepa.data.loader"])
             forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
-            options = {"multiprocessing_context": context, "prefetch_factor": 4}
+            options = {"multiprocessing_context": context, "prefetch_factor": 4, "worker_init_fn": _leave_interrupts_to_the_trainer}
         super().__init__(dataset, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory, **options)
 
     def __iter__(self) -> Iterator[ClipBatch]:  # type: ignore[override]
         return _plain_errors(super().__iter__())
+
+
+def _leave_interrupts_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the trainer still needs batches until its step is done and saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _plain_errors(batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:

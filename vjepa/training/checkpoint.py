@@ -75,8 +75,7 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
         load_weights(getattr(model, network), folder / f"{network}.safetensors")
     moments = _read_tensors(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
-        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter]["step"] = moments[f"{name}/step"]
+        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
     stored = json.loads((folder / "state.json").read_text())
     version = stored.pop("format_version")
     if version != FORMAT_VERSION:
