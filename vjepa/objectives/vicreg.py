@@ -13,7 +13,11 @@ def variance(features: Tensor) -> Tensor:
 
 
 def covariance(features: Tensor) -> Tensor:
-    """[B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3)."""
-    centred = features.float() - features.float().mean(dim=0)
-    cov = centred.T @ centred / (len(features) - 1)
-    return (cov.square().sum() - cov.diagonal().square().sum()) / torch.tensor(features.shape[1])
+    """[B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3).
+
+    In fp32 whatever autocast says: sums of small products are what bf16 is bad at.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        centred = features.float() - features.float().mean(dim=0)
+        cov = centred.T @ centred / (len(features) - 1)
+        return (cov.square().sum() - cov.diagonal().square().sum()) / features.shape[1]
