@@ -167,7 +167,7 @@ class Eval(Section):
 class Config(Section):
     run: Run = Run()
     data: Data
-    masks: list[TubeMask] = Field([TubeMask()], min_length=1, description="mask sets; each is predicted in every step")
+    masks: list[TubeMask] = Field([TubeMask()], min_length=1, max_length=16, description="mask sets; each is predicted in every step")
     model: Model = Model()
     objective: Objective = Objective()
     optim: Optim

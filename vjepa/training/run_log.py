@@ -32,8 +32,8 @@ def open_run(settings: config.Config) -> Path:
         raise UserError(f"{folder}: exists and is not a run folder; choose another run.dir=..., nothing was changed")
     else:
         folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
         write_atomically(stored, config.dump(settings))
-    write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
     return folder
 
 
