@@ -6,13 +6,19 @@ import torch
 from vjepa import config
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.masking.tube import tube_mask
+from vjepa.models.encoder import patchify
 from vjepa.training import optim
 
 SETTINGS = config.validate(
     {
         "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 16},
         "masks": [{"ratio": 0.5}, {"ratio": 0.75}],
-        "model": {"patch_px": 4, "encoder": {"width": 48, "depth": 2, "heads": 2}, "predictor": {"width": 24, "depth": 2, "heads": 2}},
+        "model": {
+            "patch_px": 4,
+            "positions": "sincos_uniform",
+            "encoder": {"width": 48, "depth": 2, "heads": 2},
+            "predictor": {"width": 24, "depth": 2, "heads": 2},
+        },
         "objective": {"loss": "smooth_l1", "vicreg_variance": 0.1, "vicreg_covariance": 0.01},
         "optim": {"total_steps": 8, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
     },
@@ -107,3 +113,58 @@ def test_bf16_gives_the_loss_of_fp32_within_its_error() -> None:
         rounded = model(*inputs)
     for name, value in exact.items():
         assert rounded[name].dtype == torch.float32 and rounded[name].item() == pytest.approx(value.item(), rel=0.02), name
+
+
+def variant(**sections: dict) -> config.Config:
+    """The settings of this file with other values in some sections."""
+    tree = SETTINGS.model_dump(mode="json")
+    for name, values in sections.items():
+        for key, value in values.items():
+            tree[name][key] = {**tree[name][key], **value} if isinstance(value, dict) else value
+    return config.validate(tree, "test")
+
+
+@pytest.mark.fast
+def test_dense_loss_against_a_plain_twin() -> None:
+    """V-JEPA 2.1: four levels, each layer-normed alone; visible tokens weighted by 1 / sqrt of the distance to the nearest hidden one."""
+    settings = variant(model={"levels": 4, "level_norms": True, "encoder": {"depth": 4}}, objective={"loss": "l1", "context_weight": 0.5})
+    model = build(settings)
+    video, masks = step_inputs(model, 0)
+    terms = model(video, masks, context_weight=0.3)
+    levels = torch.stack(model.target_encoder.intermediate(video, range(4)))
+    targets = (levels - levels.mean(-1, keepdim=True)) / (levels.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    places = [(t, h, w) for t in range(2) for h in range(4) for w in range(4)]
+    hidden_loss, seen_loss = [], []  # a mean per mask set
+    for index, mask in enumerate(masks):
+        context = model.encoder.encode(patchify(video, model.encoder.model), mask.context_ids)
+        hidden, seen = model.predictor.dense(context, mask.context_ids, mask.target_ids, model.encoder.grid(4, 16, 16), index)
+        hidden_set, seen_set = [], []
+        for clip in range(len(video)):
+            wanted = torch.cat([level[clip] for level in targets], dim=-1)
+            hidden_set.append((hidden[clip] - wanted[mask.target_ids[clip]]).abs().mean())
+            for number, token in enumerate(mask.context_ids[clip].tolist()):
+                nearest = min(sum((a - b) ** 2 for a, b in zip(places[token], places[other], strict=True)) ** 0.5 for other in mask.target_ids[clip].tolist())
+                seen_set.append((seen[clip, number] - wanted[token]).abs().mean() / nearest**0.5)
+        hidden_loss.append(torch.stack(hidden_set).mean())
+        seen_loss.append(torch.stack(seen_set).mean())
+    torch.testing.assert_close(terms["prediction"], torch.stack(hidden_loss).mean())
+    torch.testing.assert_close(terms["context"], torch.stack(seen_loss).mean())
+    torch.testing.assert_close(terms["loss"], terms["prediction"] + 0.3 * terms["context"] + 0.1 * terms["variance"] + 0.01 * terms["covariance"])
+
+
+KINDS = [{"predictor": {"kind": "mlp"}}, {"positions": "rope"}, {"encoder": {"mlp": "swiglu", "drop_path": 0.2, "recompute": "mlp"}}]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("model", KINDS)
+def test_every_kind_of_network_trains(model: dict) -> None:
+    jepa = build(variant(model=model)).train()
+    optimizer = torch.optim.AdamW(jepa.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(40):
+        loss = jepa(*step_inputs(jepa, 0))["prediction"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.96 * losses[0]  # the video is noise: there is little to predict

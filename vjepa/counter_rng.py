@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 # One number per use, so that no two uses ever share a stream. Numbers are never reused or reordered.
-STREAMS: Final = {"order": 0, "frames": 1, "crop": 2, "masks": 3, "weights": 4, "replacement": 5, "demo": 6, "shuffled_frames": 7}
+STREAMS: Final = {"order": 0, "frames": 1, "crop": 2, "masks": 3, "weights": 4, "replacement": 5, "demo": 6, "shuffled_frames": 7, "drop_path": 8}
 
 
 def generator(seed: int, stream: str, counter: int) -> np.random.Generator:

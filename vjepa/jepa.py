@@ -6,16 +6,18 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.encoder import VisionTransformer
+from vjepa.models.encoder import Patches, VisionTransformer, patchify
 from vjepa.models.layers import gather_tokens
-from vjepa.models.predictor import Predictor
+from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.objectives import vicreg
+from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
-from vjepa.records import TokenMask
+from vjepa.records import TokenGrid, TokenMask
 
 
 class Jepa(nn.Module):
@@ -24,37 +26,54 @@ class Jepa(nn.Module):
     def __init__(self, model: config.Model, objective: config.Objective, num_masks: int) -> None:
         super().__init__()
         self.objective = objective
+        self.dense = objective.context_weight > 0
         self.encoder = VisionTransformer(model)
-        self.predictor = Predictor(model, num_masks)
+        self.predictor = make_predictor(model, num_masks, self.dense)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
-    def forward(self, video: Tensor, masks: Sequence[TokenMask]) -> dict[str, Tensor]:
-        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight."""
-        grid = self.encoder.grid(*video.shape[2:])
-        targets = self.targets(video)
-        terms: dict[str, Tensor] = {}
-        pooled = []
+    def forward(self, video: Tensor, masks: Sequence[TokenMask], context_weight: float | Tensor = 0.0) -> dict[str, Tensor]:
+        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
+
+        `context_weight`: of the loss on visible tokens at this step; see `Objective.context_weight`.
+        """
+        patches = patchify(video, self.encoder.model)
+        targets = self.targets(patches)
+        terms: dict[str, list[Tensor]] = {}
         for index, mask in enumerate(masks):
-            context = self.encoder(video, mask.context_ids)
-            predictions = self.predictor(context, mask.context_ids, mask.target_ids, grid, index)
-            distance = prediction_loss(self.objective.loss, predictions, gather_tokens(targets, mask.target_ids))
-            terms["prediction"] = terms.get("prediction", 0) + distance / len(masks)
-            pooled.append(context.mean(dim=1))
-        loss = terms["prediction"]
-        for name, weight, term in (
-            ("variance", self.objective.vicreg_variance, vicreg.variance),
-            ("covariance", self.objective.vicreg_covariance, vicreg.covariance),
-        ):
-            if weight:
-                terms[name] = torch.stack([term(features) for features in pooled]).mean()
-                loss = loss + weight * terms[name]
-        return {"loss": loss, **terms}
+            context = self.encoder.encode(patches, mask.context_ids)
+            for name, term in self._terms(patches.grid, context, targets, mask, index).items():
+                terms.setdefault(name, []).append(term)
+        means = {name: torch.stack(values).mean() for name, values in terms.items()}
+        weights = {
+            "prediction": 1.0,
+            "context": context_weight,
+            "variance": self.objective.vicreg_variance,
+            "covariance": self.objective.vicreg_covariance,
+        }
+        return {"loss": torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), **means}
+
+    def _terms(self, grid: TokenGrid, context: Tensor, targets: Tensor, mask: TokenMask, index: int) -> dict[str, Tensor]:
+        """The terms of one mask set from its context features [B, Kc, levels * D] and all targets [B, N, levels * D]."""
+        inputs, loss, terms = (context, mask.context_ids, mask.target_ids, grid, index), self.objective.loss, {}
+        if isinstance(self.predictor, Predictor) and self.dense:
+            predictions, seen = self.predictor.dense(*inputs)
+            terms["context"] = prediction_loss(loss, seen, gather_tokens(targets, mask.context_ids), context_weights(mask, grid))
+        else:
+            predictions = self.predictor(*inputs)
+        terms["prediction"] = prediction_loss(loss, predictions, gather_tokens(targets, mask.target_ids))
+        pooled = context.mean(dim=1)
+        if self.objective.vicreg_variance:
+            terms["variance"] = vicreg.variance(pooled)
+        if self.objective.vicreg_covariance:
+            terms["covariance"] = vicreg.covariance(pooled)
+        return terms
 
     @torch.no_grad()
-    def targets(self, video: Tensor) -> Tensor:
-        """[B, 3, T, H, W] -> [B, N, D]: features of every token, each layer-normed without affine (V-JEPA section 3.1)."""
-        features = self.target_encoder(video).float()
-        return functional.layer_norm(features, features.shape[-1:])
+    def targets(self, patches: Patches) -> Tensor:
+        """-> [B, N, levels * D]: features of every token, each level layer-normed without affine (V-JEPA section 3.1)."""
+        features = self.target_encoder.encode(patches).float()
+        levels = rearrange(features, "b n (l d) -> b n l d", d=self.encoder.width)
+        return rearrange(functional.layer_norm(levels, levels.shape[-1:]), "b n l d -> b n (l d)")
 
 
 def build(settings: config.Config) -> Jepa:

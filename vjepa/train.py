@@ -93,12 +93,13 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
     """Steps `state.step` to `stop`. Everything random is a function of (seed, step), so there is no other state to keep."""
     import torch
 
+    from vjepa.counter_rng import generator
     from vjepa.data.augment import normalise
     from vjepa.data.loader import train_loader
     from vjepa.masking.tube import tube_mask
     from vjepa.training import checkpoint, optim, run_log, schedules
 
-    run, data, settings = job.settings.run, job.settings.data, job.settings.optim
+    run, data, objective, settings = job.settings.run, job.settings.data, job.settings.objective, job.settings.optim
     loader = train_loader(job.index, job.rows, data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
     model.train()
@@ -108,8 +109,10 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
             video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
             sample = step * data.global_batch
             masks = [tube_mask(mask, job.settings.grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
+            torch.manual_seed(int(generator(run.seed, "drop_path", step).integers(1 << 63)))
+            context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
             with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-                terms = model(video, masks)
+                terms = model(video, masks, context_weight)
             terms["loss"].backward()
             if settings.clip_grad is not None:
                 terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)

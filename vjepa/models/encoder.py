@@ -2,67 +2,146 @@
 
 from __future__ import annotations
 
-from einops import rearrange
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.layers import Block, gather_tokens, initialise
-from vjepa.models.positions import sincos_3d
+from vjepa.models.layers import gather_tokens, initialise, make_blocks, small_normal
+from vjepa.models.positions import Rotation, SinCos, rotation
 from vjepa.records import TokenGrid
 
 
+@dataclass(frozen=True)
+class Patches:
+    """A video cut into the pieces that tokens are made of; one cutting serves every encoder and mask of a step.
+
+    pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames of a piece, 1 for a single frame that is not repeated.
+    """
+
+    pixels: Tensor
+    grid: TokenGrid
+    taps: int
+
+
+def patchify(video: Tensor, model: config.Model) -> Patches:
+    """b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2); what does not fill a patch at the far end is left out.
+
+    Raises ConfigError for a video smaller than a patch.
+    """
+    grid = model.grid(*video.shape[2:])
+    taps = model.tubelet_frames
+    if video.shape[2] == 1 and model.image_mode == "repeat":
+        video = repeat(video, "b c 1 h w -> b c t h w", t=model.image_repeats)
+    elif video.shape[2] == 1:
+        taps = 1
+    p = model.patch_px
+    video = video[:, :, : grid.t * taps, : grid.h * p, : grid.w * p]
+    return Patches(rearrange(video, "b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2)", p=taps, p1=p, p2=p), grid, taps)
+
+
 class PatchEmbed(nn.Module):
-    """Cuts a video into space-time patches and embeds each by one linear map (the kernel of a strided 3D convolution)."""
+    """Embeds each patch by one linear map (the kernel of a strided 3D convolution)."""
 
     def __init__(self, patch_px: int, tubelet_frames: int, width: int) -> None:
         super().__init__()
-        self.patch_px = patch_px
-        self.tubelet_frames = tubelet_frames
         self.proj = nn.Conv3d(3, width, (tubelet_frames, patch_px, patch_px), stride=(tubelet_frames, patch_px, patch_px))
-        nn.init.trunc_normal_(self.proj.weight, std=0.02, a=-0.04, b=0.04)
+        small_normal(self.proj.weight)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 
-    def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
-        """The token grid of a video; a single frame is one time slot."""
-        return TokenGrid(max(1, num_frames // self.tubelet_frames), height // self.patch_px, width // self.patch_px)
-
-    def forward(self, video: Tensor, ids: Tensor | None) -> Tensor:
-        """b c (t p) (h p1) (w p2) -> b (t h w) d, only the tokens `ids` [B, K] where given.
-
-        For one frame the kernel is summed over its temporal taps, which equals repeating the frame. Tokens that are
-        not asked for are never embedded.
-        """
-        taps = min(self.tubelet_frames, video.shape[2])
-        kernel = self.proj.weight if taps == self.tubelet_frames else self.proj.weight.sum(2, keepdim=True)
-        patches = rearrange(video, "b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2)", p=kernel.shape[2], p1=self.patch_px, p2=self.patch_px)
-        if ids is not None:
-            patches = gather_tokens(patches, ids)
-        return functional.linear(patches, kernel.flatten(1), self.proj.bias)
+    def forward(self, pixels: Tensor, taps: int) -> Tensor:
+        """[B, K, 3 * taps * p * p] -> [B, K, D]. For one tap the kernel is summed over time, which equals repeating the frame."""
+        kernel = self.proj.weight if taps == self.proj.weight.shape[2] else self.proj.weight.sum(2, keepdim=True)
+        return functional.linear(pixels, kernel.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
-    """Video to features, of all tokens or of the visible ones only."""
+    """Video to features, of all tokens or of the visible ones only. Parameter names are those of the published files."""
 
     def __init__(self, model: config.Model) -> None:
         super().__init__()
         shape = model.encoder
-        self.width = shape.width
+        self.model, self.width = model, shape.width
         self.patch_embed = PatchEmbed(model.patch_px, model.tubelet_frames, shape.width)
-        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        if model.image_mode == "own":
+            self.patch_embed_img = PatchEmbed(model.patch_px, 1, shape.width)
+        if model.modality_embedding:
+            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
+        if model.positions != "rope":
+            self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
+        self.blocks = make_blocks(shape)
+        if model.level_norms:
+            self.norms_block = nn.ModuleList(nn.LayerNorm(shape.width, eps=1e-6) for _ in range(4))
+        else:
+            self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         initialise(self)
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size."""
-        return self.patch_embed.grid(num_frames, height, width)
+        return self.model.grid(num_frames, height, width)
 
     def forward(self, video: Tensor, context_ids: Tensor | None = None) -> Tensor:
         """[B, 3, T, H, W], normalised -> features [B, N, D] in raster order, or of `context_ids` [B, K] alone: [B, K, D]."""
-        positions = sincos_3d(self.grid(*video.shape[2:]), self.width).to(video.device)
-        tokens = self.patch_embed(video, context_ids)
-        tokens = tokens + (positions if context_ids is None else positions[context_ids])
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)  # type: ignore[no-any-return]
+        return self.encode(patchify(video, self.model), context_ids)[..., -self.width :]
+
+    def encode(self, patches: Patches, ids: Tensor | None = None) -> Tensor:
+        """Features of all tokens or of `ids` [B, K] for prediction: [B, K, levels * D], each level normed, the last one last."""
+        depths = self.level_depths if self.model.levels > 1 else self.level_depths[-1:]
+        return torch.cat(self._run(patches, ids, depths), dim=-1)
+
+    def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), each normed.
+
+        Raises ValueError for a block that does not exist.
+        """
+        num_blocks = len(self.blocks)
+        if any(not -num_blocks <= depth < num_blocks for depth in depths):
+            raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {num_blocks - 1}")
+        return self._run(patchify(video, self.model), None, [depth % num_blocks for depth in depths])
+
+    @property
+    def level_depths(self) -> list[int]:
+        """The blocks after which a level is read: quarters of the depth, or the last alone (V-JEPA 2.1 reads block 37 of 48, not 35)."""
+        depth = len(self.blocks)
+        if not self.model.level_norms:
+            return [depth - 1]
+        return [11, 23, 37, 47] if depth == 48 else [(quarter * depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+    def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
+        tokens, rotate = self._embed(patches, ids), self._rotation(patches, ids)
+        features = {}
+        for depth, block in enumerate(self.blocks):
+            tokens = block(tokens, rotate)
+            if depth in depths:
+                features[depth] = self._norm(depth)(tokens)
+        return [features[depth] for depth in depths]
+
+    def _norm(self, depth: int) -> nn.Module:
+        if not self.model.level_norms:
+            return self.norm
+        places = self.level_depths
+        return self.norms_block[places.index(depth) if depth in places else -1]
+
+    def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
+        """Tokens with their additive positions [B, K, D]; a token that is not asked for is never embedded."""
+        pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
+        is_image = patches.taps == 1
+        embed = self.patch_embed_img if is_image and self.model.image_mode == "own" else self.patch_embed
+        tokens: Tensor = embed(pixels, patches.taps)
+        if self.model.modality_embedding:
+            tokens = tokens + (self.img_mod_embed if is_image else self.video_mod_embed)
+        if self.model.positions != "rope":
+            positions = self.positions(patches.grid, tokens.device)
+            tokens = tokens + (positions if ids is None else positions[ids])
+        return tokens
+
+    def _rotation(self, patches: Patches, ids: Tensor | None) -> Rotation | None:
+        if self.model.positions != "rope":
+            return None
+        head_width = self.width // self.model.encoder.heads
+        return rotation(self.model.rope, patches.grid, head_width, self.model.rope_grid, ids, patches.pixels.device)

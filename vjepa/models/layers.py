@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from vjepa import config
+from vjepa.models.positions import Rotation
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """[B, N, D], int64 [B, K] -> [B, K, D]; the index is expanded, never copied."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over [B, h, K, d].
+
+    The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward (RESULTS.md);
+    everywhere else the fused one is the faster and needs no K x K matrix.
+    """
+    if query.device.type == "cpu" and query.dtype is torch.bfloat16:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return scores.softmax(dim=-1) @ value  # type: ignore[no-any-return]
+    return functional.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
@@ -21,10 +38,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotate: Rotation | None) -> Tensor:
         """b k (3 h d) -> b k (h d)"""
-        query, key, value = rearrange(self.qkv(tokens), "b k (three h d) -> three b h k d", three=3, h=self.heads).unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        query, key, value = rearrange(self.qkv(tokens), "b k (three h d) -> three b k h d", three=3, h=self.heads).unbind(0)
+        if rotate is not None:
+            query, key = rotate(query), rotate(key)
+        mixed = attend(*(rearrange(part, "b k h d -> b h k d") for part in (query, key, value)))
         return self.proj(rearrange(mixed, "b h k d -> b k (h d)"))  # type: ignore[no-any-return]
 
 
@@ -36,23 +55,71 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
+    @property
+    def output(self) -> nn.Linear:
+        return self.fc2
+
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+
+
+class SwiGlu(nn.Module):
+    """Gated MLP of about as many weights: two thirds of the hidden width, rounded up to 8s (Shazeer 2020, eq. 6); [B, K, D] -> [B, K, D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        hidden = 8 * -(-(2 * hidden // 3) // 8)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(width, hidden)
+        self.fc3 = nn.Linear(hidden, width)
+
+    @property
+    def output(self) -> nn.Linear:
+        return self.fc3
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc3(functional.silu(self.fc1(tokens)) * self.fc2(tokens))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """Pre-norm transformer block (ViT, Dosovitskiy et al. 2021, eq. 2-3); [B, K, D] -> [B, K, D]."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, shape: config.Transformer, drop_path: float) -> None:
+        """`drop_path`: chance that a clip skips a half of this block in training."""
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        hidden = round(shape.width * shape.mlp_ratio)
+        self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.attn = Attention(shape.width, shape.heads)
+        self.norm2 = nn.LayerNorm(shape.width, eps=1e-6)
+        self.mlp = SwiGlu(shape.width, hidden) if shape.mlp == "swiglu" else Mlp(shape.width, hidden)
+        self.drop_path = drop_path
+        self.recompute = shape.recompute
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, rotate: Rotation | None = None) -> Tensor:
+        if self.recompute == "block" and torch.is_grad_enabled():
+            return checkpoint(self._forward, tokens, rotate, use_reentrant=False)
+        return self._forward(tokens, rotate)
+
+    def _forward(self, tokens: Tensor, rotate: Rotation | None) -> Tensor:
+        tokens = tokens + self._skip(self.attn(self.norm1(tokens), rotate))
+        return tokens + self._skip(self._mlp(self.norm2(tokens)))
+
+    def _mlp(self, tokens: Tensor) -> Tensor:
+        if self.recompute == "mlp" and torch.is_grad_enabled():
+            return checkpoint(self.mlp, tokens, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.mlp(tokens)  # type: ignore[no-any-return]
+
+    def _skip(self, update: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al. 2016): 0 for some clips, scaled up for the others, so that the mean stays."""
+        if not self.training or self.drop_path == 0:
+            return update
+        keep = 1 - self.drop_path
+        return update * update.new_empty(len(update), 1, 1).bernoulli_(keep).div_(keep)
+
+
+def make_blocks(shape: config.Transformer) -> nn.ModuleList:
+    """`shape.depth` blocks; the chance to skip one rises linearly from 0 to `shape.drop_path`."""
+    return nn.ModuleList(Block(shape, shape.drop_path * number / max(shape.depth - 1, 1)) for number in range(shape.depth))
 
 
 def initialise(module: nn.Module) -> None:
@@ -62,9 +129,13 @@ def initialise(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+            small_normal(layer.weight)
             nn.init.zeros_(layer.bias)
     blocks = [layer for layer in module.modules() if isinstance(layer, Block)]
     for number, block in enumerate(blocks, start=1):
-        for output in (block.attn.proj, block.mlp.fc2):
+        for output in (block.attn.proj, block.mlp.output):
             output.weight.data.div_((2.0 * number) ** 0.5)
+
+
+def small_normal(weight: Tensor) -> None:
+    nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)

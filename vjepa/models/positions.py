@@ -1,30 +1,115 @@
-"""Where a token is: fixed sin-cos embeddings of its place in the token grid."""
+"""Where a token is: fixed sin-cos embeddings that are added, or rotations of queries and keys (RoPE) in three dimensions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
 
 from vjepa.records import TokenGrid
 
 
-@lru_cache(maxsize=64)
-def sincos_3d(grid: TokenGrid, width: int) -> Tensor:
-    """(t h w) -> fp32 [N, width]: sines and cosines of the time slot, the row and the column, side by side.
+class SinCos(nn.Module):
+    """Fixed sin-cos positions of `kind` sincos, sincos_uniform or sincos_2d; forward: TokenGrid -> fp32 [N, width].
 
-    Each axis has an equal share of the features, rounded up to a whole sine-cosine pair; the last is cut to the width
-    (MAE's 2D table, He et al. 2021, appendix A.1, with a third axis as in V-JEPA section 3.3). Computed in fp64.
+    With `base`, every grid is interpolated from the table of that one: what a network that was trained on it expects of
+    another size of video (V-JEPA's and I-JEPA's code). A published file may bring its own `table`.
     """
-    axis_width = 2 * -(-width // 6)
-    places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64) for size in (grid.t, grid.h, grid.w))).reshape(-1, 3)
-    table = torch.cat([_sincos(places[:, axis], axis_width) for axis in range(3)], dim=1)
+
+    table: Tensor
+
+    def __init__(self, kind: str, width: int, base: tuple[int, int, int] | None) -> None:
+        super().__init__()
+        self.kind, self.width, self.base = kind, width, None if base is None else TokenGrid(*base)
+        self.register_buffer("table", None if self.base is None else _sincos(kind, self.base, width), persistent=False)
+
+    def forward(self, grid: TokenGrid, device: torch.device) -> Tensor:
+        table = _sincos(self.kind, grid, self.width) if self.base is None else resize_table(self.table, self.base, grid)
+        return table.to(device)
+
+
+def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
+    """[N0, D] over `base` -> [N, D] over `grid`, trilinear; unchanged where the grids are equal. A single slot takes the first."""
+    if grid == base:
+        return table
+    volume = rearrange(table, "(t h w) d -> 1 d t h w", t=base.t, h=base.h)
+    if grid.t == 1:
+        volume = volume[:, :, :1]
+    volume = functional.interpolate(volume, size=(grid.t, grid.h, grid.w), mode="trilinear")
+    return rearrange(volume, "1 d t h w -> (t h w) d")
+
+
+@lru_cache(maxsize=64)
+def _sincos(kind: str, grid: TokenGrid, width: int) -> Tensor:
+    """(t h w) -> fp32 [N, width], computed in fp64.
+
+    sincos: half of the features for the time slot, a quarter each for row and column. sincos_uniform: a third each, rounded up to a
+    whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column and row (MAE, He et al. 2021, A.1).
+    """
+    time, row, column = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64, device="cpu") for size in (grid.t, grid.h, grid.w))).reshape(-1, 3).T
+    third, quarter = 2 * -(-width // 6), 2 * -(-width // 8)
+    axes = {
+        "sincos": ((time, 2 * quarter), (row, quarter), (column, quarter)),
+        "sincos_uniform": ((time, third), (row, third), (column, third)),
+        "sincos_2d": ((column, 2 * quarter), (row, 2 * quarter)),
+    }
+    table = torch.cat([_waves(places, share) for places, share in axes[kind]], dim=1)
     return table[:, :width].float()
 
 
-def _sincos(places: Tensor, width: int) -> Tensor:
+def _waves(places: Tensor, width: int) -> Tensor:
     """[N] -> [N, width]: frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5)."""
-    frequencies = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-    angles = places[:, None] * frequencies
+    angles = places[:, None] * _frequencies(width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _frequencies(num: int) -> Tensor:
+    """[num], on the CPU even where networks are built on the meta device, for the tables are kept."""
+    return 10000.0 ** -(torch.arange(num, dtype=torch.float64, device="cpu") / num)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How much to turn each pair of features of each token; made once per forward pass, for all blocks.
+
+    cos, sin: fp32 [1 or B, K, 1, head_width]; the sign of each sine is that of its place in the pair. Features beyond the
+    three axes' share have cos 1 and sin 0, so they stay as they are.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, heads: Tensor) -> Tensor:
+        """[B, K, h, head_width] -> the same shape and dtype, each pair (a, b) turned to (a cos - b sin, b cos + a sin), in fp32."""
+        swapped = rearrange(heads, "b k h (pair two) -> b k h pair two", two=2).flip(-1).flatten(-2)
+        turned: Tensor = heads * self.cos + swapped * self.sin
+        return turned.to(heads.dtype)
+
+
+def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, ids: Tensor | None, device: torch.device) -> Rotation:
+    """The Rotation of tokens `ids` [B, K], or of all, in heads of `head_width` features (RoFormer, Su et al. 2021, section 3.2.2, along 3 axes).
+
+    kind: "rotation", or "vjepa2" for the published V-JEPA 2 weights, whose sine and cosine of a pair belong to two frequencies.
+    square: rows and columns are scaled to the range of a square of so many cells (V-JEPA 2.1), so that other sizes look alike.
+    """
+    cos, sin = (table.to(device) for table in _rotation_tables(kind, grid, head_width, square))
+    cos, sin = (table[None] if ids is None else table[ids] for table in (cos, sin))
+    return Rotation(rearrange(cos, "b k d -> b k 1 d"), rearrange(sin, "b k d -> b k 1 d"))
+
+
+@lru_cache(maxsize=64)
+def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, fp32 [N, head_width] each, from angles in fp64."""
+    pairs = head_width // 3 // 2  # of each axis
+    scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
+    axes = [torch.arange(size, dtype=torch.float64, device="cpu") * scale for size, scale in zip((grid.t, grid.h, grid.w), scales, strict=True)]
+    places = torch.cartesian_prod(*axes).reshape(-1, 3)
+    angles = places[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
+    spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
+    spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
+    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device="cpu").repeat(-(-head_width // 2))[:head_width]
+    return spread.cos().float(), (spread.sin() * sign).float()

@@ -1,4 +1,4 @@
-"""The narrow transformer that predicts features of hidden tokens from features of visible ones."""
+"""The narrow network that predicts features of hidden tokens from features of visible ones."""
 
 from __future__ import annotations
 
@@ -6,35 +6,93 @@ import torch
 from torch import Tensor, nn
 
 from vjepa import config
-from vjepa.models.layers import Block, initialise
-from vjepa.models.positions import sincos_3d
+from vjepa.models.layers import Mlp, initialise, make_blocks
+from vjepa.models.positions import SinCos, rotation
 from vjepa.records import TokenGrid
 
 
 class Predictor(nn.Module):
     """Context features and one mask token per target place in, predictions out (V-JEPA section 3.1)."""
 
-    def __init__(self, model: config.Model, num_masks: int) -> None:
-        """`num_masks`: mask sets, each of which has its own mask token."""
+    def __init__(self, model: config.Model, num_masks: int, dense: bool = False) -> None:
+        """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA 2.1)."""
         super().__init__()
-        shape = model.predictor
-        self.width = shape.width
-        self.predictor_embed = nn.Linear(model.encoder.width, shape.width)
-        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(num_masks))
-        self.predictor_blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth))
+        shape, levels = model.predictor, model.levels
+        self.model, self.width = model, shape.width
+        features = levels * model.encoder.width
+        embed = nn.Linear(features, shape.width)
+        if levels > 1:
+            embed = nn.Sequential(nn.Linear(features, model.encoder.width), nn.GELU(), nn.Linear(model.encoder.width, shape.width))  # type: ignore[assignment]
+        self.predictor_embed = embed
+        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
+        if model.modality_embedding:
+            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
+        if model.positions != "rope":
+            self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
+        self.predictor_blocks = make_blocks(shape)
         self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
-        self.predictor_proj = nn.Linear(shape.width, model.encoder.width)
+        out = levels * (shape.out_width or model.encoder.width)
+        self.predictor_proj = nn.Linear(shape.width, out)
+        if dense:
+            self.predictor_proj_context = nn.Linear(shape.width, out)
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, D].
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D].
 
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
-        positions = sincos_3d(grid, self.width).to(context.device)
-        seen = self.predictor_embed(context) + positions[context_ids]
-        hidden = self.mask_tokens[mask_index] + positions[target_ids]
+        return self.predictor_proj(self._run(context, context_ids, target_ids, grid, mask_index)[:, context_ids.shape[1] :])  # type: ignore[no-any-return]
+
+    def dense(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the predictions of the visible tokens too: [B, Kt, levels * D], [B, Kc, levels * D]."""
+        tokens = self._run(context, context_ids, target_ids, grid, mask_index)
+        num_visible = context_ids.shape[1]
+        return self.predictor_proj(tokens[:, num_visible:]), self.predictor_proj_context(tokens[:, :num_visible])
+
+    def _run(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int) -> Tensor:
+        """Normed tokens [B, Kc + Kt, width], visible ones first."""
+        ids = torch.cat([context_ids, target_ids], dim=1)
+        seen = self.predictor_embed(context)
+        hidden = self.mask_tokens[mask_index].expand(len(ids), target_ids.shape[1], -1)
         tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
+        rotate = None
+        if self.model.positions == "rope":
+            rotate = rotation(self.model.rope, grid, self.width // self.model.predictor.heads, self.model.rope_grid, ids, ids.device)
+        else:
+            tokens = tokens + self.positions(grid, ids.device)[ids]
+        if self.model.modality_embedding:
+            tokens = tokens + (self.img_mod_embed if grid.t == 1 else self.video_mod_embed)
         for block in self.predictor_blocks:
-            tokens = block(tokens)
-        return self.predictor_proj(self.predictor_norm(tokens[:, context_ids.shape[1] :]))  # type: ignore[no-any-return]
+            tokens = block(tokens, rotate)
+        return self.predictor_norm(tokens)  # type: ignore[no-any-return]
+
+
+class MlpPredictor(nn.Module):
+    """No attention: each target is predicted from the mean of the context, its mask token and its place, by residual MLPs."""
+
+    def __init__(self, model: config.Model, num_masks: int) -> None:
+        """`num_masks`: mask sets, each of which has its own mask token."""
+        super().__init__()
+        shape, features = model.predictor, model.levels * model.encoder.width
+        self.predictor_embed = nn.Linear(features, shape.width)
+        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
+        self.positions = SinCos("sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid)
+        layers = (nn.Sequential(nn.LayerNorm(shape.width, eps=1e-6), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
+        self.layers = nn.ModuleList(layers)
+        self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.predictor_proj = nn.Linear(shape.width, features)
+        initialise(self)
+
+    def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D]."""
+        tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
+        tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
+        for layer in self.layers:
+            tokens = tokens + layer(tokens)
+        return self.predictor_proj(self.predictor_norm(tokens))  # type: ignore[no-any-return]
+
+
+def make_predictor(model: config.Model, num_masks: int, dense: bool) -> Predictor | MlpPredictor:
+    """The predictor that the settings name."""
+    return MlpPredictor(model, num_masks) if model.predictor.kind == "mlp" else Predictor(model, num_masks, dense)

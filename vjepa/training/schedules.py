@@ -25,3 +25,8 @@ def learning_rate(step: int, total: int, warmup: int, peak: float, end: float) -
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return cosine(step, warmup, total, peak, end)
+
+
+def ramp(step: int, first: int, last: int) -> float:
+    """0 before step `first`, 1 from step `last` on, a straight line between."""
+    return 1.0 if step >= last else max(step - first, 0) / (last - first)
