@@ -16,8 +16,8 @@ STREAMS: Final = {
     "replacement": 5,
     "demo": 6,
     "shuffled_frames": 7,
-    "turns": 8,
-    "source_seeds": 9,
+    "turns": 9,
+    "source_seeds": 10,
 }
 
 
