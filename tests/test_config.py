@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -35,8 +36,19 @@ def test_overrides_reach_every_depth(load) -> None:
     assert settings.data.val == config.Source(index="b.parquet")
 
 
+def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(load) -> None:
+    mix = "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1, global_batch: 64}, {index: b.parquet, ratio: .2, clip_fps: 2}]"
+    settings = load(mix, "data.mix.1.where.split=train", "data.clip_fps=4", "data.crop_px=32")
+    train, images, slow = settings.data.sources.values()
+    assert list(settings.data.sources) == ["data.train", "data.mix.0", "data.mix.1"] and train == settings.data
+    assert (images.train.index, images.num_frames, images.global_batch, images.clip_fps, images.crop_px) == ("i.parquet", 1, 64, 4, 32)
+    assert (slow.train.where, slow.num_frames, slow.global_batch, slow.clip_fps) == ({"split": "train"}, 16, 32, 2)
+    assert settings.data.mix_ratios == (Fraction(1, 10), Fraction(1, 5))
+    assert [(grid.t, grid.h, grid.w) for grid in settings.grids.values()] == [(8, 2, 2), (1, 2, 2), (8, 2, 2)]
+
+
 def test_dump_reads_back_the_same(load, tmp_path) -> None:
-    settings = load("data.clip_fps=2.5")
+    settings = load("data.clip_fps=2.5", "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1}]")
     (tmp_path / "again.yaml").write_text(config.dump(settings))
     assert config.load(str(tmp_path / "again.yaml")) == settings
 
@@ -67,6 +79,13 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("data.crop_px=33", "data.crop_px: 33 px is not a whole number of patches of model.patch_px=16"),
         ("data.num_frames=7", "data.num_frames: 7 is not a whole number of tubelets"),
         ("data.crop_scale=[.9, .3]", "data.crop_scale: needs 0 < low <= high"),
+        ("data.mix=[{index: i, ratio: 0}]", "data.mix.0.ratio: Input should be greater than 0, got 0"),
+        ("data.mix=[{index: i, ratio: .inf}]", "data.mix.0.ratio: Input should be less than 1"),
+        ("data.mix=[{index: i}]", "data.mix.0.ratio: required, and not given"),
+        ("data.mix=[i.parquet]", "data.mix.0.ratio: required, and not given"),
+        ("data.mix=[{index: i, ratoi: .1}]", "data.mix.0.ratoi: unknown key; did you mean 'ratio'?"),
+        ("data.mix=[{index: i, ratio: .7}, {index: j, ratio: .2}, {index: k, ratio: .1}]", "data.mix: the ratios sum to 1, which leaves data.train no step"),
+        ("data.mix=[{index: i, ratio: .1}, {index: j, ratio: .1, num_frames: 5}]", "data.mix.1.num_frames: 5 is not a whole number of tubelets"),
         ("masks=[]", "masks: List should have at least 1 item"),
         ("masks.3.ratio=.5", "'3' is not a place in a list"),
         ("optim.lr.x=1", "lr is a value, it has no settings inside"),

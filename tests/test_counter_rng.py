@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vjepa.counter_rng import STREAMS, generator
+from vjepa.counter_rng import STREAMS, generator, source_seed
 
 pytestmark = pytest.mark.fast
 
@@ -24,3 +24,8 @@ def test_neighbouring_counters_are_unrelated() -> None:
     assert abs(table.mean() - 0.5) < 0.01
     neighbours = np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]
     assert abs(neighbours) < 0.02
+
+
+def test_every_source_of_a_mix_has_a_seed_of_its_own() -> None:
+    assert source_seed(5, 0) == 5 and source_seed(5, 1) == source_seed(5, 1)
+    assert len({source_seed(seed, source) for seed in range(20) for source in range(20)}) == 400

@@ -9,9 +9,10 @@ from conftest import level
 from PIL import Image
 
 from data_prep.scan import scan
+from vjepa import config
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.loader import TrainClips, eval_loader, train_loader
+from vjepa.data.loader import TrainClips, TrainSource, eval_loader, open_sources, train_loader
 from vjepa.errors import UserError
 
 
@@ -30,8 +31,17 @@ def data(**changes):
     return Data(**{"train": {"index": "x.parquet"}, "num_frames": 8, "crop_px": 16, "global_batch": 4, "workers": 0, "flip": True} | changes)
 
 
+def sources(index, rows=None, **changes):
+    """One source, data.train, with all or some rows of the index."""
+    return [TrainSource("data.train", data(**changes), index, index.select({}) if rows is None else rows)]
+
+
+def train_clips(index, rows=None, seed=0, **changes):
+    return TrainClips(sources(index, rows, **changes), data(**changes), seed)
+
+
 def same(one, other):
-    return torch.equal(one.video, other.video) and torch.equal(one.clip_ids, other.clip_ids) and one.failures == other.failures
+    return one.source == other.source and torch.equal(one.video, other.video) and torch.equal(one.clip_ids, other.clip_ids) and one.failures == other.failures
 
 
 def break_files(index, *numbers):
@@ -40,19 +50,18 @@ def break_files(index, *numbers):
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(index):
-    rows = index.select({})
-    runs = [list(train_loader(index, rows, data(workers=workers), 7, range(6), pin_memory=False)) for workers in (0, 1, 2)]
+    runs = [list(train_loader(sources(index), data(workers=workers), 7, range(6), pin_memory=False)) for workers in (0, 1, 2)]
     for run in runs:
         assert len(run) == 6 and all(same(*pair) for pair in zip(runs[0], run, strict=True))
-    resumed = list(train_loader(index, rows, data(), 7, range(4, 6), pin_memory=False))
+    resumed = list(train_loader(sources(index), data(), 7, range(4, 6), pin_memory=False))
     assert all(same(*pair) for pair in zip(runs[0][4:], resumed, strict=True))
-    other = next(iter(train_loader(index, rows, data(), 8, range(1), pin_memory=False)))
+    other = next(iter(train_loader(sources(index), data(), 8, range(1), pin_memory=False)))
     assert not same(runs[0][0], other)
 
 
 @pytest.mark.fast
 def test_a_batch_is_uint8_and_every_row_comes_once_per_epoch(index):
-    batches = list(train_loader(index, index.select({}), data(), 0, range(10), pin_memory=False))
+    batches = list(train_loader(sources(index), data(), 0, range(10), pin_memory=False))
     assert all(batch.video.dtype == torch.uint8 and batch.video.shape == (4, 3, 8, 16, 16) and batch.video.is_contiguous() for batch in batches)
     ids = torch.cat([batch.clip_ids for batch in batches])
     assert ids.dtype == torch.int64 and (ids.bincount() == 8).all()
@@ -61,7 +70,7 @@ def test_a_batch_is_uint8_and_every_row_comes_once_per_epoch(index):
 
 @pytest.mark.fast
 def test_training_draws_other_frames_crops_and_flips_each_time(index):
-    dataset = TrainClips(index, np.array([1]), data(global_batch=16, num_frames=2, clip_fps=8.0), 0)
+    dataset = train_clips(index, np.array([1]), global_batch=16, num_frames=2, clip_fps=8.0)
     assert len(torch.unique(dataset[0].video.flatten(1), dim=0)) == 16
     left, right = dataset[0].video[..., :8].float().mean(), dataset[0].video[..., 8:].float().mean()
     assert abs(left - right) < 30  # the white quarter is left in half of the clips
@@ -70,7 +79,7 @@ def test_training_draws_other_frames_crops_and_flips_each_time(index):
 @pytest.mark.fast
 def test_a_bad_row_is_replaced_deterministically_and_named(index):
     break_files(index, 2)
-    dataset = TrainClips(index, index.select({}), data(global_batch=10), 0)
+    dataset = train_clips(index, global_batch=10)
     batch = dataset[3]
     assert same(batch, dataset[3]) and 2 not in batch.clip_ids and batch.video.shape[0] == 10
     assert {clip_id for clip_id, _ in batch.failures} == {2} and len(batch.failures) >= 2
@@ -81,14 +90,14 @@ def test_a_bad_row_is_replaced_deterministically_and_named(index):
 def test_the_search_for_a_replacement_is_bounded_and_names_the_files(index):
     break_files(index, *range(5))
     with pytest.raises(UserError, match=r"8 clips in turn .*clips/\d\.mp4"):
-        TrainClips(index, index.select({}), data(), 0)[0]
+        train_clips(index)[0]
 
 
 def test_the_error_of_a_worker_is_the_one_line(index):
     break_files(index, *range(5))
     message = ""
     try:
-        list(train_loader(index, index.select({}), data(workers=1), 0, range(2), pin_memory=False))
+        list(train_loader(sources(index), data(workers=1), 0, range(2), pin_memory=False))
     except UserError as error:
         message = str(error)
     assert message.startswith("8 clips in turn") and "\n" not in message
@@ -136,4 +145,56 @@ def test_images_and_videos_mix_at_any_number_of_frames(make_video, tmp_path, num
 
 @pytest.mark.fast
 def test_a_dataset_is_cheap_to_send_to_a_worker(index):
-    assert len(pickle.dumps(TrainClips(index, index.select({}), data(), 0))) < 3000
+    assert len(pickle.dumps(train_clips(index))) < 4000
+
+
+@pytest.fixture
+def mixed(index, tmp_path):
+    """Settings of a mix of clips with stills of the same videos and images of their own index."""
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    write_index(tmp_path / "images.parquet", [{"uri": f"{i}.png", "label_id": -1} | scan(tmp_path / f"{i}.png") for i in range(3)])
+    stills = {"index": str(index.path), "ratio": 0.25, "num_frames": 1}
+    images = {"index": str(tmp_path / "images.parquet"), "ratio": 0.5, "num_frames": 1, "global_batch": 6}
+    return data(train={"index": str(index.path)}, mix=[stills, images])
+
+
+def test_every_batch_of_a_mix_is_of_one_source_whatever_the_workers(mixed):
+    runs = [list(train_loader(open_sources(mixed), mixed.model_copy(update={"workers": workers}), 1, range(12), pin_memory=False)) for workers in (0, 2)]
+    assert len(runs[0]) == 12 and all(same(*pair) for pair in zip(*runs, strict=True))
+    shapes = [(4, 3, 8, 16, 16), (4, 3, 1, 16, 16), (6, 3, 1, 16, 16)]
+    assert all(batch.video.shape == shapes[batch.source] for batch in runs[0])
+    assert [sum(batch.source == source for batch in runs[0]) for source in range(3)] == [3, 3, 6]
+
+
+@pytest.mark.fast
+def test_each_source_of_a_mix_takes_every_row_once_per_epoch_of_its_own(mixed):
+    dataset = TrainClips(open_sources(mixed), mixed, 1)
+    batches = [dataset[step] for step in range(40)]
+    for source, num_rows in enumerate([5, 5, 3]):
+        ids = torch.cat([batch.clip_ids for batch in batches if batch.source == source])
+        assert len(ids) >= 4 * num_rows
+        for epoch in ids[: len(ids) // num_rows * num_rows].view(-1, num_rows):
+            assert sorted(epoch.tolist()) == list(range(num_rows))
+
+
+@pytest.mark.fast
+def test_a_mix_leaves_the_samples_of_train_alone_and_shares_no_randomness(mixed):
+    plain = mixed.model_copy(update={"mix": []})
+    twin = plain.model_copy(update={"mix": [config.MixedSource(index=plain.train.index, ratio=0.5)]})
+    alone, dataset = TrainClips(open_sources(plain), plain, 1), TrainClips(open_sources(twin), twin, 1)
+    batches = [dataset[step] for step in range(8)]
+    train, further = ([batch for batch in batches if batch.source == source] for source in (0, 1))
+    assert len(train) == len(further) == 4
+    assert all(same(batch, alone[number]) for number, batch in enumerate(train))
+    assert not any(torch.equal(one.video, other.video) for one, other in zip(train, further, strict=True))
+
+
+@pytest.mark.fast
+def test_sources_with_one_index_open_it_once_and_a_missing_one_is_named(mixed, tmp_path):
+    train, stills, images = open_sources(mixed)
+    assert train.index is stills.index is not images.index
+    assert [source.name for source in (train, stills, images)] == ["data.train", "data.mix.0", "data.mix.1"]
+    missing = config.MixedSource(index=str(tmp_path / "missing.parquet"), ratio=0.5)
+    with pytest.raises(UserError, match=r"missing\.parquet: no such clip index"):
+        open_sources(mixed.model_copy(update={"mix": [missing]}))

@@ -86,6 +86,7 @@ def test_every_setting_is_read_somewhere() -> None:
         read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     fields = {line.split(" = ")[0].strip() for line in config.describe()}
     fields |= {f"masks.{name}" for name in config.TubeMask.model_fields}
+    fields |= {f"data.mix.{name}" for name in config.MixedSource.model_fields}
     names = {path: path.rsplit(".", 1)[-1] for path in fields}
     unread = {path for path, name in names.items() if name not in read}
     assert unread <= KNOWN_BY_TYPE, unread - KNOWN_BY_TYPE

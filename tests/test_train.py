@@ -36,6 +36,17 @@ def clips(make_video, tmp_path) -> Path:
     return tmp_path / "clips.parquet"
 
 
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """An index of 4 images."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    build_index(tmp_path / "images", tmp_path / "images.parquet", workers=1, progress=False)
+    return tmp_path / "images.parquet"
+
+
 def settings(index: Path, name: str, **tree: dict) -> config.Config:
     base = {
         "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32", "save_every_steps": 4, "log_every_steps": 1},
@@ -57,23 +68,33 @@ def weights(folder: str | None) -> dict[str, dict]:
     return {path.name: load_file(path) for path in latest.glob("*.safetensors")}
 
 
+def metrics(folder: str | None) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder or "") / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder: str | None) -> list[float]:
-    return [json.loads(line)["loss"] for line in (Path(folder or "") / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in metrics(folder)]
+
+
+def same_weights(one: config.Config, other: config.Config) -> bool:
+    first, second = weights(one.run.dir), weights(other.run.dir)
+    assert first.keys() == second.keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors", "optimizer.safetensors"}
+    return all((second[file][name] == tensor).all() for file, tensors in first.items() for name, tensor in tensors.items())
+
+
+def with_workers(run: config.Config, workers: int) -> config.Config:
+    return run.model_copy(update={"data": run.data.model_copy(update={"workers": workers})})
 
 
 def test_six_steps_are_three_and_three_more_bit_for_bit(clips) -> None:
     whole, parts = settings(clips, "whole"), settings(clips, "parts")
     summary = train(whole, progress=False)
     assert train(parts, stop_at_step=3, progress=False) is None
-    resumed = train(parts.model_copy(update={"data": parts.data.model_copy(update={"workers": 2})}), progress=False)
+    resumed = train(with_workers(parts, 2), progress=False)
     assert summary is not None and resumed is not None
     assert losses(whole.run.dir) == losses(parts.run.dir) and len(losses(whole.run.dir)) == 6
     assert summary["final_loss"] == resumed["final_loss"] == losses(whole.run.dir)[-1]
-    first, second = weights(whole.run.dir), weights(parts.run.dir)
-    assert first.keys() == second.keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors", "optimizer.safetensors"}
-    for file, tensors in first.items():
-        for name, tensor in tensors.items():
-            assert (second[file][name] == tensor).all(), (file, name)
+    assert same_weights(whole, parts)
 
 
 def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
@@ -106,15 +127,64 @@ def test_an_unreadable_file_is_counted_named_and_replaced(clips) -> None:
     assert list(summary["replaced"]) == [str(clips.parent / "clips" / "03.mp4")]
 
 
-def test_images_train_with_the_same_command(tmp_path) -> None:
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
-    build_index(tmp_path / "images", tmp_path / "images.parquet", workers=1, progress=False)
-    run = settings(tmp_path / "images.parquet", "run", data={"train": {"index": str(tmp_path / "images.parquet")}, "num_frames": 1}, optim={"total_steps": 2})
+def test_images_train_with_the_same_command(images) -> None:
+    run = settings(images, "run", data={"train": {"index": str(images)}, "num_frames": 1}, optim={"total_steps": 2})
     summary = train(run, progress=False)
     assert summary is not None and np.isfinite(summary["final_loss"])
+
+
+@pytest.fixture
+def mix(images) -> dict:
+    """The section `data` of a run that takes every other step on images, in batches of 6."""
+    return {"mix": [{"index": str(images), "ratio": 0.5, "num_frames": 1, "global_batch": 6}]}
+
+
+def test_images_and_clips_train_in_one_run_and_resume_bit_for_bit(clips, mix) -> None:
+    whole, parts = settings(clips, "whole", data=mix), settings(clips, "parts", data=mix)
+    summary = train(whole, progress=False)
+    assert train(with_workers(parts, 2), stop_at_step=3, progress=False) is None
+    resumed = train(parts, progress=False)
+    assert summary is not None and resumed is not None and same_weights(whole, parts)
+    rows = metrics(whole.run.dir)
+    assert losses(whole.run.dir) == losses(parts.run.dir) and len(rows) == 6 and np.isfinite(losses(whole.run.dir)).all()
+    by_source = [[row["loss"] for row in rows if row.get("source", 0) == source] for source in (0, 1)]
+    assert summary["sources"] == resumed["sources"] == [
+        {"name": "data.train", "clips": 6, "steps": 3, "final_loss": by_source[0][-1]},
+        {"name": "data.mix.0", "clips": 4, "steps": 3, "final_loss": by_source[1][-1]},
+    ]  # fmt: skip
+    assert summary["final_loss"] == by_source[0][-1]
+
+
+def test_an_unreadable_file_of_a_mix_is_named_in_the_summary(clips, mix) -> None:
+    broken = [clips.parent / "clips" / "03.mp4", clips.parent / "images" / "3.png"]  # row 3 of both indices
+    for path in broken:
+        path.write_bytes(b"")
+    summary = train(settings(clips, "run", data=mix), progress=False)
+    assert summary is not None and set(summary["replaced"]) == {str(path) for path in broken}
+    assert all(summary["replaced"].values()) and summary["num_replaced"] >= 2 + 4  # 12 samples of 6 clips, 18 of 4 images
+
+
+def test_epochs_of_a_mix_are_passes_over_data_train(clips, mix) -> None:
+    run = settings(clips, "run", data=mix, optim={"total_steps": None, "epochs": 2})
+    summary = train(run, progress=False)
+    assert summary is not None and summary["sources"][0]["steps"] == 3  # 2 x 6 clips, 4 a step
+    assert 5 <= summary["steps"] <= 7
+
+
+def test_a_bad_source_of_a_mix_is_one_line_and_nothing_is_touched(clips) -> None:
+    wrong = {"no such clip index": {"index": "missing.parquet"}, "matches split=nowhere": {"index": str(clips), "where": {"split": "nowhere"}}}
+    for message, source in wrong.items():
+        with pytest.raises(UserError, match=message) as error:
+            train(settings(clips, "run", data={"mix": [{"ratio": 0.5, **source}]}), progress=False)
+        assert "\n" not in str(error.value) and not (clips.parent / "run").exists()
+
+
+def test_a_mix_does_not_learn_from_what_is_measured(clips, mix) -> None:
+    data = {"val": {"index": str(clips), "where": {"split": "val"}}, "selection": {"index": str(clips), "where": {"split": "selection"}}}
+    stills = {"index": str(clips), "ratio": 0.1, "num_frames": 1}
+    with pytest.raises(UserError, match=r"data\.mix\.1: 4 of its 12 clips are in data\.val too"):
+        train(settings(clips, "run", data={**data, "mix": [*mix["mix"], stills]}), progress=False)
+    assert not (clips.parent / "run").exists()
 
 
 def test_epochs_are_passes_over_the_clips(clips) -> None:

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -53,11 +54,21 @@ class Source(Section):
         return {"index": value} if isinstance(value, str) else value
 
 
+class MixedSource(Source):
+    """A further source of training clips beside data.train: every batch comes from one source, so it has one token grid."""
+
+    ratio: float = Field(gt=0, lt=1, description="share of the steps; data.train has what the mix leaves")
+    num_frames: int | None = Field(None, ge=1, description="frames of a clip; 1: images; null: data.num_frames")
+    clip_fps: float | None = Field(None, gt=0, description="frames per second of a clip; null: data.clip_fps")
+    global_batch: int | None = Field(None, ge=1, description="clips per step; null: data.global_batch")
+
+
 class Data(Section):
     """From the clip index to uint8 batches."""
 
     prepare: Literal["none", "demo"] = Field("none", description="demo: write the demo data set beside data.train.index first")
     train: Source = Field(description="rows to learn from")
+    mix: list[MixedSource] = Field([], max_length=256, description="further sources to learn from, each with a `ratio` of the steps (images beside clips)")
     selection: Source | None = Field(None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows")
     val: Source | None = Field(None, description="rows that the closing report is measured on; null: no report")
     num_frames: int = Field(16, ge=1, description="frames of a clip; 1: images (I-JEPA)")
@@ -77,7 +88,23 @@ class Data(Section):
                 raise ValueError(f"{key}: needs 0 < low <= high, got [{low:g}, {high:g}]")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale: a crop is at most the whole frame (1.0), got {self.crop_scale[1]:g}")
+        if sum(self.mix_ratios) >= 1:
+            raise ValueError(f"mix: the ratios sum to {float(sum(self.mix_ratios)):g}, which leaves data.train no step; keep the sum below 1")
         return self
+
+    @property
+    def mix_ratios(self) -> tuple[Fraction, ...]:
+        """The ratio of each source of `mix`, exactly as it is written: 0.1 is a tenth."""
+        return tuple(Fraction(str(source.ratio)) for source in self.mix)
+
+    @property
+    def sources(self) -> dict[str, Data]:
+        """Name -> the settings that hold for the clips of `train`, for data.train and each source of the mix, in order."""
+        sources = {"data.train": self}
+        for number, source in enumerate(self.mix):
+            given = {key: getattr(source, key) for key in ("num_frames", "clip_fps", "global_batch") if getattr(source, key) is not None}
+            sources[f"data.mix.{number}"] = self.model_copy(update={"train": source, "mix": [], **given})
+        return sources
 
 
 class TubeMask(Section):
@@ -251,14 +278,21 @@ class Config(Section):
             raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
-        if self.data.num_frames > 1 and self.data.num_frames % self.model.tubelet_frames:
-            raise ValueError(f"data.num_frames: {self.data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
+        for name, data in self.data.sources.items():
+            if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
+                path = f"{name.removesuffix('.train')}.num_frames"
+                raise ValueError(f"{path}: {data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
         return self
 
     @property
     def grid(self) -> TokenGrid:
-        """The token grid of a clip of this run."""
-        return self.model.grid(self.data.num_frames, self.data.crop_px, self.data.crop_px)
+        """The token grid of a clip of data.train, and of evaluation."""
+        return self.grids["data.train"]
+
+    @property
+    def grids(self) -> dict[str, TokenGrid]:
+        """Name -> the token grid of a clip, for every source of `data.sources`."""
+        return {name: self.model.grid(data.num_frames, data.crop_px, data.crop_px) for name, data in self.data.sources.items()}
 
 
 class _Loader(yaml.SafeLoader):

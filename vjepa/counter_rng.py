@@ -7,7 +7,19 @@ from typing import Final
 import numpy as np
 
 # One number per use, so that no two uses ever share a stream. Numbers are never reused or reordered.
-STREAMS: Final = {"order": 0, "frames": 1, "crop": 2, "masks": 3, "weights": 4, "replacement": 5, "demo": 6, "shuffled_frames": 7, "drop_path": 8}
+STREAMS: Final = {
+    "order": 0,
+    "frames": 1,
+    "crop": 2,
+    "masks": 3,
+    "weights": 4,
+    "replacement": 5,
+    "demo": 6,
+    "shuffled_frames": 7,
+    "drop_path": 8,
+    "turns": 9,
+    "source_seeds": 10,
+}
 
 
 def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
@@ -19,3 +31,8 @@ def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, STREAMS[stream]], dtype=np.uint64)
     start = np.array([0, 0, counter & 0xFFFFFFFFFFFFFFFF, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=start))
+
+
+def source_seed(seed: int, source: int) -> int:
+    """The seed for the samples of one source of a mix, which count from 0 in each; source 0, data.train, keeps `seed`."""
+    return int(generator(seed, "source_seeds", source).integers(1 << 64, dtype="uint64")) if source else seed

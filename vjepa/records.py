@@ -5,7 +5,7 @@ Importing this module loads no tensor library: the annotations are for readers a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,19 +49,21 @@ class ClipBatch:
     """What a worker delivers. It carries no label: none may touch pre-training; probes look labels up by clip id.
 
     video: uint8 [B, 3, T, S, S]; one token grid per batch.
-    clip_ids: int64 [B], rows of the clip index.
+    clip_ids: int64 [B], rows of the clip index of the source.
     failures: rows that could not be read, as (clip_id, reason).
     num_replaced: clips of this batch that stand in for another.
+    source: where all of its clips come from: 0 is data.train, k is data.mix[k - 1].
     """
 
     video: torch.Tensor
     clip_ids: torch.Tensor
     failures: tuple[tuple[int, str], ...] = ()
     num_replaced: int = 0
+    source: int = 0
 
     def pin_memory(self) -> ClipBatch:
         """Called by the DataLoader of PyTorch before a copy to a GPU."""
-        return ClipBatch(self.video.pin_memory(), self.clip_ids.pin_memory(), self.failures, self.num_replaced)
+        return replace(self, video=self.video.pin_memory(), clip_ids=self.clip_ids.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,15 @@ def _verdict(effective_rank: float, feature_std: float, num_features: int) -> st
 
 
 def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Loss terms over steps, from the rows of metrics.jsonl: {"step": int, "loss": float, ...}."""
+    """Loss terms over steps, from the rows of metrics.jsonl: {"step": int, "loss": float, ...}; of sources of a mix the loss alone."""
     figure = _figure(6.4, 3.6)
     axes = figure.subplots()
-    for term in TERMS:
-        points = [(row["step"], row[term]) for row in rows if row.get(term) is not None]
+    sources = sorted({row.get("source", 0) for row in rows})
+    for source, term in [*((0, term) for term in TERMS), *((source, "loss") for source in sources if source)]:
+        points = [(row["step"], row[term]) for row in rows if row.get(term) is not None and row.get("source", 0) == source]
         if points:
-            axes.plot(*zip(*points, strict=True), label=term, linewidth=2 if term == "loss" else 1)
+            name = f"{term} of data.mix.{source - 1}" if source else term
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=2 if term == "loss" else 1)
     axes.set(title="Loss over training", xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
     if axes.lines:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -18,11 +19,11 @@ from vjepa import command, config
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from vjepa.data.clip_index import ClipIndex
+    from vjepa.data.loader import TrainSource
     from vjepa.jepa import Jepa
+    from vjepa.probing.evidence import Split
     from vjepa.training.checkpoint import TrainingState
 
 STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
@@ -30,12 +31,11 @@ STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
 
 @dataclass(frozen=True)
 class Job:
-    """What one call of `train` has to do: settings, their run folder, the clips [n rows of `index`], and where to compute."""
+    """What one call of `train` has to do: settings, their run folder, the clips of each source, and where to compute."""
 
     settings: config.Config
     folder: Path
-    index: ClipIndex
-    rows: np.ndarray
+    sources: list[TrainSource]
     device: torch.device
     dtype: torch.dtype
     total_steps: int
@@ -58,7 +58,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
     if progress:
         dtype = str(job.dtype).removeprefix("torch.")
-        print(f"{job.folder}: step {state.step} of {job.total_steps}, {len(job.rows)} clips, {job.device}, {dtype}", flush=True)
+        print(f"{job.folder}: step {state.step} of {job.total_steps}, {clips_to_learn_from(job)}, {job.device}, {dtype}", flush=True)
     if state.step < stop:
         learn(job, model, optimizer, state, stop)
     if state.step < job.total_steps:
@@ -69,7 +69,8 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
-    from vjepa.data.clip_index import ClipIndex
+    from vjepa.data.loader import open_sources
+    from vjepa.data.order import total_steps
     from vjepa.masking.tube import num_hidden_cells
     from vjepa.probing.evidence import read_splits
     from vjepa.training import device, run_log
@@ -79,14 +80,39 @@ def prepare(settings: config.Config, progress: bool) -> Job:
         from data_prep import demo
 
         demo.prepare(Path(settings.data.train.index), progress)
-    index = ClipIndex.open(settings.data.train.index)
-    rows = index.select(settings.data.train.where)
+    sources = open_sources(settings.data)
     if settings.data.val is not None:
-        read_splits(settings.data, settings.eval.labels, settings.eval.group)
-    for mask in settings.masks:
-        num_hidden_cells(mask, settings.grid)
-    total = settings.optim.total_steps or math.ceil((settings.optim.epochs or 0) * len(rows) / settings.data.global_batch)
-    return Job(settings, run_log.open_run(settings), index, rows, where, dtype, total, progress)
+        val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
+        for source in sources[1:]:
+            refuse_shared(source, val)
+    for mask, grid in product(settings.masks, settings.grids.values()):
+        num_hidden_cells(mask, grid)
+    epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
+    total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)
+    return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
+
+
+def refuse_shared(source: TrainSource, val: Split) -> None:
+    """Raises UserError where the encoder would learn from clips that it is measured on."""
+    import numpy as np
+
+    shared = len(np.intersect1d(source.rows, val.rows)) if source.index.path == val.index.path else 0
+    if shared:
+        raise UserError(f"{source.name}: {shared} of its {len(source.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
+
+
+def clips_to_learn_from(job: Job) -> str:
+    """`2394 clips`, or for a mix the clips and the steps of each source."""
+    if len(job.sources) == 1:
+        return f"{len(job.sources[0].rows)} clips"
+    return ", ".join(f"{steps} steps on {len(source.rows)} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
+
+
+def steps_by_source(job: Job) -> list[int]:
+    """How many steps of the whole run each source has."""
+    from vjepa.data.order import num_steps
+
+    return num_steps(job.settings.run.seed, job.total_steps, job.settings.data.mix_ratios)
 
 
 def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, stop: int) -> None:
@@ -100,15 +126,16 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
     from vjepa.training import checkpoint, optim, run_log, schedules
 
     run, data, objective, settings = job.settings.run, job.settings.data, job.settings.objective, job.settings.optim
-    loader = train_loader(job.index, job.rows, data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
+    loader = train_loader(job.sources, data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
+    largest_batch = max(source.data.global_batch for source in job.sources)
     model.train()
     with interruptible() as interrupted:
         for step, batch in zip(range(state.step, stop), loader, strict=True):
             lr = optim.set_schedules(optimizer, settings, step, job.total_steps)
             video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
-            sample = step * data.global_batch
-            masks = [tube_mask(mask, job.settings.grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
+            grid, sample = model.encoder.grid(*video.shape[2:]), step * largest_batch
+            masks = [tube_mask(mask, grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
             torch.manual_seed(int(generator(run.seed, "drop_path", step).integers(1 << 63)))
             context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
             with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
@@ -125,10 +152,11 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
             state.note(batch)
             ending = state.step == stop or bool(interrupted)
             saving = ending or state.step % run.save_every_steps == 0
-            bar.advance()
+            bar.advance(len(video))
             if saving or state.step % run.log_every_steps == 0:
                 values = read_terms(terms, state.step)
-                log.write(state.step, {**values, "lr": lr, "ema_decay": decay, "clips_per_s": bar.clips_per_s, "num_replaced": state.num_replaced})
+                facts = {"lr": lr, "ema_decay": decay, "clips_per_s": bar.clips_per_s, "num_replaced": state.num_replaced}
+                log.write(state.step, {**values, **facts}, batch.source)
                 bar.show(values["loss"])
             if saving:
                 checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints)
@@ -160,8 +188,17 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
         model.requires_grad_(False)
         encoder = getattr(model, settings.eval.encoder)
         rows = run_log.read_metrics(job.folder)
-        summary = {"steps": state.step, "final_loss": rows[-1]["loss"], "clips_per_s": rows[-1]["clips_per_s"], "num_replaced": state.num_replaced}
-        summary["replaced"] = {str(job.index.row(int(clip)).path): reason for clip, reason in state.unreadable.items()}
+        losses = {int(row.get("source", 0)): row["loss"] for row in rows}  # the last of each source
+        summary = {
+            "steps": state.step,
+            "final_loss": losses.get(0, rows[-1]["loss"]),
+            "clips_per_s": rows[-1]["clips_per_s"],
+            "num_replaced": state.num_replaced,
+        }
+        summary["replaced"] = {str(job.sources[source].index.row(clip_id).path): reason for source, clip_id, reason in state.replaced()}
+        if settings.data.mix:
+            parts = enumerate(zip(job.sources, steps_by_source(job), strict=True))
+            summary["sources"] = [{"name": part.name, "clips": len(part.rows), "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
         if settings.data.val is not None:
             summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
         draw(job, encoder, rows)
@@ -197,16 +234,17 @@ class Progress:
     """Progress bar with clips/s, loss and time left; where nobody watches, a line now and then."""
 
     def __init__(self, job: Job, done: int) -> None:
-        self.batch, self.steps, self.started = job.settings.data.global_batch, 0, perf_counter()
+        self.clips, self.started = 0, perf_counter()
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
         self.bar = command.progress_bar(shown=job.progress, total=job.total_steps, initial=done, desc="train", bar_format=layout)
 
     @property
     def clips_per_s(self) -> float:
-        return round(self.steps * self.batch / max(perf_counter() - self.started, 1e-9), 2)
+        return round(self.clips / max(perf_counter() - self.started, 1e-9), 2)
 
-    def advance(self) -> None:
-        self.steps += 1
+    def advance(self, num_clips: int) -> None:
+        """One step is done, of `num_clips` clips."""
+        self.clips += num_clips
         self.bar.update()
 
     def show(self, loss: float) -> None:

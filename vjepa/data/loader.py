@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from typing import Any, Final
 
@@ -14,28 +15,71 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vjepa.config import Data
-from vjepa.counter_rng import generator
+from vjepa.counter_rng import generator, source_seed
 from vjepa.data.augment import centre_crop_box, crop_resize, random_crop_box
 from vjepa.data.clip_index import ClipIndex, IndexRow
 from vjepa.data.decode import DecodeError, read_frames
 from vjepa.data.frame_times import clip_by_fps, clip_whole
-from vjepa.data.order import replacement_row, sample_row
+from vjepa.data.order import replacement_row, sample_row, source_of_step
 from vjepa.errors import UserError
 from vjepa.records import Clip, ClipBatch
 
 MAX_ATTEMPTS: Final = 8
 
 
-class TrainClips(Dataset[ClipBatch]):
-    """Item number `step` is the whole global batch of that step: samples step * B to step * B + B - 1."""
+@dataclass(frozen=True)
+class TrainSource:
+    """Clips to learn from: data.train, or one source of data.mix.
 
-    def __init__(self, index: ClipIndex, rows: np.ndarray, data: Data, seed: int) -> None:
-        """`rows`: int64 [n], the rows of `index` to learn from."""
-        self.index, self.rows, self.data, self.seed = index, rows, data, seed
+    name: its path in the config.
+    data: the settings that hold for its clips.
+    rows: int64 [n], n >= 1, the rows of `index` to learn from.
+    """
+
+    name: str
+    data: Data
+    index: ClipIndex
+    rows: np.ndarray
+
+
+def open_sources(data: Data) -> list[TrainSource]:
+    """data.train and every source of data.mix, in order. Raises UserError for a missing index or column, or where no row matches."""
+    opened: dict[str, ClipIndex] = {}  # clips and stills of the same videos share one index
+    sources = []
+    for name, settings in data.sources.items():
+        path = settings.train.index
+        index = opened[path] = opened.get(path) or ClipIndex.open(path)
+        sources.append(TrainSource(name, settings, index, index.select(settings.train.where)))
+    return sources
+
+
+class TrainClips(Dataset[ClipBatch]):
+    """Item number `step` is the whole global batch of that step, from the source that has it.
+
+    Each source counts its own samples: its step number n holds samples n * B to n * B + B - 1, B of its own, so that it
+    takes every row once per epoch whatever the others do.
+    """
+
+    def __init__(self, sources: Sequence[TrainSource], data: Data, seed: int) -> None:
+        """`sources`: those of `data`, as `open_sources` gives them."""
+        self.mix, self.seed = data.mix_ratios, seed
+        self.sources = [SourceClips(source, source_seed(seed, number)) for number, source in enumerate(sources)]
 
     def __getitem__(self, step: int) -> ClipBatch:
         """Raises UserError where 8 rows in turn cannot be read in place of one sample."""
-        first = step * self.data.global_batch
+        source, number = source_of_step(self.seed, step, self.mix)
+        return replace(self.sources[source][number], source=source)
+
+
+class SourceClips(Dataset[ClipBatch]):
+    """Item number n is the batch of step number n of one source; see `TrainClips`."""
+
+    def __init__(self, source: TrainSource, seed: int) -> None:
+        self.index, self.rows, self.data, self.seed = source.index, source.rows, source.data, seed
+
+    def __getitem__(self, number: int) -> ClipBatch:
+        """Raises UserError where 8 rows in turn cannot be read in place of one sample."""
+        first = number * self.data.global_batch
         with _one_thread():
             return _batch([self._clip(i) for i in range(first, first + self.data.global_batch)], self.data)
 
@@ -84,9 +128,9 @@ class EvalClips(Dataset[ClipBatch]):
         return crop_resize(frames, centre_crop_box(row.height, row.width), self.data.crop_px)
 
 
-def train_loader(index: ClipIndex, rows: np.ndarray, data: Data, seed: int, steps: range, pin_memory: bool) -> DataLoader[ClipBatch]:
-    """One `ClipBatch` of `data.global_batch` clips for each step of `steps`, in order."""
-    return _Loader(TrainClips(index, rows, data, seed), steps, data.workers, pin_memory)
+def train_loader(sources: Sequence[TrainSource], data: Data, seed: int, steps: range, pin_memory: bool) -> DataLoader[ClipBatch]:
+    """One `ClipBatch` for each step of `steps`, in order; `sources` are those of `data`, as `open_sources` gives them."""
+    return _Loader(TrainClips(sources, data, seed), steps, data.workers, pin_memory)
 
 
 def eval_loader(index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, shuffle_frames: bool = False) -> DataLoader[ClipBatch]:

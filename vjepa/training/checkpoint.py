@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,10 @@ NETWORKS = ("encoder", "target_encoder", "predictor")
 
 @dataclass
 class TrainingState:
-    """What a run has to remember beside tensors. `unreadable` maps clip ids (as text) to why they were replaced."""
+    """What a run has to remember beside tensors. `unreadable` maps a clip to why it was replaced.
+
+    A clip is named by its clip id (as text) where it is of data.train, else by `source:clip_id`; see `ClipBatch.source`.
+    """
 
     step: int = 0
     num_replaced: int = 0
@@ -40,7 +44,14 @@ class TrainingState:
     def note(self, batch: ClipBatch) -> None:
         """Count the clips of a batch that stand in for another, and remember by name what could not be read."""
         self.num_replaced += batch.num_replaced
-        self.unreadable |= {str(clip_id): reason for clip_id, reason in batch.failures}
+        prefix = f"{batch.source}:" if batch.source else ""
+        self.unreadable |= {f"{prefix}{clip_id}": reason for clip_id, reason in batch.failures}
+
+    def replaced(self) -> Iterator[tuple[int, int, str]]:
+        """(source, clip_id, reason) of every clip in `unreadable`."""
+        for key, reason in self.unreadable.items():
+            source, _, clip_id = key.rpartition(":")
+            yield int(source or 0), int(clip_id), reason
 
 
 def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> Path:

@@ -65,11 +65,14 @@ class RunLog:
         self.file = self.path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One row: `step` is the number of steps done."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+    def write(self, step: int, values: dict[str, float], source: int = 0) -> None:
+        """One row: `step` is the number of steps done.
+
+        The row of a step on data.mix[source - 1] says `source`, and has curves of its own in TensorBoard.
+        """
+        self.file.write(json.dumps({"step": step, **({"source": source} if source else {}), **values}) + "\n")
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            self.board.add_scalar(f"data.mix.{source - 1}/{name}" if source else name, value, step)
 
     def close(self) -> None:
         self.file.close()
