@@ -79,6 +79,26 @@ def test_rotation_leaves_the_predictions_of_logistic_regression_as_they_were():
         assert both[0] == pytest.approx(both[1], abs=1e-4)
 
 
+def loss_of(model, features, classes, c):
+    """The loss of a fitted scikit-learn model, as it defines it."""
+    log_p = model.predict_log_proba(features)
+    cross_entropy = -log_p[np.arange(len(classes)), np.searchsorted(model.classes_, classes)].sum()
+    return cross_entropy + (model.coef_**2).sum() / (2 * c)
+
+
+@pytest.mark.parametrize(("num_classes", "width"), [(2, 12), (5, 12), (5, 300)])
+@pytest.mark.parametrize("noise", [0.3, 1.5])
+def test_fits_agree_with_scikit_learn(num_classes, width, noise):
+    # directions of very unequal strength, as features have them
+    strength = np.geomspace(1, 0.01, width) * 10
+    (train, names), (val, _) = (clusters(150, width, noise * width**0.5 / 4, seed, num_classes) for seed in (0, 1))
+    train, val = heads.prepare(train + strength * clusters(150, width, 1, 2)[0], val + strength * clusters(150, width, 1, 3)[0])
+    for c, model in zip(heads.C_CHOICES, heads.fit(train, names, heads.C_CHOICES), strict=True):
+        reference = LogisticRegression(C=c, tol=1e-9, max_iter=100_000).fit(train, names)
+        assert model.loss == pytest.approx(loss_of(reference, train, names, c), rel=1e-4)
+        assert np.mean(model.predict(val) == reference.predict(val)) >= 0.99
+
+
 @pytest.mark.fast
 def test_linear_probe_is_silent_and_ignores_constant_dimensions():
     (train, names), (val, truth) = clusters(100, 12, 0.3, 0), clusters(100, 12, 0.3, 1)
