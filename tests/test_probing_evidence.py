@@ -83,6 +83,20 @@ def test_rows_without_the_label_are_skipped():
 
 
 @pytest.mark.fast
+def test_features_are_prepared_once_for_all_labels(monkeypatch):
+    features, labels = example()
+    prepared = []
+    real = evidence.heads.prepare
+    monkeypatch.setattr(evidence.heads, "prepare", lambda train, *others: prepared.append(len(train)) or real(train, *others))
+    # a second label that two thirds of the clips have: standardised by all of them nevertheless
+    two = {split: {**columns, "rare": [None if i % 3 == 0 else name for i, name in enumerate(columns["label"])]} for split, columns in labels.items()}
+    report = evidence.evidence(features, two)
+    assert prepared == [80, 80]  # trained, random_init
+    assert report["rare"]["num_clips"]["train"] == 53
+    assert report["label"] == evidence.evidence(features, labels)["label"]
+
+
+@pytest.mark.fast
 def test_one_class_is_refused():
     features, labels = example()
     labels["train"]["label"][:] = ["same"] * 80

@@ -29,6 +29,12 @@ def naive_knn(bank, classes, queries, k):
     return np.array(answers)
 
 
+def linear(train, names, selection, wanted, val):
+    """The linear probe from raw features, as `evidence` runs it."""
+    train, selection, val = heads.prepare(train, selection, val)
+    return heads.probe(train, names, selection, wanted, val)
+
+
 @pytest.mark.fast
 def test_knn_agrees_with_a_naive_twin():
     (train, names), (selection, wanted), (val, _) = clusters(60, 8, 1.5, 0), clusters(30, 8, 1.5, 1), clusters(40, 8, 1.5, 2)
@@ -51,7 +57,7 @@ def test_choose_takes_the_first_of_equals():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+@pytest.mark.parametrize("probe", [knn.probe, linear])
 def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(probe):
     (train, names), (selection, wanted), (val, truth) = clusters(200, 16, 0.3, 0), clusters(60, 16, 0.3, 1), clusters(400, 16, 0.3, 2)
     assert np.mean(probe(train, names, selection, wanted, val).predicted == truth) > 0.95
@@ -73,18 +79,38 @@ def test_rotation_leaves_the_predictions_of_logistic_regression_as_they_were():
         assert both[0] == pytest.approx(both[1], abs=1e-4)
 
 
+def loss_of(model, features, classes, c):
+    """The loss of a fitted scikit-learn model, as it defines it."""
+    log_p = model.predict_log_proba(features)
+    cross_entropy = -log_p[np.arange(len(classes)), np.searchsorted(model.classes_, classes)].sum()
+    return cross_entropy + (model.coef_**2).sum() / (2 * c)
+
+
+@pytest.mark.parametrize(("num_classes", "width"), [(2, 12), (5, 12), (5, 300)])
+@pytest.mark.parametrize("noise", [0.3, 1.5])
+def test_fits_agree_with_scikit_learn(num_classes, width, noise):
+    # directions of very unequal strength, as features have them
+    strength = np.geomspace(1, 0.01, width) * 10
+    (train, names), (val, _) = (clusters(150, width, noise * width**0.5 / 4, seed, num_classes) for seed in (0, 1))
+    train, val = heads.prepare(train + strength * clusters(150, width, 1, 2)[0], val + strength * clusters(150, width, 1, 3)[0])
+    for c, model in zip(heads.C_CHOICES, heads.fit(train, names, heads.C_CHOICES), strict=True):
+        reference = LogisticRegression(C=c, tol=1e-9, max_iter=100_000).fit(train, names)
+        assert model.loss == pytest.approx(loss_of(reference, train, names, c), rel=1e-4)
+        assert np.mean(model.predict(val) == reference.predict(val)) >= 0.99
+
+
 @pytest.mark.fast
 def test_linear_probe_is_silent_and_ignores_constant_dimensions():
     (train, names), (val, truth) = clusters(100, 12, 0.3, 0), clusters(100, 12, 0.3, 1)
     train[:, 3], val[:, 3] = 7.1, 1e6  # constant where it learns, wild where it is measured
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        probed = heads.probe(train, names, val, truth, val)
+        probed = linear(train, names, val, truth, val)
     assert np.mean(probed.predicted == truth) > 0.95
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+@pytest.mark.parametrize("probe", [knn.probe, linear])
 def test_a_class_that_train_lacks_counts_as_wrong(probe):
     (train, names), (val, truth) = clusters(80, 8, 0.2, 0), clusters(50, 8, 0.2, 1)
     known = names != "class 3"
@@ -94,7 +120,7 @@ def test_a_class_that_train_lacks_counts_as_wrong(probe):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, heads.probe])
+@pytest.mark.parametrize("probe", [knn.probe, linear])
 def test_features_that_say_nothing_give_an_answer_all_the_same(probe):
     equal = np.full((20, 50), 0.3, dtype=np.float32)
     assert set(probe(equal, np.array(["a", "b"] * 10), equal, np.array(["a"] * 20), equal).predicted) <= {"a", "b"}

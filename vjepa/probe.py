@@ -51,7 +51,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     extractors = {"trained": features.encode(encoder.to(where), where, dtype)}
     splits = vars(evidence.read_splits(settings.data, [options.label]))
     extracted = {name: evidence.extract_split(split, settings, extractors)["trained"] for name, split in splits.items()}
-    parts = {name: evidence.Labelled.of(extracted[name], splits[name].labels[options.label], f"{name}, {options.label}") for name in splits}
+    prepared = evidence.prepare(MODES[options.eval_mode], extracted)
+    parts = evidence.label_parts(prepared, {name: split.labels for name, split in splits.items()}, options.label)
     accuracy, setting = evidence.measure(MODES[options.eval_mode], parts, options.label)
     return {
         "dataset": str(Path(options.dataset).absolute()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -98,31 +98,47 @@ def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str
     encoder on val.
     """
     trained = features["val"]["trained"].values
-    report: dict[str, Any] = {label: _label_evidence(features, labels, label) for label in labels["train"]}
+    report: dict[str, Any] = {label: {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}} for label in labels["train"]}
+    for kind in features["val"]:
+        for probe in PROBES:
+            prepared = prepare(probe, {split: kinds[kind] for split, kinds in features.items()})
+            for label in labels["train"]:
+                accuracy, setting = measure(probe, label_parts(prepared, labels, label), label)
+                report[label][probe][kind] = accuracy.to_dict()
+                report[label]["chosen"][probe][kind] = setting
+    for label in labels["train"]:
+        parts = label_parts({split: kinds["trained"] for split, kinds in features.items()}, labels, label)
+        chance = metrics.chance(parts["train"].classes, parts["val"].classes).to_dict()
+        for probe in PROBES:
+            report[label][probe]["chance"] = chance
+        report[label]["num_clips"] = {split: len(part.classes) for split, part in parts.items()}
     report["effective_rank"] = metrics.effective_rank(trained)
     report["feature_std"] = metrics.feature_std(trained)
     report["num_features"] = trained.shape[1]
     return report
 
 
-def _label_evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]], label: str) -> dict[str, Any]:
-    report: dict[str, Any] = {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}}
-    for kind in features["val"]:
-        parts = {split: Labelled.of(features[split][kind], labels[split][label], f"{split}, {label}") for split in features}
-        for probe in PROBES:
-            accuracy, setting = measure(probe, parts, label)
-            report[probe][kind] = accuracy.to_dict()
-            report["chosen"][probe][kind] = setting
-        if kind == "trained":
-            chance = metrics.chance(parts["train"].classes, parts["val"].classes).to_dict()
-            report["num_clips"] = {split: len(part.classes) for split, part in parts.items()}
-    for probe in PROBES:
-        report[probe]["chance"] = chance
-    return report
+def prepare(probe: Probe, features: Mapping[str, Features]) -> dict[str, Features]:
+    """One kind of features as `probe` works on them, in train, selection and val; made once, it serves every label.
+
+    Linear probes standardise by all training clips of the split, those without the label at hand included.
+    """
+    if probe == "knn":
+        return dict(features)
+    values = heads.prepare(*(features[split].values for split in ("train", "selection", "val")))
+    return {split: replace(features[split], values=found) for split, found in zip(("train", "selection", "val"), values, strict=True)}
+
+
+def label_parts(features: Mapping[str, Features], labels: Mapping[str, Mapping[str, Sequence[str | None]]], label: str) -> dict[str, Labelled]:
+    """The clips of each split that have `label`. Raises UserError as `Labelled.of` does."""
+    return {split: Labelled.of(found, labels[split][label], f"{split}, {label}") for split, found in features.items()}
 
 
 def measure(probe: Probe, parts: Mapping[str, Labelled], label: str) -> tuple[metrics.Accuracy, float]:
-    """Accuracy on `parts["val"]`, and the k or C chosen on `parts["selection"]`. Raises UserError for fewer than two classes."""
+    """Accuracy on `parts["val"]`, and the k or C chosen on `parts["selection"]`; features are as `prepare` gives them.
+
+    Raises UserError for fewer than two classes in `parts["train"]`.
+    """
     train, selection, val = parts["train"], parts["selection"], parts["val"]
     if len(np.unique(train.classes)) < 2:
         raise UserError(f"train, {label}: every clip is {train.classes[0]!r}; a probe needs two classes")
