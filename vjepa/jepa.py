@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,7 +16,7 @@ from vjepa.models.layers import gather_tokens
 from vjepa.models.predictor import Predictor
 from vjepa.objectives import vicreg
 from vjepa.objectives.prediction import prediction_loss
-from vjepa.records import TokenMask
+from vjepa.records import TokenGrid, TokenMask
 
 
 class Jepa(nn.Module):
@@ -36,7 +37,7 @@ class Jepa(nn.Module):
         pooled = []
         for index, mask in enumerate(masks):
             context = self.encoder(video, mask.context_ids)
-            predictions = self.predictor(context, mask.context_ids, mask.target_ids, grid, index)
+            predictions = self.predict(context, mask, grid, index)
             distance = prediction_loss(self.objective.loss, predictions, gather_tokens(targets, mask.target_ids))
             terms["prediction"] = terms.get("prediction", 0) + distance / len(masks)
             pooled.append(context.mean(dim=1))
@@ -49,6 +50,13 @@ class Jepa(nn.Module):
                 terms[name] = torch.stack([term(features) for features in pooled]).mean()
                 loss = loss + weight * terms[name]
         return {"loss": loss, **terms}
+
+    def predict(self, context: Tensor, mask: TokenMask, grid: TokenGrid, index: int) -> Tensor:
+        """[B, Kc, D] -> [B, (M Kt), D]: each of the M = num_targets blocks in a pass of its own, from the same context."""
+        num = mask.num_targets
+        seen, ids = repeat(context, "b k d -> (b m) k d", m=num), repeat(mask.context_ids, "b k -> (b m) k", m=num)
+        predictions: Tensor = self.predictor(seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index)
+        return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
     @torch.no_grad()
     def targets(self, video: Tensor) -> Tensor:

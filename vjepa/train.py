@@ -70,7 +70,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
     from vjepa.data.clip_index import ClipIndex
-    from vjepa.masking.tube import num_hidden_cells
+    from vjepa.masking.draw import plan
     from vjepa.probing.evidence import read_splits
     from vjepa.training import device, run_log
 
@@ -83,8 +83,7 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     rows = index.select(settings.data.train.where)
     if settings.data.val is not None:
         read_splits(settings.data, settings.eval.labels, settings.eval.group)
-    for mask in settings.masks:
-        num_hidden_cells(mask, settings.grid)
+    plan(settings.masks, settings.grid)
     total = settings.optim.total_steps or math.ceil((settings.optim.epochs or 0) * len(rows) / settings.data.global_batch)
     return Job(settings, run_log.open_run(settings), index, rows, where, dtype, total, progress)
 
@@ -95,7 +94,7 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
 
     from vjepa.data.augment import normalise
     from vjepa.data.loader import train_loader
-    from vjepa.masking.tube import tube_mask
+    from vjepa.masking.draw import plan
     from vjepa.training import checkpoint, optim, run_log, schedules
 
     run, data, settings = job.settings.run, job.settings.data, job.settings.optim
@@ -106,10 +105,9 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
         for step, batch in zip(range(state.step, stop), loader, strict=True):
             lr = optim.set_schedules(optimizer, settings, step, job.total_steps)
             video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
-            sample = step * data.global_batch
-            masks = [tube_mask(mask, job.settings.grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
+            masks = plan(job.settings.masks, job.settings.grid).draw(len(video), run.seed, step * data.global_batch, step, job.total_steps)
             with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-                terms = model(video, masks)
+                terms = model(video, [mask.to(job.device) for mask in masks])
             terms["loss"].backward()
             if settings.clip_grad is not None:
                 terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
@@ -177,14 +175,14 @@ def draw(job: Job, encoder: torch.nn.Module, rows: list[dict[str, float]]) -> No
     from vjepa.data.augment import normalise
     from vjepa.data.clip_index import ClipIndex
     from vjepa.data.loader import eval_loader
-    from vjepa.masking.tube import tube_mask
+    from vjepa.masking.draw import plan
 
     settings = job.settings
     source = settings.data.val or settings.data.train
     index = ClipIndex.open(source.index)
     shown = index.select(source.where)[:4]
     videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
-    mask = tube_mask(settings.masks[0], settings.grid, 1, settings.run.seed, 0, 0)
+    mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, job.total_steps)[0]
     with torch.inference_mode():
         tokens = encoder(normalise(videos.to(job.device), torch.float32))
     report.save_pictures(job.folder / "pictures", rows, videos, settings.grid, mask.context_ids[0], tokens)
