@@ -38,7 +38,13 @@ UNIFORM_IN_TIME = [
     MultiblockMask(kind="multiblock", max_keep=37, full_complement=True),
     MultiblockMask(kind="multiblock", num_context=61, num_target=75),
 ]
-ALL = [*UNIFORM_IN_TIME, MultiblockMask(kind="multiblock", max_temporal_keep=0.5), MultiblockMask(kind="multiblock", trim="raster")]
+ALL = [
+    *UNIFORM_IN_TIME,
+    MultiblockMask(kind="multiblock", num_context=150),
+    MultiblockMask(kind="multiblock", max_temporal_keep=0.5),
+    MultiblockMask(kind="multiblock", trim="raster"),
+    MultiblockMask(kind="multiblock", trim="raster", inverse=True, max_temporal_keep=0.5),
+]
 GRID = TokenGrid(8, 5, 6)
 
 

@@ -47,6 +47,9 @@ def test_blocks_against_a_plain_twin() -> None:
             expected[time % 6, top : top + height, left : left + width] = True
         assert np.array_equal(found > 0, expected)
     assert set(np.unique(depth % 1)) == {0.5}
+    throughout = blocks.depth(drawn, grid, (0.1, 0.6), (0.5, 2.0), (0.9, 1.0)).reshape(depth.shape)  # 5.4 to 6 slots: 5 or 6
+    lasting = (throughout > 0).any((2, 3)).all(1)
+    assert 0 < lasting.sum() < 50 and (throughout[lasting] == throughout[lasting, :1]).all()  # no border in time, so none to shrink at
     inside = np.arange(7) + 0.5
     assert np.array_equal(blocks._profile(np.array([2.0]), np.array([3.0]), 7)[0], 1.5 - np.abs(inside - 3.5))
 
@@ -78,9 +81,10 @@ def test_default_counts_are_the_expected_area_in_whole_cells(mask: MultiblockMas
 
 
 @pytest.mark.fast
-def test_the_hidden_part_is_the_union_of_blocks_grown_or_shrunk_by_one_margin() -> None:
+@pytest.mark.parametrize("more", [{}, {"num_target": 1200}, {"num_context": 900}], ids=str)
+def test_the_hidden_part_is_the_union_of_blocks_grown_or_shrunk_by_one_margin(more: dict) -> None:
     """The targets are the deepest tokens: no token of the context lies deeper than any of them."""
-    mask, rng = make(), np.random.default_rng(7)
+    mask, rng = make(**more), np.random.default_rng(7)
     drawn = multiblock.draw(mask, GRID, [rng])
     places = np.random.default_rng(7).random((1, 8 * blocks.NUM_UNIFORMS))  # the first of what `draw` takes
     depth = torch.from_numpy(blocks.union_depth(places, GRID, mask.spatial_scale, mask.aspect_ratio)).flatten()
@@ -103,6 +107,13 @@ def test_fewer_targets_are_a_subset_of_the_hidden_and_more_make_the_blocks_grow(
     assert torch.equal(some.context_ids, hidden.context_ids)
     assert not (lattice(some.target_ids, GRID) & ~lattice(hidden.target_ids, GRID)).any()
     assert not (lattice(hidden.target_ids, GRID) & ~lattice(more.target_ids, GRID)).any()
+
+
+@pytest.mark.fast
+def test_a_subset_is_drawn_by_chance_not_from_the_middle_of_a_block() -> None:
+    drawn = draw(make(num_blocks=1, spatial_scale=(0.5, 0.5), num_target=8 * 20), GRID, 50)
+    rows = lattice(drawn.target_ids, GRID).any(dim=(1, 3)).sum(1).double().mean()
+    assert rows > 8  # of about 10; the 20 cells in the middle take 4 or 5
 
 
 @pytest.mark.fast

@@ -59,3 +59,5 @@ def test_blocks_are_rectangles_but_for_the_trim() -> None:
         return (hidden[:, :, 1:] == hidden[:, :, :-1]).double().mean().item()
 
     assert agreement(TubeMask(ratio=0.5, num_blocks=2)) > 0.85 > 0.6 > agreement(TubeMask(ratio=0.5))
+    hidden = draw(TubeMask(ratio=0.25, num_blocks=1), grid, 50).target_ids
+    assert (hidden // 12).amax(1).sub((hidden // 12).amin(1)).max() < 9  # the rectangle itself, not what is around it
