@@ -67,9 +67,10 @@ def draw(mask: config.MultiblockMask, grid: TokenGrid, rngs: Sequence[np.random.
     if mask.trim == "raster":
         return _raster(mask, grid, key if not through_time else repeat(key, "b c -> b (t c)", t=grid.t))
     if through_time:
-        key, pick = whole_cells(key, slots), whole_cells(pick, slots)
+        key = whole_cells(key, slots)
     key[:, _num_early_slots(mask, grid) * grid.cells :] = -np.inf  # hidden, wherever the cuboids are
     if (num.context, num.target) != (num.visible, grid.num_tokens - num.visible):
+        pick = whole_cells(pick, slots) if through_time else pick
         key = _by_chance_on_either_side(key, pick, grid.num_tokens - num.visible)
     context, target = cut(key, num.context, num.target)
     return TokenMask(torch.from_numpy(context), torch.from_numpy(target))
