@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 
 import pytest
+import yaml
 
 from vjepa import config
 
@@ -47,6 +48,14 @@ def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(loa
     assert [(grid.t, grid.h, grid.w) for grid in settings.grids.values()] == [(8, 2, 2), (1, 2, 2), (8, 2, 2)]
 
 
+def test_mask_sets_are_told_apart_by_kind_and_are_tubes_without_one(load) -> None:
+    settings = load("masks=[{num_blocks: 2}, {kind: random, ratio: .9}, {kind: multiblock}, {kind: ijepa}]", "masks.2.temporal_scale=[.5, 1]")
+    assert [type(mask) for mask in settings.masks] == list(config.MASK_KINDS.values())
+    assert settings.masks[0] == config.TubeMask(num_blocks=2)
+    assert settings.masks[2].temporal_scale == (0.5, 1.0)
+    assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
+
+
 def test_dump_reads_back_the_same(load, tmp_path) -> None:
     settings = load("data.clip_fps=2.5", "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1}]")
     (tmp_path / "again.yaml").write_text(config.dump(settings))
@@ -68,6 +77,14 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'?"),
         ("modle.x=1", "modle: unknown key; did you mean 'model'?"),
         ("masks=[{ratoi: .5}]", "masks.0.ratoi: unknown key; did you mean 'ratio'?"),
+        ("masks=[{kind: multiblok}]", "masks.0: kind is one of tube, random, multiblock, ijepa"),
+        ("masks=[{kind: multiblock, ratio: .5}]", "masks.0.ratio: unknown key"),
+        ("masks=[{kind: random, ratio: 1.5}]", "masks.0.ratio: Input should be less than 1, got 1.5"),
+        ("masks=[{kind: multiblock, spatial_scale: [.5, 2]}]", "masks.0.spatial_scale: a share is at most 1, got 2"),
+        ("masks=[{kind: ijepa, target_aspect: [2, 1]}]", "masks.0.target_aspect: needs 0 < low <= high, got [2, 1]"),
+        ("masks=[{kind: multiblock, trim: raster, num_context: 9}]", "masks.0.trim: raster takes its counts from the batch"),
+        ("masks=[{kind: multiblock, full_complement: true, num_target: 9}]", "masks.0.num_target: with full_complement it follows from the context"),
+        ("masks=[{kind: multiblock, max_keep: 9, num_context: 9}]", "masks.0.max_keep: num_context is exact already"),
         ("data.zzz=1", "data.zzz: unknown key; known here: prepare, train"),
         ("data.workers=two", "data.workers: Input should be a valid integer, got 'two'"),
         ("data.workers=1.5", "data.workers: Input should be a valid integer, got 1.5"),

@@ -5,7 +5,7 @@ import torch
 
 from vjepa import config
 from vjepa.jepa import Jepa, build, untrained_encoder
-from vjepa.masking.tube import tube_mask
+from vjepa.masking.draw import plan
 from vjepa.models.encoder import patchify
 from vjepa.training import optim
 
@@ -29,7 +29,7 @@ SETTINGS = config.validate(
 def step_inputs(model: Jepa, step: int, batch: int = 4, num_frames: int = 4) -> tuple[torch.Tensor, list]:
     video = torch.randn(batch, 3, num_frames, 16, 16, generator=torch.Generator().manual_seed(step))
     grid = model.encoder.grid(*video.shape[2:])
-    return video, [tube_mask(mask, grid, batch, 0, step * batch, i) for i, mask in enumerate(SETTINGS.masks)]
+    return video, plan(SETTINGS.masks, grid).draw(batch, 0, step * batch, step, 8)
 
 
 def curve(steps: int) -> list[float]:
@@ -75,6 +75,23 @@ def test_loss_against_a_plain_twin() -> None:
     torch.testing.assert_close(terms["prediction"], torch.stack(distances).mean())
     total = terms["prediction"] + 0.1 * terms["variance"] + 0.01 * terms["covariance"]
     torch.testing.assert_close(terms["loss"], total)
+
+
+@pytest.mark.fast
+def test_several_targets_are_predicted_apart_from_the_same_context() -> None:
+    settings = SETTINGS.model_copy(update={"masks": [config.IjepaMask(kind="ijepa", num_targets=3)]})
+    model = build(settings)
+    for parameter in model.predictor.parameters():  # at initialisation, predictions hardly depend on the context
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    video, _ = step_inputs(model, 0)
+    grid = model.encoder.grid(*video.shape[2:])
+    (mask,) = plan(settings.masks, grid).draw(len(video), 0, 0, 0, 1)
+    context, targets = model.encoder(video, mask.context_ids), model.targets(patchify(video, model.encoder.model))
+    distances = []
+    for ids in mask.target_ids.chunk(3, dim=1):
+        wanted = torch.stack([targets[clip, places] for clip, places in enumerate(ids)])
+        distances.append(torch.nn.functional.smooth_l1_loss(model.predictor(context, mask.context_ids, ids, grid), wanted))
+    torch.testing.assert_close(model(video, [mask])["prediction"], torch.stack(distances).mean())
 
 
 @pytest.mark.fast

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,12 +54,12 @@ class Jepa(nn.Module):
 
     def _terms(self, grid: TokenGrid, context: Tensor, targets: Tensor, mask: TokenMask, index: int) -> dict[str, Tensor]:
         """The terms of one mask set from its context features [B, Kc, levels * D] and all targets [B, N, levels * D]."""
-        inputs, loss, terms = (context, mask.context_ids, mask.target_ids, grid, index), self.objective.loss, {}
+        loss, terms = self.objective.loss, {}
         if isinstance(self.predictor, Predictor) and self.dense:
-            predictions, seen = self.predictor.dense(*inputs)
+            predictions, seen = self.predictor.dense(context, mask.context_ids, mask.target_ids, grid, index)
             terms["context"] = prediction_loss(loss, seen, gather_tokens(targets, mask.context_ids), context_weights(mask, grid))
         else:
-            predictions = self.predictor(*inputs)
+            predictions = self.predict(context, mask, grid, index)
         terms["prediction"] = prediction_loss(loss, predictions, gather_tokens(targets, mask.target_ids))
         pooled = context.mean(dim=1)
         if self.objective.vicreg_variance:
@@ -67,6 +67,13 @@ class Jepa(nn.Module):
         if self.objective.vicreg_covariance:
             terms["covariance"] = vicreg.covariance(pooled)
         return terms
+
+    def predict(self, context: Tensor, mask: TokenMask, grid: TokenGrid, index: int) -> Tensor:
+        """[B, Kc, D] -> [B, (M Kt), D]: each of the M = num_targets blocks in a pass of its own, from the same context."""
+        num = mask.num_targets
+        seen, ids = repeat(context, "b k d -> (b m) k d", m=num), repeat(mask.context_ids, "b k -> (b m) k", m=num)
+        predictions: Tensor = self.predictor(seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index)
+        return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
     @torch.no_grad()
     def targets(self, patches: Patches) -> Tensor:

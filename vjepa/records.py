@@ -68,14 +68,16 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Which tokens are seen and which are predicted; sorted and disjoint in each row, exact counts.
+    """Which tokens are seen and which are predicted; disjoint, and exact counts.
 
-    context_ids: int64 [B, Kc].
-    target_ids: int64 [B, Kt].
+    context_ids: int64 [B, Kc], sorted.
+    target_ids: int64 [B, num_targets * Kt], block after block, each sorted; blocks may overlap.
+    num_targets: blocks that are predicted apart, each in a pass of its own from the same context (I-JEPA).
     """
 
     context_ids: torch.Tensor
     target_ids: torch.Tensor
+    num_targets: int = 1
 
     def to(self, device: torch.device) -> TokenMask:
-        return TokenMask(self.context_ids.to(device, non_blocking=True), self.target_ids.to(device, non_blocking=True))
+        return TokenMask(self.context_ids.to(device, non_blocking=True), self.target_ids.to(device, non_blocking=True), self.num_targets)

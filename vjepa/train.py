@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -71,7 +70,7 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
     from vjepa.data.loader import open_sources
     from vjepa.data.order import total_steps
-    from vjepa.masking.tube import num_hidden_cells
+    from vjepa.masking.draw import plan
     from vjepa.probing.evidence import read_splits
     from vjepa.training import device, run_log
 
@@ -85,8 +84,8 @@ def prepare(settings: config.Config, progress: bool) -> Job:
         val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
         for source in sources[1:]:
             refuse_shared(source, val)
-    for mask, grid in product(settings.masks, settings.grids.values()):
-        num_hidden_cells(mask, grid)
+    for grid in settings.grids.values():
+        plan(settings.masks, grid)
     epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
     total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)
     return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
@@ -122,7 +121,7 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
     from vjepa.counter_rng import generator
     from vjepa.data.augment import normalise
     from vjepa.data.loader import train_loader
-    from vjepa.masking.tube import tube_mask
+    from vjepa.masking.draw import plan
     from vjepa.training import checkpoint, optim, run_log, schedules
 
     run, data, objective, settings = job.settings.run, job.settings.data, job.settings.objective, job.settings.optim
@@ -134,12 +133,11 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
         for step, batch in zip(range(state.step, stop), loader, strict=True):
             lr = optim.set_schedules(optimizer, settings, step, job.total_steps)
             video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
-            grid, sample = model.encoder.grid(*video.shape[2:]), step * largest_batch
-            masks = [tube_mask(mask, grid, len(video), run.seed, sample, i).to(job.device) for i, mask in enumerate(job.settings.masks)]
+            masks = plan(job.settings.masks, model.encoder.grid(*video.shape[2:])).draw(len(video), run.seed, step * largest_batch, step, job.total_steps)
             torch.manual_seed(int(generator(run.seed, "drop_path", step).integers(1 << 63)))
             context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
             with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-                terms = model(video, masks, context_weight)
+                terms = model(video, [mask.to(job.device) for mask in masks], context_weight)
             terms["loss"].backward()
             if settings.clip_grad is not None:
                 terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
@@ -217,14 +215,14 @@ def draw(job: Job, encoder: torch.nn.Module, rows: list[dict[str, float]]) -> No
     from vjepa.data.augment import normalise
     from vjepa.data.clip_index import ClipIndex
     from vjepa.data.loader import eval_loader
-    from vjepa.masking.tube import tube_mask
+    from vjepa.masking.draw import plan
 
     settings = job.settings
     source = settings.data.val or settings.data.train
     index = ClipIndex.open(source.index)
     shown = index.select(source.where)[:4]
     videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
-    mask = tube_mask(settings.masks[0], settings.grid, 1, settings.run.seed, 0, 0)
+    mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, job.total_steps)[0]
     with torch.inference_mode():
         tokens = encoder(normalise(videos.to(job.device), torch.float32))
     report.save_pictures(job.folder / "pictures", rows, videos, settings.grid, mask.context_ids[0], tokens)

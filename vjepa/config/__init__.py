@@ -1,0 +1,43 @@
+"""Every setting of a run: typed, frozen, strict, one default each.
+
+A run is described by one YAML file and overrides `section.key=value`; both go through the same validation. An
+unknown key, a wrong type or an impossible value is a `ConfigError` with one line: the path of the key, what is
+wrong, and the remedy. Counts of time are in steps unless the name says otherwise (`_s` seconds, `_px` pixels).
+"""
+
+from vjepa.config.data import Data, MixedSource, Source
+from vjepa.config.files import config_path, describe, dump, load, validate
+from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
+from vjepa.config.model import PRESETS, Encoder, Model, Predictor, Transformer
+from vjepa.config.section import ConfigError, Section
+from vjepa.config.settings import Config, Eval, Objective, Optim, Run
+
+__all__ = [
+    "MASK_KINDS",
+    "PRESETS",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Encoder",
+    "Eval",
+    "IjepaMask",
+    "Mask",
+    "MixedSource",
+    "Model",
+    "MultiblockMask",
+    "Objective",
+    "Optim",
+    "Predictor",
+    "RandomMask",
+    "RatioMask",
+    "Run",
+    "Section",
+    "Source",
+    "Transformer",
+    "TubeMask",
+    "config_path",
+    "describe",
+    "dump",
+    "load",
+    "validate",
+]

@@ -1,0 +1,166 @@
+"""Configs as files and overrides: reading, validation with one line for each mistake, writing, and their description."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vjepa.config.masks import MASK_KINDS
+from vjepa.config.section import ConfigError, Section
+from vjepa.config.settings import Config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: `1e-4` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
+
+
+def config_path(name: str) -> Path:
+    """The file called `name`, or the shipped config of that name (`demo`, `configs/demo.yaml`).
+
+    Raises ConfigError where there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    package = Path(__file__).parents[1]
+    shipped = [folder / f"{Path(name).stem}.yaml" for folder in (package / "configs", package.parent / "configs")]
+    for path in shipped:
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in shipped for path in folder.parent.glob("*.yaml")})
+    raise ConfigError(f"{name}: no such config file, and none of this name is shipped (shipped: {', '.join(known)})")
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a config file and overrides `section.key=value`. Raises ConfigError with one line."""
+    path = config_path(name)
+    try:
+        tree = _parse(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(tree).__name__}")
+    for override in overrides:
+        _set(tree, override)
+    tree.setdefault("run", {})
+    if isinstance(tree["run"], dict) and tree["run"].get("dir") is None:
+        tree["run"]["dir"] = f"runs/{path.stem}"
+    return validate(tree, str(path))
+
+
+def validate(tree: Mapping[str, Any], origin: str) -> Config:
+    """A `Config` from plain data; `origin` names the source in the one-line ConfigError."""
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except (ValidationError, TypeError) as error:
+        if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
+            raise ConfigError(f"{origin}: {error}") from None
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(one) for one in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML; reading it back gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe() -> Iterator[str]:
+    """One line per setting: path, type, default, meaning."""
+    yield from _describe(Config, "")
+    for kind, section in MASK_KINDS.items():
+        yield from _describe(section, f"masks.N[{kind}].")
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _describe(inner, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else json.dumps(field.get_default(), default=lambda value: value.model_dump())
+        yield f"  {prefix}{name} = {default}  {field.description or ''}"
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Apply one `section.key=value`; the value is YAML, and a number in the path is a place in a list."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{override!r}: an override is written section.key=value")
+    try:
+        value = _parse(text)
+    except (yaml.YAMLError, ConfigError):
+        raise ConfigError(f"{override!r}: {text!r} is not a YAML value") from None
+    node: Any = tree
+    *parents, last = path.split(".")
+    for key in parents:
+        if isinstance(node, list):
+            node = _place(node, key, override)
+        elif isinstance(node.get(key), str) and path.startswith("data."):
+            node[key] = {"index": node[key]}  # the short form of a Source
+            node = node[key]
+        else:
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        if not isinstance(node, (dict, list)):
+            raise ConfigError(f"{override!r}: {key} is a value, it has no settings inside")
+    if isinstance(node, list):
+        _place(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _place(items: list[Any], key: str, override: str) -> Any:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(f"{override!r}: {key!r} is not a place in a list of {len(items)}")
+    return items[int(key)]
+
+
+def _explain(error: Any) -> str:
+    """One validation error as `path: what is wrong; remedy`."""
+    path = [str(part) for part in error["loc"]]
+    where = ".".join(path[:2] + path[3:] if path[:1] == ["masks"] else path)  # a mask's kind is no part of its path
+    if error["type"] == "extra_forbidden":
+        known = _keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"{where}: required, and not given"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}.{message}" if where else message
+    return f"{where}: {message}, got {error['input']!r}"
+
+
+def _keys(path: Sequence[str]) -> list[str]:
+    """The keys that a section knows, found by walking the path through the models."""
+    if path[:1] == ["masks"]:  # masks, place, kind
+        return list(MASK_KINDS[path[2]].model_fields)
+    section: Any = Config
+    for part in path:
+        if part.isdigit():
+            continue
+        annotation = section.model_fields[part].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section))
+    return list(section.model_fields)

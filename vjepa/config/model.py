@@ -1,0 +1,112 @@
+"""Settings of the networks."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vjepa.config.section import ConfigError, Section
+from vjepa.records import TokenGrid
+
+# width, depth, heads, hidden width of the MLP over width: the published shapes (ViT, DeiT; giant and gigantic as in V-JEPA 2).
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "tiny": {"width": 192, "depth": 12, "heads": 3, "mlp_ratio": 4.0},
+    "small": {"width": 384, "depth": 12, "heads": 6, "mlp_ratio": 4.0},
+    "base": {"width": 768, "depth": 12, "heads": 12, "mlp_ratio": 4.0},
+    "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_ratio": 4.0},
+    "huge": {"width": 1280, "depth": 32, "heads": 16, "mlp_ratio": 4.0},
+    "giant": {"width": 1408, "depth": 40, "heads": 22, "mlp_ratio": 48 / 11},
+    "gigantic": {"width": 1664, "depth": 48, "heads": 26, "mlp_ratio": 64 / 13},
+}
+
+
+class Transformer(Section):
+    """Shape of a stack of transformer blocks (Dosovitskiy et al. 2021)."""
+
+    width: int = Field(192, ge=8, description="features per token")
+    depth: int = Field(12, ge=1, description="blocks")
+    heads: int = Field(3, ge=1, description="attention heads; they divide the width")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of the MLP over width")
+    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="swiglu: gated, with two thirds of the hidden width (Shazeer 2020)")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="chance that a clip skips the last block in training; it rises linearly with depth")
+    recompute: Literal["none", "mlp", "block"] = Field("none", description="what the backward pass computes again rather than keep (activation checkpointing)")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
+        return self
+
+
+class Encoder(Transformer):
+    """The ViT that is context encoder and target encoder."""
+
+    preset: Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None = Field(
+        None, description="width, depth, heads and mlp_ratio of a published size; those that are given win"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        return {**PRESETS.get(str(value.get("preset")), {}), **value} if isinstance(value, dict) else value
+
+
+class Predictor(Transformer):
+    """Narrow network from context features and mask tokens to predictions (V-JEPA section 3.1)."""
+
+    kind: Literal["transformer", "mlp"] = Field("transformer", description="mlp: from the mean of the context and the place of the target alone")
+    width: int = Field(384, ge=8, description="features per token")
+    depth: int = Field(6, ge=1, description="blocks")
+    heads: int = Field(12, ge=1, description="attention heads; they divide the width")
+    mask_tokens: int | None = Field(None, ge=1, description="learned mask tokens; null: one per mask set")
+    out_width: int | None = Field(None, ge=1, description="features of a prediction; null: the width of the encoder (distilled V-JEPA 2.1: the teacher's)")
+
+
+class Model(Section):
+    """The networks. The target encoder has the shape of the context encoder."""
+
+    patch_px: int = Field(16, ge=1, description="side of a patch")
+    tubelet_frames: int = Field(2, ge=1, description="frames of a patch; a single frame is one time slot, whatever this is")
+    positions: Literal["rope", "sincos", "sincos_uniform", "sincos_2d"] = Field(
+        "rope", description="rope: rotations (V-JEPA 2); fixed sin-cos: half of the features for time, equal shares (V-JEPA), or space alone (I-JEPA)"
+    )
+    rope: Literal["rotation", "vjepa2"] = Field("rotation", description="vjepa2: the published V-JEPA 2 weights need its formula, which is no rotation")
+    rope_grid: int | None = Field(None, ge=2, description="scale rows and columns to a square of so many cells (V-JEPA 2.1: 16); null: as they are")
+    sincos_grid: tuple[int, int, int] | None = Field(
+        None, description="time slots, rows, columns of the sin-cos table; other grids interpolate it; null: a table for each grid"
+    )
+    image_mode: Literal["summed", "own", "repeat"] = Field(
+        "summed", description="a single frame: kernel summed over time, a kernel of its own (V-JEPA 2.1), or repeated to image_repeats frames (V-JEPA 1, 2)"
+    )
+    image_repeats: int = Field(16, ge=1, description="frames that image_mode: repeat makes of one")
+    modality_embedding: bool = Field(False, description="a learned vector tells images from clips (V-JEPA 2.1)")
+    levels: Literal[1, 4] = Field(1, description="depths of the encoder whose features are predicted; 4: quarter by quarter (V-JEPA 2.1)")
+    level_norms: bool = Field(False, description="a norm for each of 4 levels, in place of a single last one (V-JEPA 2.1; levels: 4 needs it)")
+    encoder: Encoder = Encoder()
+    predictor: Predictor = Predictor()
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if self.levels > 1 and not self.level_norms:
+            raise ValueError("level_norms: levels: 4 needs level_norms: true")
+        if self.level_norms and self.encoder.depth < 4:
+            raise ValueError(f"level_norms: 4 levels need a depth of 4 or more, encoder.depth is {self.encoder.depth}")
+        for name, shape in (("encoder", self.encoder), ("predictor", self.predictor)):
+            if self.positions == "rope" and shape.width // shape.heads < 6:
+                raise ValueError(f"{name}.heads: heads of {shape.width // shape.heads} features are too narrow to rotate along 3 axes; 6 is the least")
+        return self
+
+    def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
+        """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.
+
+        What does not fill a patch at the far end of an axis is left out, as a strided convolution does. Raises ConfigError where nothing is left.
+        """
+        if num_frames == 1 and self.image_mode == "repeat":
+            num_frames = self.image_repeats
+        grid = TokenGrid(1 if num_frames == 1 else num_frames // self.tubelet_frames, height // self.patch_px, width // self.patch_px)
+        if not grid.num_tokens:
+            raise ConfigError(
+                f"{num_frames} frames of {height}x{width} px hold no patch of {self.tubelet_frames} frames and {self.patch_px} px; give longer or larger clips"
+            )
+        return grid

@@ -1,0 +1,104 @@
+"""All sections of a run: how it executes, its objective, optimizer and closing report."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vjepa.config.data import Data
+from vjepa.config.masks import MaskSet, TubeMask
+from vjepa.config.model import Model
+from vjepa.config.section import Section
+from vjepa.records import TokenGrid
+
+
+class Run(Section):
+    """Where a run lives, and how it executes."""
+
+    dir: str | None = Field(None, description="run folder; null: runs/<name of the config file>")
+    seed: int = Field(0, ge=0, description="every random choice is a function of it and of a counter")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where this machine is fast at it")
+    log_every_steps: int = Field(10, ge=1, description="metrics are read from the device only on these steps")
+    save_every_steps: int = Field(100, ge=1, description="a checkpoint is written after so many steps, and after the last")
+    keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
+
+
+class Objective(Section):
+    """The loss: distance of predictions to layer-normed targets, plus weighted terms."""
+
+    loss: Literal["l1", "smooth_l1", "mse"] = Field("l1", description="distance (V-JEPA: l1; I-JEPA: smooth_l1)")
+    context_weight: float = Field(0.0, ge=0, description="weight of the loss on visible tokens, less far from the hidden ones (V-JEPA 2.1's lambda)")
+    context_warmup_steps: tuple[int, int] = Field((0, 0), description="context_weight rises linearly between these steps")
+    vicreg_variance: float = Field(0.0, ge=0, description="weight of the hinge on the standard deviation over clips (VICReg eq. 1)")
+    vicreg_covariance: float = Field(0.0, ge=0, description="weight of the off-diagonal covariance over clips (VICReg eq. 3)")
+
+
+class Optim(Section):
+    """AdamW, its schedules, and the EMA of the target encoder. Schedules are pure functions of the step."""
+
+    total_steps: int | None = Field(None, ge=1, description="length of the run; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="length in passes over data.train; give this or total_steps")
+    lr: float = Field(1e-3, gt=0, description="learning rate after warm-up, for the configured global batch")
+    final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step (cosine)")
+    warmup_steps: int = Field(0, ge=0, description="linear rise from 0 to lr")
+    weight_decay: float = Field(0.04, ge=0, description="AdamW decay of matrices; biases and norms have none")
+    final_weight_decay: float = Field(0.04, ge=0, description="weight decay at the last step (cosine)")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: none")
+    ema_decay: float = Field(0.998, ge=0, le=1, description="share of the target encoder that stays at each step")
+    final_ema_decay: float = Field(1.0, ge=0, le=1, description="the same at the last step (linear)")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.total_steps is None) == (self.epochs is None):
+            raise ValueError("total_steps: give either total_steps or epochs")
+        return self
+
+
+class Eval(Section):
+    """What the closing report measures on frozen, mean-pooled features."""
+
+    labels: list[str] = Field(["label"], description="columns of the index that probes predict")
+    group: str = Field("group", description="column whose equal rows stay together when selection clips are held out (null data.selection)")
+    encoder: Literal["encoder", "target_encoder"] = Field("encoder", description="which frozen encoder is measured")
+    baselines: list[Literal["random_init", "pixels", "motion_energy", "shuffled_frames"]] = Field(
+        ["random_init", "pixels"],
+        description="measured too: the encoder untrained, raw pixels, frame differences, the trained encoder on clips shuffled in time",
+    )
+    batch: int = Field(64, ge=1, description="clips per forward pass")
+
+
+class Config(Section):
+    run: Run = Run()
+    data: Data
+    masks: list[MaskSet] = Field([TubeMask()], min_length=1, max_length=16, description="mask sets; each is predicted in every step")
+    model: Model = Model()
+    objective: Objective = Objective()
+    optim: Optim
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.objective.context_weight and self.model.predictor.kind == "mlp":
+            raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
+        if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):
+            raise ValueError("objective.context_weight: masks of kind ijepa predict each target apart, with no loss on visible tokens; use another kind")
+        if self.data.crop_px % self.model.patch_px:
+            raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
+        for name, data in self.data.sources.items():
+            if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
+                path = f"{name.removesuffix('.train')}.num_frames"
+                raise ValueError(f"{path}: {data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
+        return self
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The token grid of a clip of data.train, and of evaluation."""
+        return self.grids["data.train"]
+
+    @property
+    def grids(self) -> dict[str, TokenGrid]:
+        """Name -> the token grid of a clip, for every source of `data.sources`."""
+        return {name: self.model.grid(data.num_frames, data.crop_px, data.crop_px) for name, data in self.data.sources.items()}

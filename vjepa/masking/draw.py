@@ -1,0 +1,57 @@
+"""The one door of this room: `plan` the mask sets of a run for a grid, then `draw` them for the clips of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from vjepa import config
+from vjepa.counter_rng import generator
+from vjepa.errors import UserError
+from vjepa.masking import ijepa, multiblock, schedule, tube, uniform
+from vjepa.records import TokenGrid, TokenMask
+
+Draw = Callable[[Any, TokenGrid, Sequence[np.random.Generator]], TokenMask]
+DRAW: Final[dict[str, Draw]] = {"tube": tube.draw, "random": uniform.draw, "multiblock": multiblock.draw, "ijepa": ijepa.draw}
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Mask sets that are possible on `grid`. Every clip of a batch gets one mask of each set."""
+
+    masks: tuple[config.Mask, ...]
+    grid: TokenGrid
+
+    def draw(self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int) -> list[TokenMask]:
+        """One TokenMask per set, for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
+
+        The mask of a clip is a function of (seed, its number, the set's place), whatever the batch or the rank it is in; only
+        `trim: raster` looks at the batch. `step` of `total_steps` decides the ratio of sets that have a `final_ratio`.
+        """
+        drawn = []
+        for place, mask in enumerate(self.masks):
+            rngs = [generator(seed, "masks", (sample << 4) + place) for sample in range(first_sample, first_sample + num_clips)]
+            drawn.append(DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs))
+        return drawn
+
+
+def plan(masks: Sequence[config.Mask], grid: TokenGrid) -> MaskPlan:
+    """The mask sets of a run on a grid, proved possible by drawing once; repeated calls cost nothing.
+
+    A run of images and clips plans both of its grids. Raises UserError that names `masks.N.key`.
+    """
+    return _plan(tuple(masks), grid)
+
+
+@lru_cache(maxsize=64)
+def _plan(masks: tuple[config.Mask, ...], grid: TokenGrid) -> MaskPlan:
+    for place, mask in enumerate(masks):
+        try:
+            DRAW[mask.kind](mask, grid, [generator(0, "masks", 0)])
+        except UserError as error:
+            raise UserError(f"masks.{place}.{error}") from None
+    return MaskPlan(masks, grid)

@@ -1,0 +1,26 @@
+"""Random masks: tokens anywhere in space and time, drawn one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vjepa import config
+from vjepa.errors import UserError
+from vjepa.masking.exact import cut, uniforms
+from vjepa.records import TokenGrid, TokenMask
+
+
+def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
+    """One mask per generator: target_ids [B, ratio * N] (rounded), context_ids the rest; neither is empty.
+
+    Raises UserError for a grid of a single token.
+    """
+    if grid.num_tokens < 2:
+        raise UserError("kind: a grid of one token has nothing to hide; use a larger data.crop_px or a smaller model.patch_px")
+    hidden = min(max(round(mask.ratio * grid.num_tokens), 1), grid.num_tokens - 1)
+    (key,) = uniforms(rngs, grid.num_tokens)
+    context, target = cut(key, grid.num_tokens - hidden, hidden)
+    return TokenMask(torch.from_numpy(context), torch.from_numpy(target))
