@@ -11,6 +11,7 @@ import torch
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, build
+from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.training import checkpoint, device, optim, run_log, schedules
 
@@ -107,14 +108,14 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path) -> None:
     trained(model, optimizer)
     folder = checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(1), keep=1)
     wider = build(settings(model={"patch_px": 8, "encoder": {"width": 48, "depth": 1, "heads": 2}}))
-    with pytest.raises(UserError, match=r"encoder.safetensors: \S+ has shape \[.*\], this config makes \["):
-        checkpoint.load_weights(wider.encoder, folder / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"encoder.safetensors: \S+ has shape \[.*\], this network needs \["):
+        load_strictly(wider.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
     deeper = build(settings(model={"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}}))
     with pytest.raises(UserError, match=r"blocks\.1\.\S+ is missing \(and \d+ more\)"):
-        checkpoint.load_weights(deeper.encoder, folder / "encoder.safetensors")
+        load_strictly(deeper.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
     (folder / "encoder.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        checkpoint.load_weights(model.encoder, folder / "encoder.safetensors")
+        load_strictly(model.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
 
 
 def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:

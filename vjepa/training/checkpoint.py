@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, untrained_encoder
 from vjepa.models.encoder import VisionTransformer
+from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
@@ -83,8 +83,9 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     if not folder.exists():
         return TrainingState()
     for network in NETWORKS:
-        load_weights(getattr(model, network), folder / f"{network}.safetensors")
-    moments = _read_tensors(folder / "optimizer.safetensors")
+        path = folder / f"{network}.safetensors"
+        load_strictly(getattr(model, network), read_tensors(path), path)
+    moments = read_tensors(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
         optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
     stored = json.loads((folder / "state.json").read_text())
@@ -92,19 +93,6 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     if version != FORMAT_VERSION:
         raise UserError(f"{folder}: checkpoint format {version}, this version of vjepa reads {FORMAT_VERSION}")
     return TrainingState(**stored)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Strictly load a safetensors file. A missing, surplus or misshapen key is a UserError that names it."""
-    stored, wanted = _read_tensors(path), module.state_dict()
-    for problem, keys in (("is missing", wanted.keys() - stored.keys()), ("is not part of this network", stored.keys() - wanted.keys())):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise UserError(f"{path}: {min(keys)} {problem}{more}; the checkpoint was made with other model settings")
-    for key, tensor in wanted.items():
-        if stored[key].shape != tensor.shape:
-            raise UserError(f"{path}: {key} has shape {list(stored[key].shape)}, this config makes {list(tensor.shape)}; use the config of the run folder")
-    module.load_state_dict(stored)
 
 
 def load_run(run_dir: Path | str, which: str) -> tuple[VisionTransformer, config.Config]:
@@ -117,7 +105,7 @@ def load_run(run_dir: Path | str, which: str) -> tuple[VisionTransformer, config
         raise UserError(f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}")
     settings = config.load(str(folder / "config.yaml"))
     encoder = untrained_encoder(settings)
-    load_weights(encoder, weights)
+    load_strictly(encoder, read_tensors(weights), weights)
     return encoder, settings
 
 
@@ -132,14 +120,6 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     _sync(path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
-    return tensors
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What every format is read into and written from: settings of the networks, and their weights under our names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vjepa import config
+from vjepa.models.encoder import VisionTransformer
+from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
+from vjepa.models.state import load_strictly
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Networks of one file, whoever wrote it.
+
+    origin: the file or folder, for errors.
+    encoder, predictor: name -> tensor, the names of `VisionTransformer` and `Predictor`; the predictor is empty where the file has none.
+    dense: the predictor has a head for visible tokens (V-JEPA 2.1).
+    tables: position tables that the file brings, "encoder" and "predictor" -> fp32 [N, width]; without one it is computed.
+    """
+
+    origin: str
+    model: config.Model
+    encoder: Mapping[str, Tensor]
+    predictor: Mapping[str, Tensor] = field(default_factory=dict)
+    dense: bool = False
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def build_encoder(self) -> VisionTransformer:
+        """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""
+        encoder = VisionTransformer(self.model)
+        load_strictly(encoder, self.encoder, self.origin)
+        if "encoder" in self.tables:
+            encoder.positions.table = self.tables["encoder"]
+        return encoder.requires_grad_(False).eval()
+
+    def build_predictor(self) -> Predictor | MlpPredictor:
+        """The predictor, likewise."""
+        predictor = make_predictor(self.model, self.model.predictor.mask_tokens or 1, self.dense)
+        load_strictly(predictor, self.predictor, self.origin)
+        if "predictor" in self.tables:
+            predictor.positions.table = self.tables["predictor"]
+        return predictor.requires_grad_(False).eval()

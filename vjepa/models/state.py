@@ -1,0 +1,34 @@
+"""Weights of networks as files: safetensors in, strict loading; no code is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vjepa.errors import UserError
+
+
+def load_strictly(module: nn.Module, stored: Mapping[str, Tensor], origin: Path | str) -> None:
+    """Load every tensor of `stored` into `module`, and nothing else. A missing, surplus or misshapen key is a UserError that names it."""
+    wanted = module.state_dict()
+    for problem, keys in (("is missing", wanted.keys() - stored.keys()), ("is not part of this network", stored.keys() - wanted.keys())):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise UserError(f"{origin}: {min(keys)} {problem}{more}; the file was made with other model settings")
+    for key, tensor in wanted.items():
+        if stored[key].shape != tensor.shape:
+            raise UserError(f"{origin}: {key} has shape {list(stored[key].shape)}, this network needs {list(tensor.shape)}")
+    module.load_state_dict(stored)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a safetensors file, on the CPU. Raises UserError where it is none."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {' '.join(str(error).split())}") from None
+    return tensors
