@@ -7,7 +7,7 @@ from vjepa import config
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.masking.draw import plan
 from vjepa.models.encoder import patchify
-from vjepa.training import optim
+from vjepa.training import ema, optim
 
 SETTINGS = config.validate(
     {
@@ -44,7 +44,7 @@ def curve(steps: int) -> list[float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        optim.update_ema(model.target_encoder, model.encoder, SETTINGS.optim.ema_decay)
+        ema.update(model.target_encoder, model.encoder, SETTINGS.optim.ema_decay)
         losses.append(loss.item())
     return losses
 
@@ -86,7 +86,7 @@ def test_several_targets_are_predicted_apart_from_the_same_context() -> None:
     video, _ = step_inputs(model, 0)
     grid = model.encoder.grid(*video.shape[2:])
     (mask,) = plan(settings.masks, grid).draw(len(video), 0, 0, 0, 1)
-    context, targets = model.encoder(video, mask.context_ids), model.targets(patchify(video, model.encoder.model))
+    context, targets = model.encoder(video, mask.context_ids), model.targets(patchify(video, model.encoder.model), model.target_encoder)
     distances = []
     for ids in mask.target_ids.chunk(3, dim=1):
         wanted = torch.stack([targets[clip, places] for clip, places in enumerate(ids)])

@@ -254,3 +254,19 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
     results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())
     assert [result["eval_mode"] for result in results] == ["knn", "linear_probe"]
     assert all(0 <= result["accuracy"] <= 1 for result in results)
+
+
+def test_a_run_starts_from_the_weights_of_another(clips) -> None:
+    train(settings(clips, "first"), progress=False)
+    first = clips.parent / "first"
+    second = settings(clips, "second", run={"init_from": str(first)}, optim={"total_steps": 1, "lr": 1e-12, "final_lr": 1e-12})
+    train(second, progress=False)
+    before, after = (load_file(clips.parent / name / "checkpoints/latest/encoder.safetensors") for name in ("first", "second"))
+    for key, tensor in before.items():
+        np.testing.assert_allclose(after[key], tensor, atol=1e-6)
+    wider = settings(clips, "third", run={"init_from": str(first)}, model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 2}})
+    with pytest.raises(UserError, match=r"first/checkpoints/latest/encoder.safetensors: \S+ has shape"):
+        train(wider, progress=False)
+    assert not (clips.parent / "third").exists()
+    with pytest.raises(UserError, match=r"nothing/encoder.safetensors: cannot be read"):
+        train(settings(clips, "fourth", run={"init_from": "nothing"}), progress=False)

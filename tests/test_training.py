@@ -13,7 +13,7 @@ from vjepa.errors import UserError
 from vjepa.jepa import Jepa, build
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
-from vjepa.training import checkpoint, device, optim, run_log, schedules
+from vjepa.training import checkpoint, device, ema, optim, run_log, schedules
 
 pytestmark = pytest.mark.fast
 
@@ -37,12 +37,29 @@ def trained(model: Jepa, optimizer: torch.optim.Optimizer, steps: int = 1) -> No
 
 
 def test_schedules_reach_their_ends() -> None:
-    rate = [schedules.learning_rate(step, 100, 10, 1.0, 0.1) for step in range(100)]
+    plan = config.Optim(total_steps=100, warmup_steps=10, lr=1.0, final_lr=0.1)
+    rate = [schedules.learning_rate(step, 100, plan) for step in range(100)]
     assert 0 < rate[0] < rate[5] < rate[9] < rate[10] == 1.0 and rate[99] == pytest.approx(0.1)
     assert all(later <= earlier for earlier, later in itertools.pairwise(rate[10:]))
     assert rate[55] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 45 / 89)) / 2)
     assert schedules.linear(0, 5, 0.99, 1.0) == 0.99 and schedules.linear(4, 5, 0.99, 1.0) == 1.0
     assert schedules.cosine(0, 0, 1, 0.5, 0.1) == 0.5  # a run of one step
+    line = plan.model_copy(update={"lr_shape": "linear", "start_lr": 0.5})
+    rate = [schedules.learning_rate(step, 100, line) for step in range(100)]
+    assert rate[0] == pytest.approx(0.5 + 0.5 / 11) and rate[10] == 1.0 and rate[99] == pytest.approx(0.1)
+    assert rate[54] == pytest.approx(1 - 0.9 * 44 / 89)
+    assert [schedules.ramp(step, 2, 6) for step in (0, 2, 3, 6, 9)] == [0, 0, 0.25, 1, 1] and schedules.ramp(0, 0, 0) == 1
+
+
+def test_a_stretched_schedule_ends_where_the_published_runs_did() -> None:
+    """V-JEPA 1 and V-JEPA 2's cool-down, measured on the reference code."""
+    for name, lr, decay, ema_decay in (("vjepa1_vitl16", 7.5e-5, 0.3656, 0.9996), ("vjepa2_vitl16_cooldown", 1.058e-4, 0.04, 0.99925)):
+        plan = config.load(name).optim
+        total = schedules.laid_out(plan.total_steps, plan)
+        last = plan.total_steps - 1
+        assert schedules.learning_rate(last, total, plan) == pytest.approx(lr, rel=0.03)
+        assert schedules.cosine(last, 0, total, plan.weight_decay, plan.final_weight_decay) == pytest.approx(decay, abs=2e-4)
+        assert schedules.linear(last, total, plan.ema_decay, plan.final_ema_decay) == pytest.approx(ema_decay, abs=1e-6)
 
 
 def test_weight_decay_leaves_biases_and_norms_alone() -> None:
@@ -60,7 +77,7 @@ def test_weight_decay_leaves_biases_and_norms_alone() -> None:
 def test_ema_against_its_formula() -> None:
     source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     expected = [0.9 * old.detach() + 0.1 * new.detach() for old, new in zip(target.parameters(), source.parameters(), strict=True)]
-    optim.update_ema(target, source, 0.9)
+    ema.update(target, source, 0.9)
     for parameter, value in zip(target.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value)
 
@@ -149,3 +166,19 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
         with pytest.raises(UserError, match=r"no mps device on this machine; use run.device=auto"):
             device.pick(config.Run(device="mps"))
     assert device.pick(config.Run(device="cpu", precision="bf16")) == (torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.fast
+def test_the_shadow_is_the_rounded_average_and_follows_it() -> None:
+    model = build(settings())
+    shadow = ema.Shadow(model.target_encoder, torch.bfloat16)
+    for _ in range(2):
+        for name, parameter in shadow.encoder.named_parameters():
+            exact = model.target_encoder.get_parameter(name)
+            assert exact.dtype == torch.float32 and torch.equal(parameter, exact.to(parameter.dtype)), name
+        assert shadow.encoder.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+        assert shadow.encoder.norm.weight.dtype == torch.float32
+        for parameter in model.target_encoder.parameters():
+            parameter.data.add_(0.1)
+        shadow.refresh()
+    assert ema.Shadow(model.target_encoder, torch.float32).encoder is model.target_encoder

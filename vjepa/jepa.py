@@ -31,13 +31,16 @@ class Jepa(nn.Module):
         self.predictor = make_predictor(model, num_masks, self.dense)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
-    def forward(self, video: Tensor, masks: Sequence[TokenMask], context_weight: float | Tensor = 0.0) -> dict[str, Tensor]:
+    def forward(
+        self, video: Tensor, masks: Sequence[TokenMask], context_weight: float = 0.0, target_encoder: VisionTransformer | None = None
+    ) -> dict[str, Tensor]:
         """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
 
-        `context_weight`: of the loss on visible tokens at this step; see `Objective.context_weight`.
+        context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.
+        target_encoder: a copy of the target encoder in another precision to use in its place.
         """
         patches = patchify(video, self.encoder.model)
-        targets = self.targets(patches)
+        targets = self.targets(patches, target_encoder or self.target_encoder)
         terms: dict[str, list[Tensor]] = {}
         for index, mask in enumerate(masks):
             context = self.encoder.encode(patches, mask.context_ids)
@@ -76,9 +79,9 @@ class Jepa(nn.Module):
         return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
     @torch.no_grad()
-    def targets(self, patches: Patches) -> Tensor:
+    def targets(self, patches: Patches, target_encoder: VisionTransformer) -> Tensor:
         """-> [B, N, levels * D]: features of every token, each level layer-normed without affine (V-JEPA section 3.1)."""
-        features = self.target_encoder.encode(patches).float()
+        features = target_encoder.encode(patches).float()
         levels = rearrange(features, "b n (l d) -> b n l d", d=self.encoder.width)
         return rearrange(functional.layer_norm(levels, levels.shape[-1:]), "b n l d -> b n (l d)")
 

@@ -54,6 +54,8 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     model = build(settings).to(job.device)
     optimizer = optim.make_optimizer(model, settings.optim)
     state = checkpoint.restore(job.folder, model, optimizer)
+    if state.step == 0 and settings.run.init_from is not None:
+        checkpoint.load_networks(Path(settings.run.init_from), model)
     stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
     if progress:
         dtype = str(job.dtype).removeprefix("torch.")
@@ -70,9 +72,10 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
     from vjepa.data.loader import open_sources
     from vjepa.data.order import total_steps
+    from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.probing.evidence import read_splits
-    from vjepa.training import device, run_log
+    from vjepa.training import checkpoint, device, run_log
 
     where, dtype = device.pick(settings.run)
     if settings.data.prepare == "demo":
@@ -86,6 +89,8 @@ def prepare(settings: config.Config, progress: bool) -> Job:
             refuse_shared(source, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
+    if settings.run.init_from is not None:
+        checkpoint.load_networks(Path(settings.run.init_from), build(settings))
     epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
     total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)
     return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
@@ -116,44 +121,30 @@ def steps_by_source(job: Job) -> list[int]:
 
 def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, stop: int) -> None:
     """Steps `state.step` to `stop`. Everything random is a function of (seed, step), so there is no other state to keep."""
-    import torch
-
-    from vjepa.counter_rng import generator
-    from vjepa.data.augment import normalise
     from vjepa.data.loader import train_loader
-    from vjepa.masking.draw import plan
-    from vjepa.training import checkpoint, optim, run_log, schedules
+    from vjepa.training import checkpoint, run_log
+    from vjepa.training.step import TrainingStep
 
-    run, data, objective, settings = job.settings.run, job.settings.data, job.settings.objective, job.settings.optim
-    loader = train_loader(job.sources, data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
+    run = job.settings.run
+    loader = train_loader(job.sources, job.settings.data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
-    largest_batch = max(source.data.global_batch for source in job.sources)
-    model.train()
+    training_step = TrainingStep(job.settings, model, optimizer, job.dtype, job.total_steps)
     with interruptible() as interrupted:
         for step, batch in zip(range(state.step, stop), loader, strict=True):
-            lr = optim.set_schedules(optimizer, settings, step, job.total_steps)
-            video = normalise(batch.video.to(job.device, non_blocking=True), job.dtype)
-            masks = plan(job.settings.masks, model.encoder.grid(*video.shape[2:])).draw(len(video), run.seed, step * largest_batch, step, job.total_steps)
-            torch.manual_seed(int(generator(run.seed, "drop_path", step).integers(1 << 63)))
-            context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
-            with torch.autocast(job.device.type, job.dtype, enabled=job.dtype is not torch.float32):
-                terms = model(video, [mask.to(job.device) for mask in masks], context_weight)
-            terms["loss"].backward()
-            if settings.clip_grad is not None:
-                terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            decay = schedules.linear(step, job.total_steps, settings.ema_decay, settings.final_ema_decay)
-            optim.update_ema(model.target_encoder, model.encoder, decay)
-
+            terms = training_step(step, batch.video)
             state.step = step + 1
             state.note(batch)
             ending = state.step == stop or bool(interrupted)
             saving = ending or state.step % run.save_every_steps == 0
-            bar.advance(len(video))
+            bar.advance(len(batch.clip_ids))
             if saving or state.step % run.log_every_steps == 0:
                 values = read_terms(terms, state.step)
-                facts = {"lr": lr, "ema_decay": decay, "clips_per_s": bar.clips_per_s, "num_replaced": state.num_replaced}
+                facts = {
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "ema_decay": training_step.ema_decay(step),
+                    "clips_per_s": bar.clips_per_s,
+                    "num_replaced": state.num_replaced,
+                }
                 log.write(state.step, {**values, **facts}, batch.source)
                 bar.show(values["loss"])
             if saving:

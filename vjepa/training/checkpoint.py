@@ -82,9 +82,7 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     folder = run_dir / "checkpoints" / "latest"
     if not folder.exists():
         return TrainingState()
-    for network in NETWORKS:
-        path = folder / f"{network}.safetensors"
-        load_strictly(getattr(model, network), read_tensors(path), path)
+    load_networks(folder, model)
     moments = read_tensors(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
         optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
@@ -93,6 +91,14 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     if version != FORMAT_VERSION:
         raise UserError(f"{folder}: checkpoint format {version}, this version of vjepa reads {FORMAT_VERSION}")
     return TrainingState(**stored)
+
+
+def load_networks(path: Path, model: Jepa) -> None:
+    """Load all three networks of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
+    folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
+    for network in NETWORKS:
+        file = folder / f"{network}.safetensors"
+        load_strictly(getattr(model, network), read_tensors(file), file)
 
 
 def load_run(run_dir: Path | str, which: str) -> tuple[VisionTransformer, config.Config]:

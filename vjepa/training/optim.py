@@ -1,4 +1,4 @@
-"""AdamW and the moving average of the target encoder."""
+"""AdamW and its schedules."""
 
 from __future__ import annotations
 
@@ -21,16 +21,10 @@ def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:
 
 def set_schedules(optimizer: torch.optim.Optimizer, optim: config.Optim, step: int, total: int) -> float:
     """Write learning rate and weight decay of this step into the optimizer; returns the learning rate."""
-    lr = schedules.learning_rate(step, total, optim.warmup_steps, optim.lr, optim.final_lr)
+    lr = schedules.learning_rate(step, total, optim)
     decay = schedules.cosine(step, 0, total, optim.weight_decay, optim.final_weight_decay)
     for group in optimizer.param_groups:
         group["lr"] = lr
         if group["decayed"]:
             group["weight_decay"] = decay
     return lr
-
-
-@torch.no_grad()
-def update_ema(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1)."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)

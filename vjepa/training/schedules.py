@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from vjepa import config
+
 
 def progress(step: int, first: int, total: int) -> float:
     """0 at step `first`, 1 at the last step `total - 1`, and within [0, 1] outside."""
@@ -20,11 +22,19 @@ def linear(step: int, total: int, start: float, end: float) -> float:
     return start + (end - start) * progress(step, 0, total)
 
 
-def learning_rate(step: int, total: int, warmup: int, peak: float, end: float) -> float:
-    """A linear rise over `warmup` steps, which never is 0, then a cosine to `end`."""
+def learning_rate(step: int, total: int, optim: config.Optim) -> float:
+    """A linear rise from `start_lr` over `warmup_steps`, which never is 0, then a cosine or a line to `final_lr`."""
+    warmup = optim.warmup_steps
     if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return cosine(step, warmup, total, peak, end)
+        return optim.start_lr + (optim.lr - optim.start_lr) * (step + 1) / (warmup + 1)
+    if optim.lr_shape == "linear":
+        return optim.lr + (optim.final_lr - optim.lr) * progress(step, warmup, total)
+    return cosine(step, warmup, total, optim.lr, optim.final_lr)
+
+
+def laid_out(total: int, optim: config.Optim) -> int:
+    """Steps that the schedules are laid out over: those of the run, or more of which it sees the first part."""
+    return round(total * optim.schedule_stretch)
 
 
 def ramp(step: int, first: int, last: int) -> float:

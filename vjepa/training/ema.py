@@ -1,0 +1,39 @@
+"""The moving average that the target encoder is."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from vjepa.models.encoder import VisionTransformer
+
+
+@torch.no_grad()
+def update(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1)."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
+
+
+class Shadow:
+    """The target encoder as its forward pass wants it: matrices in `dtype`, cast once per update and not in every pass.
+
+    The fp32 average stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
+    """
+
+    def __init__(self, target: VisionTransformer, dtype: torch.dtype) -> None:
+        self.encoder = target
+        self.pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
+        if dtype is torch.float32:
+            return
+        self.encoder = copy.deepcopy(target)
+        for layer in self.encoder.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(dtype)
+        self.pairs = [parameter.data for parameter in self.encoder.parameters()], [parameter.data for parameter in target.parameters()]
+
+    def refresh(self) -> None:
+        """Copy the average as it is now."""
+        if self.pairs[0]:
+            torch._foreach_copy_(*self.pairs)

@@ -1,0 +1,55 @@
+"""How much arithmetic a training step needs: matrix products, two operations for each multiply-add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vjepa import config
+from vjepa.records import TokenGrid, TokenMask
+
+
+def step_flops(settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMask]) -> int:
+    """Of one step on one batch: target encoder forward, context encoder and predictor forward and backward (twice the forward).
+
+    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Position tables, norms, softmax and
+    the optimizer are left out, as `torch.utils.flop_counter` leaves them out, which this equals but for the gradient of the input pixels.
+    """
+    model = settings.model
+    clips = len(masks[0].context_ids)
+    total = encoder_flops(model, grid, grid.num_tokens)
+    for mask in masks:
+        num_context, num_target = mask.context_ids.shape[1], mask.target_ids.shape[1] // mask.num_targets
+        embed = _patch_flops(model, grid, num_context)
+        total += 3 * encoder_flops(model, grid, num_context) - embed  # nothing asks for the gradient of pixels
+        total += 3 * mask.num_targets * predictor_flops(model, num_context, num_target, dense=settings.objective.context_weight > 0)
+    return clips * total
+
+
+def encoder_flops(model: config.Model, grid: TokenGrid, num_tokens: int) -> int:
+    """One clip, forward, of which the encoder sees `num_tokens`."""
+    return _patch_flops(model, grid, num_tokens) + _blocks_flops(model.encoder, num_tokens)
+
+
+def predictor_flops(model: config.Model, num_context: int, num_target: int, dense: bool) -> int:
+    """One clip, forward, of one mask set."""
+    shape, features = model.predictor, model.levels * model.encoder.width
+    out = 2 * shape.width * model.levels * (shape.out_width or model.encoder.width)
+    hidden = round(shape.width * shape.mlp_ratio)
+    if shape.kind == "mlp":
+        return 2 * features * shape.width + num_target * (shape.depth * 4 * shape.width * hidden + out)
+    embed = 2 * features * shape.width if model.levels == 1 else 2 * model.encoder.width * (features + shape.width)
+    seen = num_context * (embed + (out if dense else 0))
+    return seen + num_target * out + _blocks_flops(shape, num_context + num_target)
+
+
+def _patch_flops(model: config.Model, grid: TokenGrid, num_tokens: int) -> int:
+    single_frame = grid.t == 1 and model.image_mode != "repeat"
+    taps = 1 if single_frame else model.tubelet_frames
+    return 2 * num_tokens * 3 * taps * model.patch_px**2 * model.encoder.width
+
+
+def _blocks_flops(shape: config.Transformer, num_tokens: int) -> int:
+    """Queries, keys, values and output 8 N D^2, attention 4 N^2 D, MLP 4 N D H (gated: three matrices of two thirds of H)."""
+    hidden = round(shape.width * shape.mlp_ratio)
+    mlp = 4 * hidden if shape.mlp == "gelu" else 6 * 8 * -(-(2 * hidden // 3) // 8)
+    return shape.depth * num_tokens * shape.width * (8 * shape.width + 4 * num_tokens + mlp)
