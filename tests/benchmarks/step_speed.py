@@ -1,0 +1,103 @@
+"""Our training step beside one made of the published V-JEPA 2 modules (as `transformers` has them), at the same shapes and masks.
+
+python tests/benchmarks/step_speed.py [--config bench_vits16] [--steps 9]
+
+The published step is fp32, as that code runs on a CPU: patch embedding again for each mask set, rotation tables in each layer, sorted
+predictor tokens, AdamW and the moving average in PyTorch's plain loops. The steps alternate; medians and ratios are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from transformers import VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, apply_masks
+
+from vjepa import config
+from vjepa.bench import training_step
+from vjepa.data.augment import normalise
+from vjepa.masking.draw import plan
+from vjepa.training import device
+
+
+class PublishedStep:
+    """The reference's step from its own modules: encoders, predictor, L1 on layer-normed targets, AdamW, EMA."""
+
+    def __init__(self, settings: config.Config) -> None:
+        shape, narrow = settings.model.encoder, settings.model.predictor
+        networks = VJEPA2Config(
+            patch_size=settings.model.patch_px, crop_size=settings.data.crop_px, frames_per_clip=settings.data.num_frames,
+            tubelet_size=settings.model.tubelet_frames, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+            mlp_ratio=shape.mlp_ratio, pred_hidden_size=narrow.width, pred_num_hidden_layers=narrow.depth, pred_num_attention_heads=narrow.heads,
+            pred_num_mask_tokens=len(settings.masks),
+        )  # fmt: skip
+        self.settings = settings
+        self.context = VJEPA2Model(networks)
+        self.target = VJEPA2Encoder(networks).requires_grad_(False)
+        self.target.load_state_dict(self.context.encoder.state_dict())
+        self.optimizer = torch.optim.AdamW(self.context.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
+
+    def __call__(self, step: int, clips: torch.Tensor) -> float:
+        settings = self.settings
+        video = normalise(clips, torch.float32).transpose(1, 2)
+        masks = plan(settings.masks, settings.grid).draw(len(video), settings.run.seed, step * len(video), step, settings.optim.total_steps or 1)
+        with torch.no_grad():
+            targets = self.encode(self.target, video, None)
+            targets = torch.nn.functional.layer_norm(targets, targets.shape[-1:])
+        losses = []
+        for mask in masks:
+            context = self.encode(self.context.encoder, video, mask.context_ids)
+            scattered = torch.zeros_like(targets).scatter(1, mask.context_ids.unsqueeze(-1).expand(-1, -1, context.shape[-1]), context)
+            predictions = self.context.predictor(scattered, [mask.context_ids], [mask.target_ids]).last_hidden_state
+            losses.append((predictions - apply_masks(targets, [mask.target_ids])).abs().mean())
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for own, theirs in zip(self.target.parameters(), self.context.encoder.parameters(), strict=True):
+                own.mul_(settings.optim.ema_decay).add_((1 - settings.optim.ema_decay) * theirs)
+        return float(loss.detach())
+
+    def encode(self, encoder: VJEPA2Encoder, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+        """As the published code: all tokens are embedded, then those of `ids` kept, and each layer makes its own rotation tables."""
+        tokens = encoder.embeddings(video)
+        tokens = tokens if ids is None else apply_masks(tokens, [ids])
+        for layer in encoder.layer:
+            tokens = layer(tokens, ids)[0]
+        normed: torch.Tensor = encoder.layernorm(tokens)
+        return normed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="bench_vits16")
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args()
+    settings = config.load(options.config, options.overrides)
+    data = settings.data
+    clips = torch.randint(256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
+    steps: dict[str, Callable[[int, torch.Tensor], object]] = {"published, fp32": PublishedStep(settings)}
+    flops = 0
+    for precision in dict.fromkeys(["fp32", str(device.pick(settings.run)[1]).removeprefix("torch.").replace("bfloat16", "bf16").replace("float32", "fp32")]):
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        steps[f"ours, {precision}"], flops = training_step(settings, torch.device("cpu"), dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(2 + options.steps):
+        for name, step in steps.items():
+            started = perf_counter()
+            step(number, clips)
+            seconds[name].append(perf_counter() - started)
+    medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}
+    print(f"{flops / 1e9:.0f} GFLOP a step, {torch.get_num_threads()} threads, medians of {options.steps} alternating steps")
+    for name, median in medians.items():
+        print(f"{name:16} {1000 * median:8.0f} ms  {data.global_batch / median:6.2f} clips/s  x{medians['published, fp32'] / median:.2f}")
+
+
+if __name__ == "__main__":
+    main()
