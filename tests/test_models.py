@@ -156,8 +156,24 @@ def test_rope_of_some_tokens_is_part_of_that_of_all() -> None:
     grid, ids = TokenGrid(2, 3, 4), torch.tensor([[0, 5, 23], [1, 2, 3]])
     device = torch.device("cpu")
     whole, part = rotation("rotation", grid, 24, None, None, device), rotation("rotation", grid, 24, None, ids, device)
-    assert torch.equal(part.cos, whole.cos[0][ids]) and torch.equal(part.sin, whole.sin[0][ids])
-    assert part.cos.dtype == torch.float32
+    assert torch.equal(part.turn, whole.turn[0][ids]) and part.mirror is None and part.turn.dtype == torch.complex64
+
+
+@pytest.mark.parametrize("kind", ["rotation", "vjepa2"])
+def test_real_products_for_compilers_are_the_complex_ones(kind: str, monkeypatch) -> None:
+    expected = turned(TokenGrid(2, 3, 4), kind)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(turned(TokenGrid(2, 3, 4), kind), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_vjepa2_against_its_formula() -> None:
+    """Published code: cosines and sines of the frequencies f0 .. fn, f0 .. fn, while (a, b) pairs with (-b, a) as neighbours."""
+    place, head = 5, torch.randn(20, generator=torch.Generator().manual_seed(3))
+    angles = place * 10000 ** -(torch.arange(3) / 3)
+    tiled = torch.cat([angles, angles])
+    neighbours = torch.stack([-head[1:6:2], head[0:6:2]], dim=-1).flatten()
+    expected = head[:6] * tiled.cos() + neighbours * tiled.sin()
+    torch.testing.assert_close(turned(TokenGrid(6, 1, 1), "vjepa2")[place, :6], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_rope_scaled_to_a_square_sees_the_same_corners_at_every_size() -> None:

@@ -93,8 +93,9 @@ class Model(Section):
         if self.level_norms and self.encoder.depth < 4:
             raise ValueError(f"level_norms: 4 levels need a depth of 4 or more, encoder.depth is {self.encoder.depth}")
         for name, shape in (("encoder", self.encoder), ("predictor", self.predictor)):
-            if self.positions == "rope" and shape.width // shape.heads < 6:
-                raise ValueError(f"{name}.heads: heads of {shape.width // shape.heads} features are too narrow to rotate along 3 axes; 6 is the least")
+            head_width = shape.width // shape.heads
+            if self.positions == "rope" and (head_width < 6 or head_width % 2):
+                raise ValueError(f"{name}.heads: heads of {head_width} features cannot be rotated along 3 axes; an even number, 6 or more, can")
         return self
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
