@@ -219,7 +219,7 @@ def _side(path: Path, settings: Mapping[str, Any], name: str) -> int:
     sides = value if isinstance(value, list) else [value]
     if any(side != sides[0] or not isinstance(side, int) or side < 1 for side in sides) or not sides:
         raise UserError(f"{path / CONFIG}: {name}: {value} is not supported, only squares")
-    return sides[0]
+    return int(sides[0])
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
