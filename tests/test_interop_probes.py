@@ -118,9 +118,7 @@ def test_a_probe_file_is_read_strictly(tmp_path: Path, change: dict[str, Tensor 
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither `classifier`"):
         load_probe(save(tmp_path / "a.pt", {"encoder": {}}))
-    with pytest.raises(UserError, match="is no probe file"):
-        load_probe(save(tmp_path / "b.pt", [1]))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="to load, which could do anything"):
         load_probe(save(tmp_path / "c.pt", {"classifier": Path("code")}))  # an object: never unpickled
     with pytest.raises(UserError, match="cannot be read"):
         load_probe(tmp_path / "absent.pt")

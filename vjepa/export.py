@@ -109,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=sorted(WRITERS), help="what to write; ONNX holds the encoder alone")
     parser.add_argument("--out", required=True, metavar="PATH", help="file, or folder for huggingface; it must not exist")
     parser.add_argument("--format", metavar="FORMAT", help="of SOURCE: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface (default: recognised)")
-    parser.add_argument("--which", choices=("encoder", "target_encoder"), help="of the two encoders of a training file (default: target_encoder)")
+    parser.add_argument("--which", choices=("encoder", "target_encoder"), default="target_encoder", help="of a run or training file (default: target_encoder)")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads of the encoder, for a training file of no published size")
+    parser.add_argument("--predictor-heads", type=int, metavar="N", help="likewise of the predictor")
+    parser.add_argument("--position-grid", type=int, nargs=3, metavar=("T", "H", "W"), help="time slots, rows, columns of a training file's sin-cos table")
     parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip; onnx and huggingface need it")
     parser.add_argument("--crop-px", type=int, metavar="S", help="side of a clip in pixels; onnx and huggingface need it")
     return parser
@@ -119,10 +122,10 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     out = Path(given.out)
     refuse_existing(out)  # before minutes of reading
-    from vjepa.interop.load import load
+    from vjepa.interop import load, meta
 
-    options = {"which": given.which} if given.which else {}
-    weights = load(given.source, given.format, **options)
+    position_grid = tuple(given.position_grid) if given.position_grid else None
+    weights = load.read(given.source, given.format, meta.Hints(given.which, given.heads, given.predictor_heads, position_grid))
     clips = _clips(given, weights)
     difference = export(weights, given.to, out, clips)
     what = "encoder and predictor" if weights.predictor and given.to != "onnx" else "encoder"

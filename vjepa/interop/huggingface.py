@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.interop.weights import Weights
+from vjepa.interop.weights import Weights, parse_model
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import make_predictor
 from vjepa.models.state import read_tensors
@@ -162,15 +162,9 @@ def read(path: Path) -> Weights:
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
-    model = _model(
-        path,
-        patch_px=_side(path, settings, "patch_size"),
-        tubelet_frames=settings["tubelet_size"],
-        positions="rope",
-        rope="vjepa2",
-        encoder=_shape(settings, ""),
-        predictor=_shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]},
-    )
+    shapes = {"encoder": _shape(settings, ""), "predictor": _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}}
+    sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
+    model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
     ours = take(stored, encoder, VJEPA2_ENCODER, path)
     if not any(key.startswith("predictor.") for key in stored):
@@ -184,7 +178,8 @@ def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> W
     patch_px, side = _side(path, settings, "patch_size"), _side(path, settings, "image_size")
     shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": settings["intermediate_size"] / settings["hidden_size"]}
     cells = side // patch_px
-    model = _model(path, patch_px=patch_px, tubelet_frames=1, positions="sincos_2d", sincos_grid=(1, cells, cells), encoder=shape)
+    sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
+    model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
     kernel = "embeddings.patch_embeddings.projection.weight"
     if kernel in stored:
         stored[kernel] = stored[kernel].unsqueeze(2)  # 2D -> 3D with one tap
@@ -198,13 +193,6 @@ def _shape(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Our settings of the encoder (prefix "") or the predictor ("pred_"); they round the hidden width down, we to the nearest."""
     width, depth, heads = (settings[f"{prefix}{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": int(width * settings[f"{prefix}mlp_ratio"]) / width}
-
-
-def _model(path: Path, **settings: Any) -> config.Model:
-    try:
-        return config.Model(**settings)
-    except ValueError as error:
-        raise UserError(f"{path / CONFIG}: describes no network of ours: {' '.join(str(error).split())}") from None
 
 
 def _networks(model: config.Model) -> tuple[nn.Module, nn.Module]:

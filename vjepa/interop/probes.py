@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.interop import huggingface
+from vjepa.interop import huggingface, meta
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
 from vjepa.models.state import load_strictly
 
@@ -70,7 +68,7 @@ def _from_folder(path: Path) -> AttentiveClassifier:
 
 
 def _from_file(path: Path, index: int, heads: int) -> AttentiveClassifier:
-    stored = _choose(path, _unpickle(path), index)
+    stored = _choose(path, meta.read_file(path), index)
     stored = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
     of_vjepa1 = any(key.startswith(UNUSED) for key in stored)
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(UNUSED)}
@@ -90,17 +88,6 @@ def _tensor(path: Path, stored: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in stored:
         raise UserError(f"{path}: {key} is missing; this is no attentive probe")
     return stored[key]
-
-
-def _unpickle(path: Path) -> Mapping[str, Any]:
-    """The dictionary of a torch file, without running code from it."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as a torch file of plain tensors: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no probe file; those hold a dictionary with `classifier` or `classifiers`")
-    return content
 
 
 def _choose(path: Path, content: Mapping[str, Any], index: int) -> Mapping[str, Tensor]:
