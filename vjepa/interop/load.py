@@ -48,11 +48,11 @@ def read(path: Path | str, format: str | None = None, hints: Hints | None = None
 
 def recognise(path: Path) -> str:
     """The format at `path`. Raises UserError that says what was found where it is none, or might be two."""
+    if not path.is_dir() and own.read_metadata(path) is None:
+        return meta.recognise(path)
     if own.recognises(path):
         return "vjepa"
     if huggingface.recognises(path):
         return "huggingface"
-    if path.is_dir():
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-        raise UserError(f"{path}: neither {FORMATS['vjepa']} nor {FORMATS['huggingface']} (it has {found}); name the file, or the format with format=")
-    return meta.recognise(path)
+    found = f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}" if path.is_dir() else "a safetensors file"
+    raise UserError(f"{path}: {found}, neither {FORMATS['vjepa']} nor {FORMATS['huggingface']}; name another path, or the format with format=")

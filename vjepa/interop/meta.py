@@ -24,6 +24,8 @@ from vjepa.interop.weights import Weights, parse_model
 from vjepa.models.positions import SinCos
 
 KERNEL = "patch_embed.proj.weight"
+# Of files of torch before 1.6, which are several pickles and no zip archive: the first pickle is a number.
+OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 Tensors = Mapping[str, Tensor]
 
 # What each format stands for beside its shapes. The two kinds of 3D sin-cos table are told apart by the table in the file.
@@ -86,14 +88,17 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            is_pickle = file.read(1) == b"\x80"  # torch before 1.6, which cannot be mapped to memory
-        is_zip = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip) if is_zip or is_pickle else None
+            is_old = file.read(len(OLD_START)) == OLD_START
+            is_zip = zipfile.is_zipfile(path)
+            file.seek(0)
+            # a path is mapped to memory, but torch believes its ending
+            source = path if is_zip and path.suffix != ".safetensors" else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path) if is_zip or is_old else None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         needs = f"needs the code of {code[1]}" if code else "holds more than tensors, numbers and text"
         raise UserError(f"{path}: {needs} to load, which could do anything, so it was not run; save the state dicts alone") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a training file, which is a dict of networks written by torch.save")

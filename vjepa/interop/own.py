@@ -23,11 +23,20 @@ from vjepa.models.state import read_tensors
 PARTS = ("encoder", "predictor", "tables")
 
 
+def read_metadata(path: Path) -> dict[str, str] | None:
+    """Metadata of a safetensors file, empty where it has none; None for a file of another kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+
+
 def recognises(path: Path) -> bool:
     """Whether `read` is for this path: a run, a checkpoint or a weights file inside a run, or a single file whose metadata say so."""
     if path.is_dir():
         return (path / "config.yaml").is_file() or (_is_checkpoint(path) and _config_above(path) is not None)
-    metadata = _metadata(path)
+    metadata = read_metadata(path)
     return metadata is not None and (metadata.get("format") == "vjepa" or _config_above(path) is not None)
 
 
@@ -39,7 +48,7 @@ def read(path: Path, which: str = "target_encoder") -> Weights:
     """
     if path.is_dir():
         return _read_checkpoint(_checkpoint(path), which)
-    metadata = _metadata(path)
+    metadata = read_metadata(path)
     if metadata is None:
         raise UserError(f"{path}: not a run folder, a checkpoint or a safetensors file of vjepa")
     return _read_single(path, metadata) if metadata.get("format") == "vjepa" else _read_network(path)
@@ -117,12 +126,3 @@ def _config_above(path: Path) -> Path | None:
         return None
     found = checkpoint.parents[1] / "config.yaml"
     return found if found.is_file() else None
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    """Metadata of a safetensors file, empty where it has none; None for a file of another kind."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
