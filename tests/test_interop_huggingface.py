@@ -241,6 +241,7 @@ def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
         ({"rope": "rotation"}, r"rope: rotation .*train with model\.rope=vjepa2"),
         ({"rope_grid": 4}, "rope_grid"),
         ({"image_mode": "own"}, "image_mode: own"),
+        ({"image_mode": "repeat"}, "image_mode: repeat"),
         ({"modality_embedding": True}, "modality_embedding"),
         ({"encoder": config.Encoder(width=48, depth=4, heads=2), "level_norms": True}, "level_norms"),
         ({"encoder": config.Encoder(width=48, depth=2, heads=2, mlp="swiglu")}, "mlp: swiglu"),

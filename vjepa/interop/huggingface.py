@@ -340,6 +340,7 @@ def _refuse_inexpressible(weights: Weights) -> None:
         "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope != "vjepa2",
         "rope_grid (it never scales positions)": model.rope_grid is not None,
         "image_mode: own (it has one patch kernel)": model.image_mode == "own",
+        "image_mode: repeat (it repeats a single frame to one tubelet)": model.image_mode == "repeat" and model.image_repeats != model.tubelet_frames,
         "modality_embedding": model.modality_embedding,
         "level_norms (it has one last norm)": model.level_norms,
         "mlp: swiglu": "swiglu" in (model.encoder.mlp, model.predictor.mlp),
