@@ -92,6 +92,16 @@ def test_visible_tokens_know_their_place_and_not_the_hidden_ones(positions: str)
         assert not torch.allclose(encoder(same, visible), encoder(same, torch.tensor([[0, 3, 5]])), atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", KINDS)
+def test_training_may_follow_an_evaluation_of_the_same_size(positions: str) -> None:
+    """Tables of positions are kept, whoever made them, in inference mode or not."""
+    encoder, video = VisionTransformer(small(positions=positions)), torch.randn(1, 3, 2, 4, 52)  # a size that no other test has
+    with torch.inference_mode():
+        encoder(video)
+    encoder(video).sum().backward()
+    assert encoder.blocks[0].attn.qkv.weight.grad is not None
+
+
 def test_sincos_tells_all_tokens_apart_and_axes_separate() -> None:
     grid, device = TokenGrid(3, 4, 5), torch.device("cpu")
     for kind in ("sincos", "sincos_uniform"):

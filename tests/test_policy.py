@@ -114,7 +114,7 @@ def readme_commands() -> list[str]:
 
 def test_commands_named_in_the_readme_exist() -> None:
     commands = readme_commands()
-    assert {"vjepa.train", "vjepa.probe", "data_prep.index"} <= set(commands)
+    assert {"vjepa.train", "vjepa.probe", "vjepa.export", "data_prep.index"} <= set(commands)
     for name in commands:
         answer = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, timeout=60, check=False)
         assert answer.returncode == 0 and name in answer.stdout, (name, answer.stderr)
@@ -123,7 +123,7 @@ def test_commands_named_in_the_readme_exist() -> None:
 @pytest.mark.fast
 def test_help_imports_no_heavy_library() -> None:
     heavy = ("torch", "decord", "av", "sklearn", "matplotlib")
-    code = f"import sys, vjepa.train, vjepa.probe, vjepa.bench, data_prep.index; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, vjepa.train, vjepa.probe, vjepa.bench, vjepa.export, data_prep.index; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.strip() == "[]"
 

@@ -1,3 +1,68 @@
 """vjepa: pre-train video encoders by predicting features of hidden space-time tokens, and prove what was learned."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.predictor import MlpPredictor, Predictor
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_encoder", "load_predictor"]
+
+
+def load_encoder(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    which: str = "target_encoder",
+    heads: int | None = None,
+    position_grid: tuple[int, int, int] | None = None,
+) -> VisionTransformer:
+    """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
+
+    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone, and T = 1 is an image.
+    Predictors of four levels (V-JEPA 2.1 g and G) take `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
+
+    path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of transformers' VJEPA2
+    or I-JEPA.
+    format: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface; None: recognised by content.
+    which: `target_encoder`, the moving average that published evaluations use, or `encoder`, where there are both.
+    heads: attention heads, for a training file of no published size. position_grid: time slots, rows and columns of its sin-cos table.
+
+    Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or misshapen.
+    Nothing in a file is ever run.
+    """
+    from pathlib import Path
+
+    from vjepa.interop import load, meta
+
+    hints = meta.Hints(which, heads, None, position_grid)
+    return load.read(Path(path), format, hints, predictor=False).build_encoder()
+
+
+def load_predictor(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    which: str = "target_encoder",
+    heads: int | None = None,
+    predictor_heads: int | None = None,
+    position_grid: tuple[int, int, int] | None = None,
+) -> Predictor | MlpPredictor:
+    """A frozen predictor: `predictor(context [B, Kc, D], context_ids, target_ids, grid, mask_index=0) -> [B, Kt, D]`, the ids [B, Kc] and [B, Kt].
+
+    `grid` is that of the encoder, `encoder.grid(T, H, W)`. `mask_index` picks the mask token: V-JEPA 1 has one for each mask set; V-JEPA 2
+    has more than its training used, which is the first where clips have one length, while transformers' VJEPA2 reads the second.
+    The rest is as for `load_encoder`; a file without a predictor is a UserError.
+
+    predictor_heads: attention heads; None: 12 for V-JEPA 2 and 2.1, as many as the encoder has for V-JEPA 1 and I-JEPA.
+    """
+    from pathlib import Path
+
+    from vjepa.interop import load, meta
+
+    return load.read(Path(path), format, meta.Hints(which, heads, predictor_heads, position_grid)).build_predictor()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from vjepa import config
+from vjepa.errors import UserError
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
 from vjepa.models.state import load_strictly
@@ -32,6 +36,8 @@ class Weights:
 
     def build_encoder(self) -> VisionTransformer:
         """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""
+        if not self.encoder:
+            raise UserError(f"{self.origin}: has no encoder")
         encoder = VisionTransformer(self.model)
         load_strictly(encoder, self.encoder, self.origin)
         if "encoder" in self.tables:
@@ -40,8 +46,20 @@ class Weights:
 
     def build_predictor(self) -> Predictor | MlpPredictor:
         """The predictor, likewise."""
+        if not self.predictor:
+            raise UserError(f"{self.origin}: has no predictor")
         predictor = make_predictor(self.model, self.model.predictor.mask_tokens or 1, self.dense)
         load_strictly(predictor, self.predictor, self.origin)
         if "predictor" in self.tables:
             predictor.positions.table = self.tables["predictor"]
         return predictor.requires_grad_(False).eval()
+
+
+def parse_model(settings: Mapping[str, Any] | str, origin: str) -> config.Model:
+    """Settings of the networks from plain data, or from its JSON. Raises UserError with one line for those that cannot be."""
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    try:
+        return config.Model.model_validate_json(text)
+    except ValidationError as error:
+        problems = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        raise UserError(f"{origin}: " + "; ".join(f"{where}: {what}" if where else what for where, what in problems)) from None

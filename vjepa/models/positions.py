@@ -44,6 +44,7 @@ def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _sincos(kind: str, grid: TokenGrid, width: int) -> Tensor:
     """(t h w) -> fp32 [N, width], computed in fp64.
 
@@ -124,6 +125,7 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None) -> tuple[Tensor, Tensor]:
     """`turn` and `mirror` of all tokens, complex64 [N, head_width / 2] each, from angles in fp64.
 

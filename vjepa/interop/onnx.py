@@ -1,0 +1,61 @@
+"""Encoders as ONNX files, checked against onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vjepa.errors import UserError
+from vjepa.models.encoder import VisionTransformer
+
+TOLERANCE = 1e-4
+ONE_FILE_BYTES = 1_800_000_000  # an ONNX file ends at 2 GiB; larger weights go to a file beside it
+
+
+class _WholeVideo(nn.Module):
+    """The encoder of all tokens, with one input."""
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.encoder(video)  # type: ignore[no-any-return]
+
+
+def export(encoder: VisionTransformer, example_size: tuple[int, int, int], path: Path) -> float:
+    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size` (T, H, W).
+
+    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4, and
+    where the extra `onnx` is not installed. Weights of more than 1.8 GB are in `path`.data beside it.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch.onnx writes with
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'video-jepa[onnx]'") from None
+    network = _WholeVideo(encoder).eval()
+    video = torch.randn(3, 3, *example_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = network(video)  # this also makes the tables of positions, which the export then takes as constants
+    num_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    with torch.no_grad():
+        torch.onnx.export(
+            network,
+            (video[:2],),
+            path,
+            input_names=["video"],
+            output_names=["features"],
+            dynamic_shapes={"video": {0: torch.export.Dim("batch")}},
+            external_data=num_bytes > ONE_FILE_BYTES,
+            dynamo=True,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(["features"], {"video": video.numpy()})
+    difference = float((torch.from_numpy(answer) - features).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(f"{path}: onnxruntime's features differ by {difference:.2g} from torch's, more than {TOLERANCE:g}; the file is not to be used")
+    return difference

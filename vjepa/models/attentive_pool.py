@@ -1,0 +1,88 @@
+"""Attentive pooling: one learned query reads all tokens of a clip, the probe of V-JEPA (section 4.1) and V-JEPA 2 (section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vjepa import config
+from vjepa.models.layers import Block, Mlp, initialise, small_normal
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one query, the same for every clip; no projection follows it, as in the published probes."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+
+    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """query [1, 1, D], tokens [B, K, D] -> [B, 1, D].
+
+        No token is projected: q . (W_k x) = (W_k' q) . x, and the weighted sum is taken before W_v. That is K D h multiplications
+        in place of K D^2. The bias of the keys shifts all scores alike, so softmax drops it; weights sum to 1, so that of the values is added once.
+        """
+        query = rearrange(self.q(query), "1 1 (h d) -> h 1 d", h=self.heads)
+        to_key, to_value = rearrange(self.kv.weight, "(two h d) c -> two h d c", two=2, h=self.heads)
+        folded = (query * query.shape[-1] ** -0.5) @ to_key  # [h, 1, D]
+        scores = tokens @ rearrange(folded, "h 1 c -> c h")  # [B, K, h]
+        pooled = scores.softmax(dim=1).transpose(1, 2) @ tokens  # [B, h, D]
+        values = torch.einsum("bhc,hdc->bhd", pooled, to_value)
+        return rearrange(values, "b h d -> b 1 (h d)") + self.kv.bias.chunk(2)[1]
+
+
+class CrossAttentionBlock(nn.Module):
+    """The query reads the normed tokens, then passes an MLP; the query itself is not normed before it reads."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.xattn = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """query [1, 1, D], tokens [B, K, D] -> [B, 1, D]"""
+        query = query + self.xattn(query, self.norm1(tokens))
+        return query + self.mlp(self.norm2(query))  # type: ignore[no-any-return]
+
+
+class AttentivePooler(nn.Module):
+    """[B, K, D] -> [B, D]: `depth - 1` self-attention blocks over the tokens, then one query. Parameter names are those of the published files.
+
+    depth: 1 in V-JEPA, 4 in V-JEPA 2. norm_eps: 1e-5 in their probes, 1e-6 in Hugging Face's.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, depth: int = 1, norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        shape = config.Transformer(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
+        self.query_tokens = nn.Parameter(torch.empty(1, 1, width))
+        self.cross_attention_block = CrossAttentionBlock(width, heads, round(width * mlp_ratio))
+        if depth > 1:
+            self.blocks = nn.ModuleList(Block(shape, drop_path=0.0) for _ in range(depth - 1))
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+        small_normal(self.query_tokens)
+        initialise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in getattr(self, "blocks", ()):
+            tokens = block(tokens)
+        return self.cross_attention_block(self.query_tokens, tokens).squeeze(1)  # type: ignore[no-any-return]
+
+
+class AttentiveClassifier(nn.Module):
+    """[B, K, D] -> logits [B, C]: an AttentivePooler and a linear layer."""
+
+    def __init__(self, pooler: AttentivePooler, num_classes: int) -> None:
+        super().__init__()
+        self.pooler = pooler
+        self.linear = nn.Linear(pooler.query_tokens.shape[-1], num_classes)
+        initialise(self.linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(self.pooler(tokens))  # type: ignore[no-any-return]
