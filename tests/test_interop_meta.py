@@ -226,8 +226,7 @@ def test_a_missing_surplus_or_misshapen_key_is_named(network: str, key: str, for
 @pytest.mark.parametrize("key", ["patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight"])
 def test_keys_that_settings_of_the_encoder_are_read_from_are_named_too(key: str, tmp_path: Path) -> None:
     parts = published.networks("vjepa1")
-    for network in ("target_encoder", "encoder"):
-        del parts[network][key]
+    del parts["target_encoder"][key]
     with pytest.raises(UserError, match=f"{re.escape(key)} is missing"):
         vjepa.load_encoder(published.save(tmp_path / "a.bin", "vjepa1", parts))
 
@@ -310,6 +309,8 @@ def test_a_file_that_needs_code_is_refused_and_none_is_run(how: str, tmp_path: P
         ({"encoder": {"a": 3}}, "encoder: a is not a tensor but a int"),
         ({"encoder": [1]}, "encoder: not a state dict but a list"),
         ({"encoder": {"a": torch.ones(2)}}, r"patch_embed\.proj\.weight is missing"),
+        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 4)}}, r"fits no known format \(a 3-D patch kernel, .*\); name it with format="),
+        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 2, 4, 5)}}, r"has shape \[8, 3, 2, 4, 5\]; patches are square, of 3 colours"),
         ({"encoder": {"a": torch.ones(2), "module.a": torch.ones(2)}}, r"module\.a is there twice"),
     ],
 )
@@ -320,7 +321,7 @@ def test_other_files_are_refused_in_one_line(content: Any, problem: str, tmp_pat
     else:
         torch.save(content, path)
     with pytest.raises(UserError, match=problem) as raised:
-        vjepa.load_encoder(path)
+        vjepa.load_encoder(path, which="encoder")
     assert "\n" not in str(raised.value)
 
 
@@ -330,3 +331,25 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.bin: ") as raised:
         vjepa.load_encoder(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_fp32_and_share_no_memory_with_the_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    parts = published.networks("vjepa1")
+    parts["target_encoder"] = {key: tensor.to(dtype) for key, tensor in parts["target_encoder"].items()}
+    path = published.save(tmp_path / "a.bin", "vjepa1", parts)
+    encoder = vjepa.load_encoder(path)
+    assert {tensor.dtype for tensor in encoder.state_dict().values()} == {torch.float32}
+    assert all(tensor.device.type == "cpu" for tensor in [*encoder.parameters(), *encoder.buffers()])
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(encoder.norm.bias, parts["target_encoder"]["norm.bias"].float())
+    table = parts["target_encoder"]["pos_embed"][0].float()
+    assert torch.equal(encoder.positions(TokenGrid(*GRID), torch.device("cpu")), table)
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    path = published.save(tmp_path / "a.bin", "vjepa2", published.networks("vjepa2"))
+    before = torch.get_rng_state()
+    vjepa.load_encoder(path)
+    vjepa.load_predictor(path)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -145,8 +145,8 @@ class _Cues:
     num_mask_tokens: int
 
     @classmethod
-    def of(cls, file: TrainingFile) -> _Cues:
-        encoder = next(iter(file.encoders.values()))
+    def of(cls, file: TrainingFile, encoder: Tensors) -> _Cues:
+        """`encoder`: one of the file's."""
         return cls(
             _need(encoder, KERNEL, file.origin).ndim,
             file.has_ema or any(key.startswith("norms_block.") for key in encoder),
@@ -175,7 +175,7 @@ def recognise(path: Path) -> str:
     A table of positions means V-JEPA 1 or one of the V-JEPA 2 files that carry one without using it: V-JEPA 1 has 2 mask tokens, V-JEPA 2 has 6 or more.
     """
     file = read_networks(path)
-    cues = _Cues.of(file)
+    cues = _Cues.of(file, next(iter(file.encoders.values())))
     formats = [name for name, fits in FITS.items() if fits(cues)]
     if formats == ["vjepa1", "vjepa2"]:
         if cues.num_mask_tokens == 2 and cues.has_predictor_table:
@@ -197,10 +197,11 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     is named when they are built.
     """
     hints, file = hints or Hints(), read_networks(path)
-    cues = _Cues.of(file)
+    encoder = file.encoder(hints.which)
+    cues = _Cues.of(file, encoder)
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")
-    stored = {"encoder": dict(file.encoder(hints.which)), "predictor": dict(file.predictor)}
+    stored = {"encoder": dict(encoder), "predictor": dict(file.predictor)}
     tables = _take_tables(stored, format, path)
     if format == "ijepa":
         _as_video(stored)
@@ -247,7 +248,7 @@ def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) 
             raise UserError(f"{path}: {key} is missing; {format} needs it")
         if table.ndim != 3 or len(table) != 1:
             raise UserError(f"{path}: {key} has shape {list(table.shape)}, {format} needs [1, tokens, width]")
-        tables[network] = table[0].float()
+        tables[network] = table[0].to(torch.float32, copy=True)  # of its own memory, like the weights
     return tables
 
 
