@@ -197,6 +197,8 @@ def test_heads_are_those_of_the_published_sizes_or_given(tmp_path: Path) -> None
     with pytest.raises(UserError, match="a width of 100 is of no published size; give heads="):
         meta._heads(100, None, "vjepa1", path)
     path = published.save(tmp_path / "b.bin", "vjepa2", published.networks("vjepa2"))
+    with pytest.raises(UserError, match="position_grid= is for tables of positions, and networks of format 'vjepa2' have none"):
+        vjepa.load_encoder(path, position_grid=(2, 4, 4))
     with pytest.raises(UserError, match="heads of 4 features are too narrow to rotate along 3 axes"):
         vjepa.load_encoder(path, heads=32)
 
@@ -237,6 +239,7 @@ def test_keys_that_settings_of_the_predictor_are_read_from_are_named_too(key: st
     del parts["predictor"][key]
     with pytest.raises(UserError, match=f"{re.escape(key)} is missing"):
         vjepa.load_predictor(published.save(tmp_path / "a.bin", "vjepa1", parts), "vjepa1")
+    vjepa.load_encoder(tmp_path / "a.bin", "vjepa1")  # what is wrong with the predictor does not matter to it
 
 
 def test_a_misshapen_table_is_named(tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_a_misshapen_table_is_named(tmp_path: Path) -> None:
     parts["predictor"]["predictor_pos_embed"] = torch.randn(1, 31, NARROW)
     with pytest.raises(UserError, match=r"predictor_pos_embed has shape \[1, 31, 72\], this network needs \[1, 32, 72\]"):
         vjepa.load_predictor(published.save(tmp_path / "a.bin", "vjepa1", parts))
-    vjepa.load_encoder(tmp_path / "a.bin")  # what is wrong with the predictor does not matter to it
+    vjepa.load_encoder(tmp_path / "a.bin")
     parts["target_encoder"]["pos_embed"] = torch.randn(32, WIDTH)
     with pytest.raises(UserError, match=r"pos_embed has shape \[32, 128\], vjepa1 needs \[1, tokens, width\]"):
         vjepa.load_encoder(published.save(tmp_path / "a.bin", "vjepa1", parts))

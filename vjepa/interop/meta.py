@@ -201,7 +201,9 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     cues = _Cues.of(file, encoder)
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")
-    stored = {"encoder": dict(encoder), "predictor": dict(file.predictor)}
+    if hints.position_grid and POSITIONS[format]["positions"] == "rope":
+        raise UserError(f"{path}: position_grid= is for tables of positions, and networks of format {format!r} have none")
+    stored = {"encoder": dict(encoder), "predictor": dict(file.predictor) if predictor else {}}
     tables = _take_tables(stored, format, path)
     if format == "ijepa":
         _as_video(stored)
@@ -209,13 +211,10 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     settings["encoder"] = _shape(stored["encoder"], "blocks", len(stored["encoder"][KERNEL]), path)
     settings["encoder"]["heads"] = _heads(settings["encoder"]["width"], hints.heads, format, path)
     if format == "vjepa2.1":
-        settings |= _levels(stored, settings["patch_px"])
+        settings |= _levels(encoder, file.predictor, settings["patch_px"])
     if tables:
         settings |= _table_settings(tables["encoder"], settings, hints.position_grid, path)
-    if not predictor or not stored["predictor"]:
-        stored["predictor"] = {}
-        tables.pop("predictor", None)
-    else:
+    if stored["predictor"]:
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
@@ -283,11 +282,10 @@ def _heads(width: int, given: int | None, format: str, path: Path) -> int:
     return heads
 
 
-def _levels(stored: Mapping[str, Tensors], patch_px: int) -> dict[str, Any]:
+def _levels(encoder: Tensors, predictor: Tensors, patch_px: int) -> dict[str, Any]:
     """What V-JEPA 2.1 adds. Four levels are trained where the predictor embeds them by two layers, else the last alone."""
-    encoder = stored["encoder"]
     return {
-        "levels": 4 if "predictor_embed.0.weight" in stored["predictor"] else 1,
+        "levels": 4 if "predictor_embed.0.weight" in predictor else 1,
         "image_mode": "own" if "patch_embed_img.proj.weight" in encoder else "summed",
         "modality_embedding": "video_mod_embed" in encoder or "img_mod_embed" in encoder,
         "rope_grid": max(ROPE_SQUARE_PX // patch_px, 2),
