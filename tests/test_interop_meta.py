@@ -187,7 +187,7 @@ def test_a_table_of_no_known_values_may_need_its_grid(tmp_path: Path) -> None:
 def test_heads_are_those_of_the_published_sizes_or_given(tmp_path: Path) -> None:
     widths = (192, 384, 768, 1024, 1280, 1408, 1664)
     found = {format: [meta._heads(width, None, format, tmp_path) for width in widths] for format in ("vjepa1", "vjepa2", "ijepa")}
-    assert found == {"vjepa2": [3, 6, 12, 16, 16, 22, 26], "vjepa1": [3, 6, 12, 16, 16, 16, 26], "ijepa": [3, 6, 12, 16, 16, 16, 26]}
+    assert found == {"vjepa2": [3, 6, 12, 16, 16, 22, 26], "vjepa1": [3, 6, 12, 16, 16, 16, 16], "ijepa": [3, 6, 12, 16, 16, 16, 16]}
     path = published.save(tmp_path / "a.bin", "vjepa1", published.networks("vjepa1"))
     assert load.read(path, hints=Hints(heads=4, predictor_heads=6)).model.encoder.heads == 4
     with pytest.raises(UserError, match="3 attention heads do not divide the width 128; give another heads="):
@@ -197,7 +197,9 @@ def test_heads_are_those_of_the_published_sizes_or_given(tmp_path: Path) -> None
     with pytest.raises(UserError, match="a width of 100 is of no published size; give heads="):
         meta._heads(100, None, "vjepa1", path)
     path = published.save(tmp_path / "b.bin", "vjepa2", published.networks("vjepa2"))
-    with pytest.raises(UserError, match="heads of 4 features are too narrow to rotate along 3 axes"):
+    with pytest.raises(UserError, match="position_grid= is for tables of positions, and networks of format 'vjepa2' have none"):
+        vjepa.load_encoder(path, position_grid=(2, 4, 4))
+    with pytest.raises(UserError, match="heads of 4 features cannot be rotated along 3 axes"):
         vjepa.load_encoder(path, heads=32)
 
 
@@ -226,8 +228,7 @@ def test_a_missing_surplus_or_misshapen_key_is_named(network: str, key: str, for
 @pytest.mark.parametrize("key", ["patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight"])
 def test_keys_that_settings_of_the_encoder_are_read_from_are_named_too(key: str, tmp_path: Path) -> None:
     parts = published.networks("vjepa1")
-    for network in ("target_encoder", "encoder"):
-        del parts[network][key]
+    del parts["target_encoder"][key]
     with pytest.raises(UserError, match=f"{re.escape(key)} is missing"):
         vjepa.load_encoder(published.save(tmp_path / "a.bin", "vjepa1", parts))
 
@@ -238,6 +239,7 @@ def test_keys_that_settings_of_the_predictor_are_read_from_are_named_too(key: st
     del parts["predictor"][key]
     with pytest.raises(UserError, match=f"{re.escape(key)} is missing"):
         vjepa.load_predictor(published.save(tmp_path / "a.bin", "vjepa1", parts), "vjepa1")
+    vjepa.load_encoder(tmp_path / "a.bin", "vjepa1")  # what is wrong with the predictor does not matter to it
 
 
 def test_a_misshapen_table_is_named(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_a_misshapen_table_is_named(tmp_path: Path) -> None:
     parts["predictor"]["predictor_pos_embed"] = torch.randn(1, 31, NARROW)
     with pytest.raises(UserError, match=r"predictor_pos_embed has shape \[1, 31, 72\], this network needs \[1, 32, 72\]"):
         vjepa.load_predictor(published.save(tmp_path / "a.bin", "vjepa1", parts))
-    vjepa.load_encoder(tmp_path / "a.bin")  # what is wrong with the predictor does not matter to it
+    vjepa.load_encoder(tmp_path / "a.bin")
     parts["target_encoder"]["pos_embed"] = torch.randn(32, WIDTH)
     with pytest.raises(UserError, match=r"pos_embed has shape \[32, 128\], vjepa1 needs \[1, tokens, width\]"):
         vjepa.load_encoder(published.save(tmp_path / "a.bin", "vjepa1", parts))
@@ -310,6 +312,8 @@ def test_a_file_that_needs_code_is_refused_and_none_is_run(how: str, tmp_path: P
         ({"encoder": {"a": 3}}, "encoder: a is not a tensor but a int"),
         ({"encoder": [1]}, "encoder: not a state dict but a list"),
         ({"encoder": {"a": torch.ones(2)}}, r"patch_embed\.proj\.weight is missing"),
+        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 4)}}, r"fits no known format \(a 3-D patch kernel, .*\); name it with format="),
+        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 2, 4, 5)}}, r"has shape \[8, 3, 2, 4, 5\]; patches are square, of 3 colours"),
         ({"encoder": {"a": torch.ones(2), "module.a": torch.ones(2)}}, r"module\.a is there twice"),
     ],
 )
@@ -320,7 +324,7 @@ def test_other_files_are_refused_in_one_line(content: Any, problem: str, tmp_pat
     else:
         torch.save(content, path)
     with pytest.raises(UserError, match=problem) as raised:
-        vjepa.load_encoder(path)
+        vjepa.load_encoder(path, which="encoder")
     assert "\n" not in str(raised.value)
 
 
@@ -330,3 +334,25 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.bin: ") as raised:
         vjepa.load_encoder(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_fp32_and_share_no_memory_with_the_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    parts = published.networks("vjepa1")
+    parts["target_encoder"] = {key: tensor.to(dtype) for key, tensor in parts["target_encoder"].items()}
+    path = published.save(tmp_path / "a.bin", "vjepa1", parts)
+    encoder = vjepa.load_encoder(path)
+    assert {tensor.dtype for tensor in encoder.state_dict().values()} == {torch.float32}
+    assert all(tensor.device.type == "cpu" for tensor in [*encoder.parameters(), *encoder.buffers()])
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(encoder.norm.bias, parts["target_encoder"]["norm.bias"].float())
+    table = parts["target_encoder"]["pos_embed"][0].float()
+    assert torch.equal(encoder.positions(TokenGrid(*GRID), torch.device("cpu")), table)
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    path = published.save(tmp_path / "a.bin", "vjepa2", published.networks("vjepa2"))
+    before = torch.get_rng_state()
+    vjepa.load_encoder(path)
+    vjepa.load_predictor(path)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -68,7 +68,7 @@ def vjepa2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return model, published.save(path, "vjepa2", parts)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 16])
+@pytest.mark.parametrize("num_frames", [1, 2, 16, 64])
 @torch.no_grad()
 def test_vjepa2_against_transformers(vjepa2: tuple[Any, Path], num_frames: int) -> None:
     theirs, path = vjepa2
@@ -85,6 +85,28 @@ def test_vjepa2_against_transformers(vjepa2: tuple[Any, Path], num_frames: int) 
     for layer in theirs.encoder.layer:
         (tokens, *_) = layer(tokens, seen)
     torch.testing.assert_close(encoder(video, seen), theirs.encoder.layernorm(tokens), **CLOSE)
+
+
+@pytest.mark.parametrize("cells", [(2, 4), (4, 2), (3, 1)])
+@torch.no_grad()
+def test_vjepa2_of_videos_that_are_not_square_against_transformers(vjepa2: tuple[Any, Path], cells: tuple[int, int]) -> None:
+    """Their model numbers the cells of a 4 x 4 square; a smaller video is its top left, given to their layers under those numbers."""
+    theirs, path = vjepa2
+    encoder, predictor = vjepa.load_encoder(path), vjepa.load_predictor(path)
+    height, width = cells
+    video = torch.randn(2, 3, 4, height * PATCH, width * PATCH)
+    places = (torch.arange(2)[:, None, None] * 16 + torch.arange(height)[:, None] * 4 + torch.arange(width)).flatten()
+    tokens = theirs.encoder.embeddings(video.transpose(1, 2))
+    for layer in theirs.encoder.layer:
+        (tokens, *_) = layer(tokens, places.expand(2, -1))
+    features = theirs.encoder.layernorm(tokens)
+    torch.testing.assert_close(encoder(video), features, **CLOSE)
+    seen, hidden = split(len(places), 2, 3)
+    in_square = torch.zeros(2, 32, WIDTH)
+    in_square[:, places] = features
+    expected = theirs.predictor(in_square, [places[seen]], [places[hidden]]).last_hidden_state
+    predictions = predictor(pick(features, seen), seen, hidden, encoder.grid(*video.shape[2:]), mask_index=1)
+    torch.testing.assert_close(predictions, expected, **CLOSE)
 
 
 @torch.no_grad()

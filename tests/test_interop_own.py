@@ -160,6 +160,14 @@ def test_paths_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
     assert load.read(tmp_path / "run", hints=Hints("encoder")).encoder.keys() == load.read(tmp_path / "run").encoder.keys()
 
 
+def test_a_folder_of_two_formats_is_refused_until_one_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "run/config.json").write_text('{"model_type": "vjepa2"}')
+    with pytest.raises(UserError, match=r"could be a run, .* or a folder of transformers.*; name it with format="):
+        vjepa.load_encoder(tmp_path / "run")
+    vjepa.load_encoder(tmp_path / "run", "vjepa")
+
+
 def test_importing_vjepa_loads_nothing_heavy() -> None:
     code = "import sys, vjepa; vjepa.load_encoder; print([name for name in ('torch', 'numpy', 'pydantic', 'safetensors') if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

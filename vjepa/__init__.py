@@ -24,7 +24,8 @@ def load_encoder(
 ) -> VisionTransformer:
     """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
 
-    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone, and T = 1 is an image.
+    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone. T = 1 is an image, one
+    time slot; the image evaluations of V-JEPA 1 and 2 repeat it to 16 frames instead, which `video.expand(-1, -1, 16, -1, -1)` does.
     Predictors of four levels (V-JEPA 2.1 g and G) take `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
 
     path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of transformers' VJEPA2

@@ -37,10 +37,10 @@ POSITIONS: Final[dict[str, dict[str, Any]]] = {
 }
 # Attention heads of the published widths that are not width / 64; V-JEPA 2's giant has 22, the older one has 16.
 HEADS: Final[dict[str, dict[int, int]]] = {
-    "vjepa1": {1280: 16, 1408: 16},
+    "vjepa1": {1280: 16, 1408: 16, 1664: 16},
     "vjepa2": {1280: 16},
     "vjepa2.1": {1280: 16},
-    "ijepa": {1280: 16, 1408: 16},
+    "ijepa": {1280: 16, 1408: 16, 1664: 16},
 }
 # Of the predictor; None: as many as the encoder has.
 PREDICTOR_HEADS: Final[dict[str, int | None]] = {"vjepa1": None, "vjepa2": 12, "vjepa2.1": 12, "ijepa": None}
@@ -145,8 +145,8 @@ class _Cues:
     num_mask_tokens: int
 
     @classmethod
-    def of(cls, file: TrainingFile) -> _Cues:
-        encoder = next(iter(file.encoders.values()))
+    def of(cls, file: TrainingFile, encoder: Tensors) -> _Cues:
+        """`encoder`: one of the file's."""
         return cls(
             _need(encoder, KERNEL, file.origin).ndim,
             file.has_ema or any(key.startswith("norms_block.") for key in encoder),
@@ -175,7 +175,7 @@ def recognise(path: Path) -> str:
     A table of positions means V-JEPA 1 or one of the V-JEPA 2 files that carry one without using it: V-JEPA 1 has 2 mask tokens, V-JEPA 2 has 6 or more.
     """
     file = read_networks(path)
-    cues = _Cues.of(file)
+    cues = _Cues.of(file, next(iter(file.encoders.values())))
     formats = [name for name, fits in FITS.items() if fits(cues)]
     if formats == ["vjepa1", "vjepa2"]:
         if cues.num_mask_tokens == 2 and cues.has_predictor_table:
@@ -197,10 +197,13 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     is named when they are built.
     """
     hints, file = hints or Hints(), read_networks(path)
-    cues = _Cues.of(file)
+    encoder = file.encoder(hints.which)
+    cues = _Cues.of(file, encoder)
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")
-    stored = {"encoder": dict(file.encoder(hints.which)), "predictor": dict(file.predictor)}
+    if hints.position_grid and POSITIONS[format]["positions"] == "rope":
+        raise UserError(f"{path}: position_grid= is for tables of positions, and networks of format {format!r} have none")
+    stored = {"encoder": dict(encoder), "predictor": dict(file.predictor) if predictor else {}}
     tables = _take_tables(stored, format, path)
     if format == "ijepa":
         _as_video(stored)
@@ -208,13 +211,10 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     settings["encoder"] = _shape(stored["encoder"], "blocks", len(stored["encoder"][KERNEL]), path)
     settings["encoder"]["heads"] = _heads(settings["encoder"]["width"], hints.heads, format, path)
     if format == "vjepa2.1":
-        settings |= _levels(stored, settings["patch_px"])
+        settings |= _levels(encoder, file.predictor, settings["patch_px"])
     if tables:
         settings |= _table_settings(tables["encoder"], settings, hints.position_grid, path)
-    if not predictor or not stored["predictor"]:
-        stored["predictor"] = {}
-        tables.pop("predictor", None)
-    else:
+    if stored["predictor"]:
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
@@ -247,7 +247,7 @@ def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) 
             raise UserError(f"{path}: {key} is missing; {format} needs it")
         if table.ndim != 3 or len(table) != 1:
             raise UserError(f"{path}: {key} has shape {list(table.shape)}, {format} needs [1, tokens, width]")
-        tables[network] = table[0].float()
+        tables[network] = table[0].to(torch.float32, copy=True)  # of its own memory, like the weights
     return tables
 
 
@@ -282,11 +282,10 @@ def _heads(width: int, given: int | None, format: str, path: Path) -> int:
     return heads
 
 
-def _levels(stored: Mapping[str, Tensors], patch_px: int) -> dict[str, Any]:
+def _levels(encoder: Tensors, predictor: Tensors, patch_px: int) -> dict[str, Any]:
     """What V-JEPA 2.1 adds. Four levels are trained where the predictor embeds them by two layers, else the last alone."""
-    encoder = stored["encoder"]
     return {
-        "levels": 4 if "predictor_embed.0.weight" in stored["predictor"] else 1,
+        "levels": 4 if "predictor_embed.0.weight" in predictor else 1,
         "image_mode": "own" if "patch_embed_img.proj.weight" in encoder else "summed",
         "modality_embedding": "video_mod_embed" in encoder or "img_mod_embed" in encoder,
         "rope_grid": max(ROPE_SQUARE_PX // patch_px, 2),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class Weights:
         """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""
         if not self.encoder:
             raise UserError(f"{self.origin}: has no encoder")
-        encoder = VisionTransformer(self.model)
+        with torch.device("meta"):  # drawing initial weights would take longer than reading these
+            encoder = VisionTransformer(self.model)
         load_strictly(encoder, self.encoder, self.origin)
         if "encoder" in self.tables:
             encoder.positions.table = self.tables["encoder"]
@@ -48,7 +50,8 @@ class Weights:
         """The predictor, likewise."""
         if not self.predictor:
             raise UserError(f"{self.origin}: has no predictor")
-        predictor = make_predictor(self.model, self.model.predictor.mask_tokens or 1, self.dense)
+        with torch.device("meta"):
+            predictor = make_predictor(self.model, self.model.predictor.mask_tokens or 1, self.dense)
         load_strictly(predictor, self.predictor, self.origin)
         if "predictor" in self.tables:
             predictor.positions.table = self.tables["predictor"]

@@ -77,8 +77,8 @@ def _frequencies(num: int) -> Tensor:
 class Rotation:
     """How much to turn each pair of features of each token; made once per forward pass, for all blocks.
 
-    turn: complex64 [1 or B, K, 1, head_width / 2]: a pair (a, b), read as a + bi, is multiplied by it. Features beyond the
-    three axes' share have turn 1, so they stay as they are.
+    turn: fp32 [1 or B, K, 1, head_width / 2, 2], complex numbers as (real, imaginary): a pair (a, b), read as a + bi, is multiplied by
+    them. Features beyond the three axes' share have turn 1, so they stay as they are.
     mirror: the same shape, what the conjugate is multiplied by and added; None for a true rotation.
     """
 
@@ -96,15 +96,15 @@ class Rotation:
             turned = self._real(*pairs.unbind(-1))
         else:
             numbers = torch.view_as_complex(pairs)
-            product = numbers * self.turn
-            turned = torch.view_as_real(product if self.mirror is None else product + numbers.conj() * self.mirror)
+            product = numbers * torch.view_as_complex(self.turn)
+            turned = torch.view_as_real(product if self.mirror is None else product + numbers.conj() * torch.view_as_complex(self.mirror))
         return rearrange(turned, "b k h d two -> b k h (d two)").to(heads.dtype)
 
     def _real(self, a: Tensor, b: Tensor) -> Tensor:
-        cos, sin = self.turn.real, self.turn.imag
+        cos, sin = self.turn.unbind(-1)
         first, second = a * cos - b * sin, b * cos + a * sin
         if self.mirror is not None:
-            cos, sin = self.mirror.real, self.mirror.imag
+            cos, sin = self.mirror.unbind(-1)
             first, second = first + a * cos + b * sin, second - b * cos + a * sin
         return torch.stack([first, second], dim=-1)
 
@@ -119,7 +119,7 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
 
     def of_tokens(table: Tensor) -> Tensor:
         table = table.to(device)
-        return rearrange(table[None] if ids is None else table[ids], "b k d -> b k 1 d")
+        return rearrange(table[None] if ids is None else table[ids], "b k d two -> b k 1 d two")
 
     return Rotation(of_tokens(turn), None if kind == "rotation" else of_tokens(mirror))
 
@@ -127,7 +127,7 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None) -> tuple[Tensor, Tensor]:
-    """`turn` and `mirror` of all tokens, complex64 [N, head_width / 2] each, from angles in fp64.
+    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64.
 
     A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror (e^-iu - e^-iv) / 2.
     """
@@ -139,4 +139,4 @@ def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | 
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
     spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)
-    return ((first + second) / 2).to(torch.complex64), ((first.conj() - second.conj()) / 2).to(torch.complex64)
+    return torch.view_as_real((first + second) / 2).float(), torch.view_as_real((first.conj() - second.conj()).resolve_conj() / 2).float()
