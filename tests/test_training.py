@@ -14,6 +14,7 @@ from vjepa.jepa import Jepa, build
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.training import checkpoint, device, ema, optim, run_log, schedules
+from vjepa.training.step import TrainingStep
 
 pytestmark = pytest.mark.fast
 
@@ -182,3 +183,17 @@ def test_the_shadow_is_the_rounded_average_and_follows_it() -> None:
             parameter.data.add_(0.1)
         shadow.refresh()
     assert ema.Shadow(model.target_encoder, torch.float32).encoder is model.target_encoder
+
+
+@pytest.mark.fast
+def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
+    """The fast path of CPUs (explicit attention, shadow of the target encoder, autocast) against the plain one, over several updates."""
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        plan = settings(model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 4}, "predictor": {"width": 24, "depth": 1, "heads": 2}})
+        model = build(plan)
+        step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), dtype, 8)
+        clips = torch.randint(256, (4, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        losses[dtype] = [step(number, clips)["loss"].item() for number in range(6)]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[torch.bfloat16] != losses[torch.float32]
