@@ -22,8 +22,12 @@ def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray,
     The counts are at least 1 and at most N together.
     """
     first = key.shape[1] - num_context
-    order = np.argpartition(key, sorted({num_target, first}), axis=1)  # one border where they divide the grid: four times faster than two
-    return np.sort(order[:, first:], axis=1), np.sort(order[:, :num_target], axis=1)
+    order = np.argpartition(key, first, axis=1)
+    rest, context = order[:, :first], order[:, first:]
+    if num_target < first:  # one border after the other: faster than both at once
+        lowest = np.argpartition(np.take_along_axis(key, rest, axis=1), num_target, axis=1)[:, :num_target]
+        rest = np.take_along_axis(rest, lowest, axis=1)
+    return np.sort(context, axis=1), np.sort(rest, axis=1)
 
 
 def whole_cells(priority: np.ndarray, slots: np.ndarray) -> np.ndarray:
