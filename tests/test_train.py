@@ -264,6 +264,11 @@ def test_a_run_starts_from_the_weights_of_another(clips) -> None:
     before, after = (load_file(clips.parent / name / "checkpoints/latest/encoder.safetensors") for name in ("first", "second"))
     for key, tensor in before.items():
         np.testing.assert_allclose(after[key], tensor, atol=1e-6)
+    kept = settings(clips, "kept", run={"init_from": str(first)})
+    assert train(kept, stop_at_step=2, progress=False) is None
+    moved = first.rename(clips.parent / "moved")
+    assert train(kept, progress=False) is not None  # going on needs no other run
+    moved.rename(first)
     wider = settings(clips, "third", run={"init_from": str(first)}, model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 2}})
     with pytest.raises(UserError, match=r"first/checkpoints/latest/encoder.safetensors: \S+ has shape"):
         train(wider, progress=False)

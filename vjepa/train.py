@@ -89,7 +89,8 @@ def prepare(settings: config.Config, progress: bool) -> Job:
             refuse_shared(source, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
-    if settings.run.init_from is not None:
+    started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
+    if settings.run.init_from is not None and not started:  # a run that goes on needs its own checkpoint alone
         checkpoint.load_networks(Path(settings.run.init_from), build(settings))
     epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
     total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)

@@ -19,12 +19,11 @@ def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
-def set_schedules(optimizer: torch.optim.Optimizer, optim: config.Optim, step: int, total: int) -> float:
-    """Write learning rate and weight decay of this step into the optimizer; returns the learning rate."""
+def set_schedules(optimizer: torch.optim.Optimizer, optim: config.Optim, step: int, total: int) -> None:
+    """Write learning rate and weight decay of this step into the optimizer."""
     lr = schedules.learning_rate(step, total, optim)
     decay = schedules.cosine(step, 0, total, optim.weight_decay, optim.final_weight_decay)
     for group in optimizer.param_groups:
         group["lr"] = lr
         if group["decayed"]:
             group["weight_decay"] = decay
-    return lr
