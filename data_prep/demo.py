@@ -38,7 +38,7 @@ MANIFEST: Final = "manifest.json"
 class Recipe:
     """Everything that the files depend on. Brightness and contrasts are shares of white."""
 
-    seed: int = 1
+    seed: int = 2
     side_px: int = 64
     num_frames: int = 16
     fps: int = 8
