@@ -40,7 +40,7 @@ _CHILD: Final = [sys.executable, "-m", "data_prep.scan"]
 
 def scan(path: Path) -> dict[str, Any]:
     """The columns of the clip index that a file decides. `status` is "ok" or the reason why it cannot be used."""
-    columns: dict[str, Any] = {"num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
+    columns: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
         if not path.stat().st_size:
             raise DecodeError("empty file")

@@ -28,7 +28,7 @@ def index(tmp_path):
         make_row("a.mp4", label="cat", label_id=0, split="train", fold="1"),
         make_row("/b.mp4", label="dog", label_id=1, split="val", fold="2", times_s=[0.5, 0.6, 1.0, 1.2]),
         make_row("c.mp4", status="empty file", split="train"),
-        make_row("d.mp4", split="train", fold="2"),
+        make_row("d.mp4", split="train", fold="2", offset=7, length=9),
     ]
     write_index(tmp_path / "x.parquet", rows)
     return ClipIndex.open(tmp_path / "x.parquet")
@@ -37,8 +37,9 @@ def index(tmp_path):
 def test_rows_come_back_as_written(index, tmp_path):
     assert len(index) == 4 and index.path == tmp_path / "x.parquet"
     row = index.row(0)
-    assert (row.clip_id, row.path, row.num_frames, row.rotation, row.decoder) == (0, tmp_path / "a.mp4", 4, 90, "pyav")
-    assert index.row(1).path.as_posix() == "/b.mp4"
+    assert (row.clip_id, row.uri, row.first_frame, row.num_frames, row.rotation, row.decoder) == (0, str(tmp_path / "a.mp4"), 0, 4, 90, "pyav")
+    assert (index.row(1).uri, index.row(2).offset, index.row(3).offset, index.row(3).length) == ("/b.mp4", None, 7, 9)
+    assert index.keyframes(0).tolist() == [0.5]
     assert index.row(0).times().tolist() == [0.5, 0.75, 1.0, 1.25]
     assert index.row(1).times().tolist() == [0.5, 0.6, 1.0, 1.2]
     with pytest.raises(IndexError):
@@ -89,4 +90,37 @@ def test_a_failed_write_leaves_the_old_index(tmp_path, index):
     with pytest.raises((pa.ArrowException, TypeError)):
         write_index(index.path, [make_row("a.mp4", num_frames="many")])
     assert index.path.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.parquet.arrow", "x.parquet"]
+
+
+def test_an_index_written_anew_is_read_anew(index):
+    assert index.row(0).num_frames == 4
+    write_index(index.path, [make_row("a.mp4", num_frames=5)])
+    reopened = ClipIndex.open(index.path)
+    assert (len(reopened), reopened.row(0).num_frames) == (1, 5)
+
+
+def test_records_are_what_was_written(index):
+    records = list(index.records())
+    assert [record["uri"] for record in records] == ["a.mp4", "/b.mp4", "c.mp4", "d.mp4"]
+    assert records[1]["times_s"] == [0.5, 0.6, 1.0, 1.2] and records[1]["fold"] == "2" and records[0]["offset"] is None
+    write_index(index.path, records)
+    assert list(ClipIndex.open(index.path).records()) == records
+
+
+def test_where_the_folder_is_read_only_the_copy_lies_in_the_cache_of_the_user(index, tmp_path, monkeypatch):
+    (tmp_path / ".x.parquet.arrow").unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(clip_index.os, "access", lambda *_: False)
+    assert ClipIndex.open(index.path).row(3) == index.row(3)
+    assert not (tmp_path / ".x.parquet.arrow").exists() and len(list((tmp_path / "cache/vjepa").iterdir())) == 1
+
+
+def test_many_groups_of_rows_are_one_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_index, "_ROWS_PER_GROUP", 7)
+    rows = [make_row(f"{i}.mp4", num_frames=i + 1, times_s=None if i % 3 else [float(k) for k in range(i + 1)]) for i in range(40)]
+    write_index(tmp_path / "x.parquet", iter(rows), extra=[])
+    index = ClipIndex.open(tmp_path / "x.parquet")
+    assert len(index) == 40 and [index.row(i).num_frames for i in range(40)] == list(range(1, 41))
+    assert [index.row(i).times_s is None for i in range(40)] == [bool(i % 3) for i in range(40)]
+    assert index.row(39).times_s.tolist() == list(range(40)) and index.select({}).tolist() == list(range(40))

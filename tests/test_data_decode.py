@@ -2,6 +2,7 @@
 
 import dataclasses
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,11 +74,11 @@ def test_every_failure_is_a_decode_error(make_video, row_of, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     still = row_of(tmp_path / "a.png")
     (tmp_path / "garbage.mp4").write_bytes(b"no video " * 100)
-    (tmp_path / "short.mp4").write_bytes(row.path.read_bytes()[:600])
+    (tmp_path / "short.mp4").write_bytes(Path(row.uri).read_bytes()[:600])
     for decoder in ("pyav", "decord", "image"):
         for path in ("garbage.mp4", "short.mp4", "missing.mp4", "."):
             with pytest.raises(DecodeError, match=r"^.+$"):
-                read_frames(dataclasses.replace(row, path=tmp_path / path, decoder=decoder), np.array([0]))
+                read_frames(dataclasses.replace(row, uri=str(tmp_path / path), decoder=decoder), np.array([0]))
     for wrong in ([8], [-1, 0]):
         with pytest.raises(DecodeError, match="wanted, it has 8"):
             read_frames(row, np.array(wrong))

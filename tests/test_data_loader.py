@@ -1,6 +1,7 @@
 """Batches: a function of (seed, step) alone; bad files replaced or left out, by name."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def same(one, other):
 
 def break_files(index, *numbers):
     for i in numbers:
-        index.row(i).path.write_bytes(b"broken")
+        Path(index.row(i).uri).write_bytes(b"broken")
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(index):

@@ -100,7 +100,7 @@ def test_index_names_every_file_sorted_and_keeps_bad_ones(make_video, tmp_path, 
     out = capsys.readouterr().out
     assert "files of other extensions, ignored: 1" in out and "3 ok, 1 not usable: not a video or image x1" in out
     elsewhere = build_index(tmp_path / "clips", tmp_path / "other/x.parquet", workers=1, progress=False)
-    assert elsewhere.column("uri")[0] == str(tmp_path / "clips/b.mp4") and elsewhere.row(0).path.is_file()
+    assert elsewhere.column("uri")[0] == str(tmp_path / "clips/b.mp4") and Path(elsewhere.row(0).uri).is_file()
 
 
 def test_labels_split_group_and_other_columns(make_video, tmp_path, capsys):
@@ -198,7 +198,7 @@ def test_odd_videos_are_read_as_in_order_or_have_a_reason(tmp_path):
         row = index.row(int(i))
         assert (np.diff(row.times()) >= 0).all() and row.end_s > row.start_s
         ids = np.unique(np.linspace(0, row.num_frames - 1, 4).astype(int))
-        with open_video(row.path) as (container, stream):
+        with open_video(Path(row.uri)) as (container, stream):
             reformatter = av_library().video.reformatter.VideoReformatter()
             decoded = enumerate(islice(container.decode(stream), row.num_frames))
             in_order = {k: upright(reformatter, frame, row.rotation, row.sample_aspect) for k, frame in decoded if np.abs(ids - k).min() <= 2}

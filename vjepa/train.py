@@ -185,7 +185,7 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
             "clips_per_s": rows[-1]["clips_per_s"],
             "num_replaced": state.num_replaced,
         }
-        summary["replaced"] = {str(job.sources[source].index.row(clip_id).path): reason for source, clip_id, reason in state.replaced()}
+        summary["replaced"] = {job.sources[source].index.row(clip_id).uri: reason for source, clip_id, reason in state.replaced()}
         if settings.data.mix:
             parts = enumerate(zip(job.sources, steps_by_source(job), strict=True))
             summary["sources"] = [{"name": part.name, "clips": len(part.rows), "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]

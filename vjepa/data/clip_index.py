@@ -1,16 +1,24 @@
 """The clip index: one Parquet table that knows of every video what could hang or lie at training time.
 
 `data_prep.index` measures and writes it; training only reads it. Times are in seconds on the clock of the file.
+
+Parquet has to be decoded to be read, which would cost every process the whole table. So a copy in Arrow's file format is
+kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs microseconds.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import mmap
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,43 +27,60 @@ import pyarrow.parquet as pq
 
 from vjepa.errors import UserError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
+_SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
+_ROWS_PER_GROUP: Final = 1 << 16
+_READS_BETWEEN_RELEASES: Final = 16  # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
 
 SCHEMA: Final = pa.schema(
     [
-        ("uri", pa.string()),  # path; relative to the folder of the index where inside it, else absolute
-        ("offset", pa.int64()),  # bytes; null: the whole file
+        ("uri", pa.string()),  # path, relative to the folder of the index where inside it, else absolute; or an fsspec address (s3://...)
+        ("offset", pa.int64()),  # bytes at which the file lies in a shard; null: `uri` is the file
         ("length", pa.int64()),
+        ("first_frame", pa.int64()),  # number in the file of the first frame of this clip; 0 unless a longer video was cut
         ("start_s", pa.float64()),  # time of the first frame
         ("end_s", pa.float64()),  # when the last frame leaves the screen
         ("num_frames", pa.int32()),  # that can be decoded, whatever the header says
         ("fps", pa.float64()),  # true mean rate
         ("times_s", pa.list_(pa.float64())),  # time of each frame; null: start_s + i / fps
+        ("keyframes_s", pa.list_(pa.float64())),  # times of the keyframes of this clip
         ("width", pa.int32()),  # px, upright, square pixels
         ("height", pa.int32()),
         ("rotation", pa.int32()),  # degrees, counter-clockwise, that bring a stored picture upright: 0, 90, 180, 270
         ("sample_aspect", pa.float64()),  # width over height of a stored pixel
         ("codec", pa.string()),
-        ("decoder", pa.string()),  # decord | pyav | image: the quickest that is exact on this file
-        ("keyframes_s", pa.list_(pa.float64())),
+        ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
+        ("decoder", pa.string()),  # of `decode.READERS`: the quickest that is exact on this file
         ("status", pa.string()),  # ok, or a reason in plain words
         ("label", pa.string()),
         ("label_id", pa.int32()),  # place of the label among the sorted names; -1: none
         ("split", pa.string()),
         ("group", pa.string()),
-        ("content_hash", pa.string()),  # sha256, hex
+        ("motion", pa.float32()),  # mean change from frame to frame, as a share of white
+        ("black", pa.float32()),  # share of frames that are black
+        ("frozen", pa.float32()),  # share of frames that equal the one before
+        ("content_hash", pa.string()),  # sha256 of the file, hex
+        ("duplicate_of", pa.string()),  # uri of the first file with the same content
+        ("file_bytes", pa.int64()),  # size and change of the file when it was scanned: a new scan skips what is as it was
+        ("modified_ns", pa.int64()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """What it takes to read one clip. `clip_id` is its row in the index, `path` is absolute."""
+    """What it takes to read one clip. `clip_id` is its row in the index; `uri` is an absolute path or an fsspec address.
+
+    times_s: float64 [num_frames], ascending; None where the rate is constant.
+    """
 
     clip_id: int
-    path: Path
+    uri: str
+    offset: int | None
+    length: int | None
+    first_frame: int
     start_s: float
     end_s: float
     num_frames: int
@@ -65,7 +90,6 @@ class IndexRow:
     height: int
     rotation: int
     sample_aspect: float
-    codec: str
     decoder: str
 
     def times(self) -> np.ndarray:
@@ -75,16 +99,40 @@ class IndexRow:
         return self.start_s + np.arange(self.num_frames) / self.fps
 
 
-class ClipIndex:
-    """An open clip index. Pickles as its path, so a worker process opens its own."""
+# The numbers of a row side by side, so that reading one touches one page and not one for each column. `times`: whether there are times_s.
+_PACKED: Final = np.dtype(
+    [(name, "<i8") for name in ("offset", "length", "first_frame")]
+    + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
+    + [(name, "<i4") for name in ("num_frames", "width", "height", "rotation")]
+    + [("decoder", "S16"), ("times", "?")]
+)
+_PACKED_COLUMN: Final = "packed row"
 
-    def __init__(self, path: Path, table: pa.Table) -> None:
+
+class _Batch(NamedTuple):
+    """The columns of a stretch of rows that `ClipIndex.row` reads; views of the mapped file."""
+
+    numbers: np.ndarray  # _PACKED [n]
+    uri: pa.Array
+    times_s: pa.Array
+    keyframes_s: pa.Array
+
+
+class ClipIndex:
+    """An open clip index. Pickles as its path, so a worker process maps it for itself."""
+
+    def __init__(self, path: Path, pages: mmap.mmap) -> None:
         self.path = path
-        self._table = table
+        self._folder = str(path.parent)
+        self._pages = pages
+        self._file = pa.ipc.open_file(pa.py_buffer(pages))
+        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])["first_rows"]  # of each batch, and the number of rows
+        self._batches: dict[int, _Batch] = {}
+        self._reads = 0
 
     @classmethod
     def open(cls, path: str | Path) -> ClipIndex:
-        """Map the file into memory. Raises UserError where it is missing, or no clip index of this version."""
+        """Map the index into memory. Raises UserError where it is missing, or no clip index of this version."""
         path = Path(path).absolute()
         if not path.is_file():
             raise UserError(f"{path}: no such clip index; make it with `{_REMEDY}`")
@@ -94,35 +142,67 @@ class ClipIndex:
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: clip index of version {version}, this program reads version {SCHEMA_VERSION}; make it again with `{_REMEDY}`")
         try:
-            table = pq.read_table(path, memory_map=True)
+            return cls(path, _map(_mappable_copy(path)))
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: damaged clip index ({' '.join(str(error).split())}); make it again with `{_REMEDY}`") from None
-        return cls(path, table)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex.open, (self.path,)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self._first_rows[-1])
 
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        """Every column in one piece, because finding a row among chunks is slow."""
-        return {name: self._table[name].combine_chunks() for name in SCHEMA.names}
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns: those of the schema, then those of the user's own labels."""
+        return [name for name in self._file.schema.names if name != _PACKED_COLUMN]
 
     def row(self, i: int) -> IndexRow:
         """The row number `i`. Raises IndexError outside of the index."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of an index of {len(self)} rows")
-        columns = self._columns
-        fields = {name: columns[name][i].as_py() for name in IndexRow.__dataclass_fields__ if name not in ("clip_id", "path", "times_s")}
-        times = columns["times_s"][i]
-        return IndexRow(
+        number = bisect_right(self._first_rows, i) - 1
+        batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
+        offset, length, first_frame, start_s, end_s, fps, sample_aspect, num_frames, width, height, rotation, decoder, times = batch.numbers[place].item()
+        row = IndexRow(
             clip_id=int(i),
-            path=self.path.parent / columns["uri"][i].as_py(),
-            times_s=times.values.to_numpy() if times.is_valid else None,
-            **fields,
+            uri=resolve(batch.uri[place].as_py(), self._folder),
+            offset=None if offset < 0 else offset,
+            length=None if length < 0 else length,
+            first_frame=first_frame,
+            start_s=start_s,
+            end_s=end_s,
+            num_frames=num_frames,
+            fps=fps,
+            times_s=batch.times_s[place].values.to_numpy() if times else None,
+            width=width,
+            height=height,
+            rotation=rotation,
+            sample_aspect=sample_aspect,
+            decoder=decoder.decode(),
         )
+        self._reads += 1
+        if self._reads % _READS_BETWEEN_RELEASES == 0:
+            self._pages.madvise(mmap.MADV_DONTNEED)
+        return row
+
+    def keyframes(self, i: int) -> np.ndarray:
+        """Times of the keyframes of row number `i` in seconds: float64 [n], ascending; none where they are not known."""
+        number = bisect_right(self._first_rows, i) - 1
+        batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
+        times = batch.keyframes_s[place]
+        return times.values.to_numpy() if times.is_valid else np.empty(0)
+
+    def _open_batch(self, number: int) -> _Batch:
+        batch = self._file.get_batch(number)
+        numbers = np.frombuffer(batch.column(_PACKED_COLUMN).buffers()[1], _PACKED, count=batch.num_rows)
+        opened = self._batches[number] = _Batch(numbers, *(batch.column(name) for name in ("uri", "times_s", "keyframes_s")))
+        return opened
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every row as column -> value, as `write_index` takes it."""
+        for number in range(self._file.num_record_batches):
+            yield from self._file.get_batch(number).select(self.names).to_pylist()
 
     def column(self, name: str) -> list[str | None]:
         """One value per row, as text; None where there is none. Raises UserError for an unknown column."""
@@ -134,7 +214,7 @@ class ClipIndex:
 
         Values are compared as text. Raises UserError for an unknown column, or where no row matches.
         """
-        keep = pc.equal(self._table["status"], "ok")
+        keep = pc.equal(self._text("status"), "ok")
         for name, wanted in where.items():
             values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
             keep = pc.and_(keep, pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))
@@ -145,10 +225,17 @@ class ClipIndex:
         return rows
 
     def _text(self, name: str) -> Any:
-        texts = [column for column in self._table.column_names if not pa.types.is_list(self._table.schema.field(column).type)]
+        schema = self._file.schema
+        texts = [column for column in self.names if not pa.types.is_list(schema.field(column).type)]
         if name not in texts:
             raise UserError(f"{self.path}: no column {name!r}; it has {', '.join(texts)}")
-        return pc.cast(self._table[name], pa.string())
+        chunks = [pc.cast(self._file.get_batch(number).column(name), pa.string()) for number in range(self._file.num_record_batches)]
+        return pa.chunked_array(chunks, pa.string())
+
+
+def resolve(uri: str, folder: str) -> str:
+    """The `uri` of a row of an index in `folder` as an absolute path, or the address that it is."""
+    return uri if "://" in uri else os.path.join(folder, uri)
 
 
 def index_version(path: Path) -> int | None:
@@ -161,15 +248,91 @@ def index_version(path: Path) -> int | None:
     return int(version) if version.isdigit() else None
 
 
-def write_index(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows (column -> value) all at once or not at all; names outside of the schema become text columns."""
+def write_index(path: str | Path, rows: Iterable[Mapping[str, Any]], extra: Sequence[str] | None = None) -> None:
+    """Write rows (column -> value) all at once or not at all.
+
+    extra: names of text columns beside those of the schema. Where it is given, `rows` are never all in memory;
+    None: every name outside of the schema that a row has, sorted.
+    """
     path = Path(path)
-    extra = sorted({name for row in rows for name in row} - set(SCHEMA.names))
+    if extra is None:
+        rows = list(rows)
+        extra = sorted({name for row in rows for name in row} - set(SCHEMA.names))
     schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in extra)], metadata={_VERSION_KEY: str(SCHEMA_VERSION)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # a filter on `split` or a look at `label` should not decode the rest: Parquet keeps columns apart
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for group in _groups(rows):
+                writer.write_table(pa.Table.from_pylist(group, schema))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    rows = iter(rows)
+    while group := list(islice(rows, _ROWS_PER_GROUP)):
+        yield group
+
+
+def _mappable_copy(path: Path) -> Path:
+    """The copy of a Parquet index in Arrow's file format, made where there is none of this very file.
+
+    It lies beside the index, or in the cache folder of the user where that cannot be written to.
+    """
+    facts = path.stat()
+    source = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+    beside = path.with_name(f".{path.name}.arrow")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa")
+    elsewhere = cache / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
+    for copy in (beside, elsewhere):
+        if _source_of(copy) == source:
+            return copy
+    copy = beside if os.access(path.parent, os.W_OK) else elsewhere
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    _write_copy(path, copy, source)
+    return copy
+
+
+def _write_copy(path: Path, copy: Path, source: str) -> None:
+    """All at once, so that processes which open the index at the same time may each do it."""
+    file = pq.ParquetFile(path, memory_map=True)
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    facts = {"source": source, "first_rows": np.cumsum([0, *groups]).tolist()}
+    packed = pa.field(_PACKED_COLUMN, pa.binary(_PACKED.itemsize))
+    schema = file.schema_arrow.append(packed).with_metadata({_SOURCE_KEY: json.dumps(facts)})
+    handle, temporary = tempfile.mkstemp(dir=copy.parent, prefix=f"{copy.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for number, num_rows in enumerate(groups):
+                table = file.read_row_group(number).combine_chunks()
+                writer.write_table(table.append_column(packed, _pack(table)).cast(schema), max_chunksize=max(1, num_rows))
+        os.replace(temporary, copy)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _pack(table: pa.Table) -> pa.Array:
+    """The numbers of each row as `_PACKED`; -1 where there is none, 0 for the first frame."""
+    numbers = np.zeros(table.num_rows, _PACKED)
+    for name in SCHEMA.names:
+        if name in numbers.dtype.fields:
+            missing = {"decoder": "", "first_frame": 0}.get(name, -1)
+            numbers[name] = table[name].fill_null(missing).to_numpy().astype(_PACKED[name])
+    numbers["times"] = table["times_s"].is_valid().to_numpy()
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(_PACKED.itemsize), len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _source_of(copy: Path) -> str | None:
+    """Of which Parquet file `copy` is one; None where it is none, or not whole."""
+    try:
+        with pa.memory_map(str(copy)) as file:
+            source: str = json.loads(pa.ipc.open_file(file).schema.metadata[_SOURCE_KEY])["source"]
+            return source
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

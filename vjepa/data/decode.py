@@ -109,13 +109,13 @@ def plain(error: BaseException) -> str:
 
 
 def _read_decord(row: IndexRow, ids: np.ndarray) -> np.ndarray:
-    return decord_frames(open_decord(row.path), ids)
+    return decord_frames(open_decord(Path(row.uri)), ids)
 
 
 def _read_pyav(row: IndexRow, ids: np.ndarray) -> np.ndarray:
     wanted, last = set(ids.tolist()), int(ids[-1])
     frames = []
-    with open_video(row.path) as (container, stream):
+    with open_video(Path(row.uri)) as (container, stream):
         reformatter = av_library().video.reformatter.VideoReformatter()
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
@@ -139,7 +139,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _read_image(row: IndexRow, ids: np.ndarray) -> np.ndarray:
-    return read_image(row.path)[None]
+    return read_image(Path(row.uri))[None]
 
 
 READERS: Final[dict[str, Callable[[IndexRow, np.ndarray], np.ndarray]]] = {"decord": _read_decord, "pyav": _read_pyav, "image": _read_image}

@@ -94,7 +94,7 @@ class SourceClips(Dataset[ClipBatch]):
             except DecodeError as error:
                 failures.append((row.clip_id, str(error)))
                 place = replacement_row(self.seed, i, attempt, len(self.rows))
-        named = "; ".join(f"{self.index.row(clip_id).path}: {reason}" for clip_id, reason in failures)
+        named = "; ".join(f"{self.index.row(clip_id).uri}: {reason}" for clip_id, reason in failures)
         raise UserError(f"{MAX_ATTEMPTS} clips in turn cannot be read; is the disk there, did the files change? Index them again if so. {named}")
 
     def _video(self, row: IndexRow, i: int) -> torch.Tensor:
