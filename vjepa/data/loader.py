@@ -159,8 +159,10 @@ class _Pool:
         worker.start(self.clips)
 
     def _quarantine(self, reading: Reading, reason: str) -> None:
-        index, row = self.clips.place(reading.source, reading.clip_id)
         name = (reading.source, reading.clip_id)
+        if name in self.clips.watch.quarantine:  # another process hung on it at the same time
+            return
+        index, row = self.clips.place(*name)
         self.clips.watch.quarantine[name] = reason
         for worker in self.workers:
             worker.forbid(name, reason)
