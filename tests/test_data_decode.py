@@ -448,6 +448,7 @@ def test_every_failure_is_a_decode_error(make_video, tmp_path):
     [
         ("[Errno 2] No such file or directory: '/a/b.mp4'", "No such file or directory"),
         ("[12:59:59] /src/video/video_reader.cc:270: [/a/b.mp4] Failed to measure duration.\nStack trace:\n[bt] (0)", "Failed to measure duration."),
+        ("Decoder, /src/Decoder.cpp:41, Could not open input file", "Could not open input file"),
         ("", "ValueError"),
         ("\n  why  \n", "why"),
     ],
