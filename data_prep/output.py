@@ -1,0 +1,91 @@
+"""What the commands that write a folder share: which rows are meant, and a folder that holds nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from vjepa.data.clip_index import ClipIndex
+from vjepa.errors import UserError
+
+Where = Mapping[str, list[str]]
+INDEX_NAME: Final = "index.parquet"
+_NUM_NAMED: Final = 3
+_BLOCK_BYTES: Final = 1 << 20
+
+
+def parse_where(words: Sequence[str]) -> dict[str, list[str]]:
+    """["split=train", "split=val"] -> {"split": ["train", "val"]}. Raises UserError for a word without "="."""
+    where: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UserError(f"--where {word}: write COLUMN=VALUE, for example split=train")
+        where.setdefault(name, []).append(value)
+    return where
+
+
+def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str]]:
+    """Numbers of the usable rows that match `where`: int64 [n], n >= 1; and why others that match are not usable.
+
+    Raises UserError for an unknown column, or where no usable row matches.
+    """
+    rows = index.select({name: list(values) for name, values in where.items()})
+    columns = [(index.column(name), set(values)) for name, values in where.items()]
+    bad = [i for i, status in enumerate(index.column("status")) if status != "ok" and all(column[i] in values for column, values in columns)]
+    statuses = index.column("status")
+    return rows, Counter(statuses[i] or "no status" for i in bad)
+
+
+def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Make `out`, and note in its hidden file `name` what it is made from, so that the same command may go on in it.
+
+    Raises UserError where it holds anything else, or was made from other facts.
+    """
+    marker = out / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known = json.loads(marker.read_text()) if marker.is_file() else None
+        others = sorted(os.listdir(out)) if known is None else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be used as a folder for output: {error}; choose another --out") from None
+    if others:
+        raise UserError(f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out")
+    if known is None:
+        write_whole(marker, json.dumps(facts))
+    elif known != facts:
+        was = ", ".join(f"{key} {known.get(key)}, now {value}" for key, value in facts.items() if known.get(key) != value)
+        raise UserError(f"{out}: was made otherwise ({was}); choose another --out, or remove the folder")
+
+
+def index_facts(index: ClipIndex, where: Where) -> dict[str, Any]:
+    """What decides which rows are meant, whatever the place of the index."""
+    digest = hashlib.sha256()
+    with index.path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return {"index of sha256": digest.hexdigest(), "where": {name: list(values) for name, values in where.items()}}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All at once or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first names, in quotes where they hold what would break a line."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMED]]
+    return ", ".join(shown) + (", ..." if len(names) > _NUM_NAMED else "")
+
+
+def counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common())
