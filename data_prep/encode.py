@@ -31,7 +31,7 @@ _CLOCK: Final = 90_000  # ticks a second: exact for 24, 25, 30, 50, 60 fps and 3
 _EPS_S: Final = 1e-6
 _ALIVE_EVERY_S: Final = 1.0
 _JPEG_QUALITY: Final = 95
-_ITU601: Final = 6  # SMPTE 170M: what every decoder takes for granted where a file says nothing
+_ITU601: Final = 5  # for RGB: what every decoder takes for granted where a file says nothing
 _LIMITED_RANGE: Final = 1
 _ANY_TYPE: Final = 0
 
@@ -147,7 +147,7 @@ class _Copy:
         self._size = copy_size(row.width, row.height, options.short_side_px)
         self._output: Any = None
         self._stream: Any = None
-        self._reformatter: Any = None
+        self._reformatter = av_library().video.reformatter.VideoReformatter()
 
     @property
     def complete(self) -> bool:
@@ -160,21 +160,24 @@ class _Copy:
         if not times_shown:
             return
         if self._output is None:
-            self._open(frame)
+            self._check_size(frame)
         picture = self._upright(frame)
+        if self._output is None:
+            self._open(picture.colorspace)
         for _ in range(times_shown):
             picture.pts, picture.time_base = int(self._ticks[self._num_shown]), Fraction(1, _CLOCK)
             self._num_shown += 1
             self._mux(self._stream.encode(picture))
 
-    def _open(self, frame: Any) -> None:
+    def _check_size(self, frame: Any) -> None:
         aspect, turned = self.row.sample_aspect, self.row.rotation % 180 != 0
         size = round(frame.width * max(1.0, aspect)), round(frame.height * max(1.0, 1 / aspect))
         if (size[::-1] if turned else size) != (self.row.width, self.row.height):
             raise DecodeError(f"has frames of {size[0]}x{size[1]} px, the index says {self.row.width}x{self.row.height} px: changed since its scan?")
-        av, options = av_library(), self.options
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        self._output = av.open(str(self._temporary), "w", format="mp4", options={"movflags": "+faststart"})
+
+    def _open(self, matrix: int) -> None:
+        options = self.options
+        self._output = av_library().open(str(self._temporary), "w", format="mp4", options={"movflags": "+faststart"})
         # The rate only guides x264; timestamps are those of the frames.
         rate = Fraction(options.fps or self.row.fps or 25.0).limit_denominator(1001)
         gop = str(options.gop_frames)
@@ -183,15 +186,17 @@ class _Copy:
         context = self._stream.codec_context
         self._stream.width, self._stream.height = self._size
         self._stream.pix_fmt, context.time_base, context.thread_count = "yuv420p", Fraction(1, _CLOCK), 1
-        context.colorspace, context.color_range = _ITU601, _LIMITED_RANGE
+        context.colorspace, context.color_range = matrix, _LIMITED_RANGE
 
     def _upright(self, frame: Any) -> Any:
-        """Through RGB, as `read_frames` delivers it, so that copy and source look alike whatever the colours of the source."""
+        """The frame at the size of the copy. Its colour matrix stays as it is, so that copy and source are read alike."""
         width, height = self._size[::-1] if self.row.rotation % 180 else self._size
-        picture = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1)
+        matrix = _ITU601 if frame.format.is_rgb else None
+        picture = self._reformatter.reformat(
+            frame, width=width, height=height, format="yuv420p", dst_colorspace=matrix, dst_color_range=_LIMITED_RANGE, interpolation="BICUBIC", threads=1
+        )
         if self.row.rotation:
-            picture = type(frame).from_ndarray(np.ascontiguousarray(np.rot90(picture.to_ndarray(), self.row.rotation // 90)), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace=_ITU601)
+            picture = _turned(picture, self.row.rotation // 90)
         picture.pict_type = _ANY_TYPE  # a keyframe of the source would become one of the copy
         return picture
 
@@ -213,6 +218,17 @@ class _Copy:
             with suppress(av_library().error.FFmpegError, OSError):  # it may be closed because the disk is full
                 self._output.close()
         self._temporary.unlink(missing_ok=True)
+
+
+def _turned(picture: Any, quarters: int) -> Any:
+    """A yuv420p picture of even sides after quarter turns, counter-clockwise."""
+    width, height = picture.width, picture.height
+    samples = picture.to_ndarray().ravel()
+    luma, chroma = samples[: width * height].reshape(height, width), samples[width * height :].reshape(2, height // 2, width // 2)
+    planes = [np.rot90(luma, quarters), *(np.rot90(plane, quarters) for plane in chroma)]
+    turned = type(picture).from_ndarray(np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1]), format="yuv420p")
+    turned.colorspace = picture.colorspace
+    return turned
 
 
 def _ascending(ticks: np.ndarray) -> np.ndarray:

@@ -190,7 +190,7 @@ def test_a_second_run_goes_on_where_the_first_one_was(make_video, tmp_path):
     drop = {"modified_ns": None}
     assert [record | drop for record in again.records()] == [record | drop for record in records]
     assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(paths, stamps, strict=True)] == [True, False, True]
-    with pytest.raises(UserError, match="was made otherwise .crf 23.0, now 30.0.; choose another --out"):
+    with pytest.raises(UserError, match=r"was made otherwise .crf 23.0, now 30.0.; choose another --out"):
         copies(tmp_path, source, crf=30.0)
 
 
