@@ -293,8 +293,12 @@ def main() -> None:
         for line in sys.stdin:
             job = Job.from_json(line)
             paths = dict(zip((row.clip_id for row in job.rows), job.paths, strict=True))
-            for row, reason in encode_copies(job, alive):
-                tell(_answer(row, Path(paths[row.clip_id]), reason, job.options))
+            try:
+                for row, reason in encode_copies(job, alive):
+                    tell(_answer(row, Path(paths.pop(row.clip_id)), reason, job.options))
+            except Exception as error:  # noqa: BLE001 - the boundary of the process: one file must not stop the others
+                for number in paths:
+                    tell({"row": number, "failed": f"encoding failed: {plain(error)}"})
             tell({"end": True})
 
 

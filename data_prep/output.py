@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from vjepa.data.clip_index import ClipIndex
+from vjepa.data.clip_index import SCHEMA, ClipIndex
 from vjepa.errors import UserError
 
 Where = Mapping[str, list[str]]
 INDEX_NAME: Final = "index.parquet"
+SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
 _NUM_NAMED: Final = 3
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -42,6 +43,11 @@ def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str
     bad = [i for i, status in enumerate(index.column("status")) if status != "ok" and all(column[i] in values for column, values in columns)]
     statuses = index.column("status")
     return rows, Counter(statuses[i] or "no status" for i in bad)
+
+
+def extra_columns(index: ClipIndex) -> list[str]:
+    """Names of the text columns of an index that is made of `index`, beside those of the schema."""
+    return sorted({name for name in index.names if name not in SCHEMA.names} | {SOURCE})
 
 
 def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -82,7 +88,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def first_of(names: Sequence[str]) -> str:
-    """The first names, in quotes where they hold what would break a line."""
+    """The first names, escaped where they hold what would break a line."""
     shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMED]]
     return ", ".join(shown) + (", ..." if len(names) > _NUM_NAMED else "")
 

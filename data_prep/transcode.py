@@ -22,9 +22,9 @@ from threading import Lock, Thread, Timer
 from typing import Any, Final
 
 from data_prep.encode import CopyOptions, Job
-from data_prep.output import INDEX_NAME, Where, choose_rows, claim_folder, counts, first_of, index_facts, parse_where
+from data_prep.output import INDEX_NAME, SOURCE, Where, choose_rows, claim_folder, counts, extra_columns, first_of, index_facts, parse_where
 from vjepa.command import progress_bar, run
-from vjepa.data.clip_index import SCHEMA, ClipIndex, IndexRow, write_index
+from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
 from vjepa.errors import UserError
 
 DEADLINE_S: Final = 60.0
@@ -32,7 +32,6 @@ _DEADLINE_S_PER_BYTE: Final = 0.5e-6  # the first frame of a clip deep in a file
 _CHILD: Final = [sys.executable, "-m", "data_prep.encode"]
 _MARKER: Final = ".transcode.json"
 _JOURNAL: Final = ".transcode.jsonl"
-_SOURCE: Final = "source"
 _KEPT: Final = ("label", "label_id", "split", "group")
 _JPEG: Final = frozenset({".jpg", ".jpeg"})
 _ROWS_PER_FOLDER: Final = 1000
@@ -268,14 +267,14 @@ class _Journal:
 
 
 def _write_index(index: ClipIndex, journal: _Journal, rows: set[int], out: Path) -> None:
-    extra = sorted({name for name in index.names if name not in SCHEMA.names} | {_SOURCE})
+    extra = extra_columns(index)
 
     def records() -> Iterator[dict[str, Any]]:
         for i, record in enumerate(index.records()):
             if i in rows:
                 row = index.row(i)
                 kept = {name: record.get(name) for name in (*_KEPT, *extra)}
-                yield journal.columns(i) | kept | {"uri": copy_name(row), _SOURCE: record.get(_SOURCE) or row.uri}
+                yield journal.columns(i) | kept | {"uri": copy_name(row), SOURCE: record.get(SOURCE) or row.uri}
 
     write_index(out / INDEX_NAME, records(), extra)
 
