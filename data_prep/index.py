@@ -12,9 +12,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ScanPool
+from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from data_prep.scan_pool import ScanPool
 from vjepa.command import progress_bar, run
 from vjepa.data.clip_index import SCHEMA, ClipIndex, index_version, write_index
 from vjepa.errors import UserError
@@ -38,9 +40,9 @@ def build_index(folder: str | Path, out: str | Path, labels: str | Path | None =
     notes = _compare(names, table, Path(labels)) if labels else []
     if num_ignored:
         notes.append(f"{folder}: files of other extensions, ignored: {num_ignored}")
-    scans = ScanPool(workers or os.cpu_count() or 1).scan(paths)
+    scans = ScanPool(workers or os.cpu_count() or 1).scan(_entry(path) for path in paths)
     shown = progress_bar(scans, shown=progress, total=len(paths), unit="file", desc="index")
-    rows = [scanned | table.get(name, {}) | {"uri": _uri(path, out)} for path, name, scanned in zip(paths, names, shown, strict=True)]
+    rows = [clip | table.get(name, {}) | {"uri": _uri(path, out)} for path, name, clips in zip(paths, names, shown, strict=True) for clip in clips]
     unusable = Counter(row["status"] for row in rows if row["status"] != "ok")
     if sum(unusable.values()) == len(rows):
         raise UserError(f"{folder}: none of its {len(rows)} files can be decoded: {_counts(unusable)}; give a folder with videos or images")
@@ -128,6 +130,10 @@ def _number_labels(rows: list[dict[str, Any]]) -> None:
     ids = {label: i for i, label in enumerate(labels)}
     for row in rows:
         row["label_id"] = ids.get(row.get("label"), -1)
+
+
+def _entry(path: Path) -> Any:
+    return SimpleNamespace(uri=str(path), name=path.name, offset=None, length=None, start_s=None, end_s=None)
 
 
 def _uri(path: Path, out: Path) -> str:
