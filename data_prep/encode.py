@@ -18,14 +18,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from data_prep.scan import scan
+from data_prep.scan import ScanOptions, scan
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import DecodeError, av_library, open_video, plain, read_image
 from vjepa.data.frame_times import frame_ids_at
+from vjepa.data.media import open_media
 
 _CLOCK: Final = 90_000  # ticks a second: exact for 24, 25, 30, 50, 60 fps and 30000/1001
 _EPS_S: Final = 1e-6
@@ -113,7 +114,7 @@ def _copy_video(copies: Sequence[_Copy], alive: Callable[[int], None]) -> Iterat
     later, current = deque(copies), list[_Copy]()
     num_read, reason = 0, None
     try:
-        with open_video(Path(copies[0].row.uri)) as (container, stream):
+        with open_video(_open(copies[0].row)) as (container, stream):
             for i, frame in enumerate(container.decode(stream)):
                 num_read = i + 1
                 alive(num_read)
@@ -193,7 +194,7 @@ class _Copy:
         width, height = self._size[::-1] if self.row.rotation % 180 else self._size
         matrix = _ITU601 if frame.format.is_rgb else None
         picture = self._reformatter.reformat(
-            frame, width=width, height=height, format="yuv420p", dst_colorspace=matrix, dst_color_range=_LIMITED_RANGE, interpolation="BICUBIC", threads=1
+            frame, width=width, height=height, format="yuv420p", dst_colorspace=matrix, dst_color_range=_LIMITED_RANGE, threads=1
         )
         if self.row.rotation:
             picture = _turned(picture, self.row.rotation // 90)
@@ -220,6 +221,10 @@ class _Copy:
         self._temporary.unlink(missing_ok=True)
 
 
+def _open(row: IndexRow) -> str | BinaryIO:
+    return open_media(row.uri, row.offset, row.length)
+
+
 def _turned(picture: Any, quarters: int) -> Any:
     """A yuv420p picture of even sides after quarter turns, counter-clockwise."""
     width, height = picture.width, picture.height
@@ -244,7 +249,7 @@ def _copy_image(row: IndexRow, path: Path, options: CopyOptions) -> str | None:
 
     temporary = temporary_name(path)
     try:
-        image = Image.fromarray(read_image(Path(row.uri)))
+        image = Image.fromarray(read_image(_open(row)))
         scale = min(1.0, options.short_side_px / min(image.size))
         if scale < 1:
             image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
@@ -263,10 +268,22 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+@dataclass(frozen=True)
+class _WholeFile:
+    """What `scan` asks of a file."""
+
+    uri: str
+    name: str
+    offset: int | None = None
+    length: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
 def _answer(row: IndexRow, path: Path, reason: str | None, options: CopyOptions) -> dict[str, Any]:
     """What a scan of the copy finds is what the new index says; a copy that is not as it should be does not stay."""
     if reason is None:
-        columns = scan(path)
+        columns = scan(_WholeFile(str(path), path.name), ScanOptions())[0]
         wanted = len(timeline(row, options.fps)[0])
         if columns["status"] == "ok" and columns["num_frames"] == wanted:
             return {"row": row.clip_id, "columns": columns}

@@ -171,16 +171,22 @@ def _write(path: Path, start: int, groups: list[list[dict[str, Any]]], folder: P
     for member, group in zip(members, groups, strict=True):
         place = places[member.key]
         if isinstance(place, Place):
-            rows += [record | shard | asdict(place) | {SOURCE: record.get(SOURCE) or member.uri} for record in group]
+            rows += [record | shard | asdict(place) | _origin(record, str(folder)) for record in group]
         else:
             left.append((member.uri, place))
     return rows, left
 
 
+def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Where the file came from, and the first one like it: absolute, for the shards have another folder, and `uri` names a shard."""
+    first = record["duplicate_of"]
+    return {SOURCE: record.get(SOURCE) or resolve(record["uri"], folder), "duplicate_of": first and resolve(first, folder)}
+
+
 def _member(number: int, group: list[dict[str, Any]], folder: str) -> Member:
     """The file of a group of rows. Its JSON has the columns on which they agree, and `clips` has the others of each row."""
     record, uri = group[0], resolve(group[0]["uri"], folder)
-    told = [{name: value for name, value in ({SOURCE: uri} | row).items() if name not in _OF_THE_PLACE} for row in group]
+    told = [{name: value for name, value in (row | _origin(row, folder)).items() if name not in _OF_THE_PLACE} for row in group]
     shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}
     clips = [{name: value for name, value in row.items() if name not in shared} for row in told]
     num_bytes = record["file_bytes"] if record["length"] is None else record["length"]
@@ -206,9 +212,7 @@ def main(arguments: Sequence[str]) -> int:
     size.add_argument("--num-shards", type=int, metavar="N", help="shards of equally many files each")
     parser.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle the files by this seed (default: the order of the index)")
     parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="rows that are meant; several values of a column: any of them")
-    parser.add_argument(
-        "--address", metavar="URL", help="where you will move the shards to, such as s3://bucket/folder (default: beside the index)"
-    )
+    parser.add_argument("--address", metavar="URL", help="where you will move the shards to, such as s3://bucket/folder (default: beside the index)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="shards written at a time; more than 1 helps where files are remote")
     given = parser.parse_args(arguments)
     options = ShardOptions(given.max_mb, given.num_shards, given.shuffle_seed)

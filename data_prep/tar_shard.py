@@ -19,13 +19,9 @@ _BLOCK_BYTES: Final = 1 << 22
 _END: Final = bytes(2 * tarfile.BLOCKSIZE)
 # First bytes of containers, for a file whose name is not known because it lies in a shard already.
 _MAGIC: Final = {
-    (4, b"ftyp"): ".mp4",
-    (0, b"\x1aE\xdf\xa3"): ".mkv",
-    (8, b"AVI "): ".avi",
-    (0, b"\xff\xd8\xff"): ".jpg",
-    (0, b"\x89PNG"): ".png",
-    (0, b"G@"): ".ts",
-}
+    (4, b"ftyp"): ".mp4", (0, b"\x1aE\xdf\xa3"): ".mkv", (8, b"AVI "): ".avi", (0, b"G@"): ".ts",
+    (0, b"\xff\xd8\xff"): ".jpg", (0, b"\x89PNG"): ".png",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
