@@ -40,70 +40,64 @@ class Changes:
 
 
 class Answers:
-    """The answers for `entries`. A file, or part of one, that is listed several times is scanned once."""
+    """The answers for `entries`, of which each is another file or part of one."""
 
     def __init__(self, entries: Sequence[Entry], journal: Journal) -> None:
         self.entries = entries
-        self.numbers: dict[Key, int] = {}  # of the entry that lists a file first
-        for number, entry in enumerate(entries):
-            self.numbers.setdefault(key_of(entry), number)
         self.statuses: Counter[str] = Counter()  # of the rows so far
         self.num_answered = 0
         self._journal = journal
         self._places = array("q", [-1]) * len(entries)
-        self._hashes = np.zeros(len(entries), np.uint64)  # the first 64 bits of each content hash
+        self._hashes = np.zeros(len(entries), np.uint64)  # `short_hash` of each
 
-    def __getitem__(self, entry: Entry) -> Rows:
-        return self._journal.read(self._places[self.numbers[key_of(entry)]])
+    def __getitem__(self, number: int) -> Rows:
+        return self._journal.read(self._places[number])
 
     def missing(self) -> list[int]:
         """Numbers of the entries that are still to be scanned."""
-        return [number for number in self.numbers.values() if self._places[number] < 0]
+        return [number for number, place in enumerate(self._places) if place < 0]
 
     def add(self, number: int, rows: Rows) -> None:
         self._note(number, self._journal.append(key_of(self.entries[number]), rows), rows)
 
     def _note(self, number: int, place: int, rows: Rows) -> None:
         self._places[number] = place
-        self._hashes[number] = _short(rows[0].get("content_hash"))
+        self._hashes[number] = short_hash(rows[0].get("content_hash"))
         self.num_answered += 1
         self.statuses.update(row["status"] for row in rows)
 
     def continue_scan(self, states: np.ndarray) -> None:
         """Take over what the journal holds of files that are as they were. states: of `file_states`."""
+        numbers = self._numbers()
         for place, key, rows in self._journal.answers():
-            number = self.numbers.get(key)
+            number = numbers.get(key)
             if number is not None and self._places[number] < 0 and _is_state(rows, states[number]):
                 self._note(number, place, rows)
 
     def take_over(self, index: ClipIndex, states: np.ndarray) -> Changes:
         """Take over what an index holds of files that are as they were. states: of `file_states`."""
-        changes, seen = Changes(), bytearray(len(self.entries))
+        changes, numbers = Changes(), self._numbers()
         for key, rows in _files(index):
-            number = self.numbers.get(key)
+            number = numbers.get(key)
             if number is None:
                 changes.vanished += 1
-            elif not seen[number]:
-                seen[number] = True
-                if not _is_state(rows, states[number]):
-                    changes.changed += 1
-                    continue
+            elif not _is_state(rows, states[number]):
+                changes.changed += 1
+            else:
                 changes.same += 1
                 changes.same_unusable += is_unusable(rows[0]["status"])
                 if self._places[number] < 0:
                     self.add(number, rows)
-        changes.new = len(self.numbers) - changes.same - changes.changed
+        changes.new = len(self.entries) - changes.same - changes.changed
         return changes
 
-    def has_twin(self, content_hash: str | None) -> bool:
-        """Whether several files may have this content; False is certain."""
-        return content_hash is not None and _short(content_hash) in self._repeated()
+    def _numbers(self) -> dict[Key, int]:
+        return {key_of(entry): number for number, entry in enumerate(self.entries)}
 
-    def _repeated(self) -> set[int]:
-        if not hasattr(self, "_twins"):
-            hashes, counts = np.unique(self._hashes[self._hashes > 0], return_counts=True)
-            self._twins = set(hashes[counts > 1].tolist())
-        return self._twins
+    def repeated_hashes(self) -> set[int]:
+        """The `short_hash` that several files have: few, so that looking for duplicates takes little memory."""
+        hashes, counts = np.unique(self._hashes[self._hashes > 0], return_counts=True)
+        return set(hashes[counts > 1].tolist())
 
 
 def key_of(entry: Entry) -> Key:
@@ -150,23 +144,16 @@ def _known(value: int | None) -> int:
     return -1 if value is None else value
 
 
-def _short(content_hash: str | None) -> int:
+def short_hash(content_hash: str | None) -> int:
+    """The first 64 bits of a content hash; 0 where there is none."""
     return int(content_hash[:16], 16) if content_hash else 0
 
 
 def _files(index: ClipIndex) -> Iterator[tuple[Key, Rows]]:
     """The rows of each file, which lie side by side, as they were scanned."""
-    folder, rows, last = str(index.path.parent), Rows(), None
-    for row in index.records():
-        key = _key_of_row(row, folder)
-        # a file that is listed twice running begins again with its first clip
-        if last and rows and (key != last or row["first_frame"] <= rows[-1]["first_frame"]):
-            yield last, rows
-            rows = []
-        rows.append({name: row[name] for name in _ANSWERED if row[name] is not None})
-        last = key
-    if last:
-        yield last, rows
+    folder = str(index.path.parent)
+    for key, rows in groupby(index.records(), key=lambda row: _key_of_row(row, folder)):
+        yield key, [{name: row[name] for name in _ANSWERED if row[name] is not None} for row in rows]
 
 
 def _key_of_row(row: dict[str, Any], folder: str) -> Key:

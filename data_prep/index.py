@@ -20,7 +20,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from data_prep.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of
+from data_prep.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of, short_hash
 from data_prep.engines import ENGINES, Work, check_engine
 from data_prep.journal import Journal
 from data_prep.scan import ScanOptions
@@ -57,6 +57,8 @@ def build_index(
     cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`.
     Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
+    if "://" in os.fspath(out):
+        raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
     out, options = Path(os.path.abspath(out)), options or ScanOptions()
     if workers is not None and workers < 1:
         raise UserError(f"workers {workers}: at least 1 is needed")
@@ -127,7 +129,7 @@ def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, h
     states = file_states(answers.entries)
     answers.continue_scan(states)
     if answers.num_answered:
-        notes.append(f"{journal.path}: {answers.num_answered} of {len(answers.numbers)} files were scanned before the interruption")
+        notes.append(f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the interruption")
     if previous and is_alike:
         changes = answers.take_over(previous, states)
         kept = f" ({changes.same_unusable} not usable; --rescan tries them again)" if changes.same_unusable else ""
@@ -137,8 +139,9 @@ def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, h
 
 def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
     """Scan what has no answer yet. An interruption loses nothing but the files that were being scanned."""
-    missing = answers.missing()
-    total = len(answers.numbers)
+    missing, total = answers.missing(), len(answers.entries)
+    if not missing:
+        return  # an engine would start for nothing
     with progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index") as bar:
         try:
             for place, rows in ENGINES[engine]((answers.entries[number] for number in missing), work):
@@ -165,11 +168,11 @@ class _IndexRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         first: dict[str, tuple[Any, ...]] = {}  # uri, offset and length of the first file with a content that several may have
-        for entry in self._answers.entries:
-            rows = self._answers[entry]
-            columns = self._columns(entry)
+        repeated = self._answers.repeated_hashes()
+        for number, entry in enumerate(self._answers.entries):
+            rows, columns = self._answers[number], self._columns(entry)
             content = rows[0].get("content_hash")
-            if self._answers.has_twin(content):
+            if content and short_hash(content) in repeated:
                 file = columns["uri"], entry.offset, entry.length
                 original = first.setdefault(content, file)
                 columns["duplicate_of"] = None if original == file else original[0]
@@ -193,7 +196,7 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
     lines = []
     if rows.num_duplicates:
         lines.append(f"files with the content of another: {rows.num_duplicates}; they stay usable, the column duplicate_of names the first")
-    statuses, num_files = answers.statuses, len(answers.numbers)
+    statuses, num_files = answers.statuses, len(answers.entries)
     filtered = Counter({status: count for status, count in statuses.items() if is_filtered(status)})
     unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
     clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
@@ -205,7 +208,7 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
 
 
 def _none_usable(names: Sequence[str], answers: Answers) -> str:
-    start, num_files, counts = f"{_first(names)}: none of its", len(answers.numbers), _counts(answers.statuses)
+    start, num_files, counts = f"{_first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
     if any(is_filtered(status) for status in answers.statuses):
         return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
     return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"

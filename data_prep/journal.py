@@ -73,11 +73,11 @@ class Journal:
         place = len(self._first_line)
         self._reader.seek(place)
         while line := self._reader.readline():
-            try:
-                key, rows = json.loads(line) if line.endswith(b"\n") else None
-            except (ValueError, TypeError):
+            answer = _parsed(line)
+            if answer is None:
                 self._cut(place)
                 return
+            key, rows = answer
             yield Answer(place, tuple(key), rows)
             place += len(line)
 
@@ -108,6 +108,14 @@ class Journal:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); what it holds is kept, and the same command continues from it") from None
         self._end += len(line)
         return place
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line says; None where it is not whole."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 def _line(value: Any) -> bytes:
