@@ -22,6 +22,7 @@ from threading import Lock, Thread, Timer
 from typing import Any, Final
 
 from data_prep.encode import CopyOptions, Job
+from data_prep.journal import Journal
 from data_prep.output import INDEX_NAME, SOURCE, Where, choose_rows, claim_folder, counts, extra_columns, first_of, index_facts, parse_where
 from vjepa.command import progress_bar, run
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
@@ -57,10 +58,12 @@ def transcode(
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
     _check(options, workers)
     rows, unusable = choose_rows(index, where)
-    claim_folder(out, _MARKER, index_facts(index, where) | asdict(options))
+    facts = index_facts(index, where) | asdict(options)
+    claim_folder(out, _MARKER, facts)
     failed: dict[int, str] = {}
-    with _Journal(out) as journal:
-        wanted = [i for i in rows.tolist() if i not in journal or not (out / copy_name(index.row(i))).is_file()]
+    with Journal(out / _JOURNAL, facts) as journal:
+        places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
+        wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
         answers = _encode_all(_jobs(index, wanted, out, options), workers or os.cpu_count() or 1, deadline_s)
         with progress_bar(shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode") as bar:
             for row, columns, reason in answers:
@@ -68,12 +71,13 @@ def transcode(
                     failed[row] = reason
                     bar.set_postfix(failed=len(failed))
                 else:
-                    journal.add(row, columns)
+                    places[row] = journal.append((copy_name(index.row(row)), None, None, None, None), [{"row": row, **columns}])
                 bar.update()
         num_copies = len(rows) - len(failed)
         if not num_copies:
             raise UserError(f"{index.path}: none of its {len(rows)} clips could be copied: {counts(Counter(failed.values()))}")
-        _write_index(index, journal, set(rows.tolist()) - set(failed), out)
+        copied = {i: places[i] for i in rows.tolist() if i not in failed}
+        write_index(out / INDEX_NAME, _index_rows(index, journal, copied), extra_columns(index))
     if progress:
         print("\n".join(_closing(index, num_copies, failed, unusable, out)))
     return ClipIndex.open(out / INDEX_NAME)
@@ -231,52 +235,18 @@ def _size_bytes(row: IndexRow) -> int:
         return 0  # remote, or missing: the child will say so
 
 
-class _Journal:
-    """The columns of each copy, in a file to which they are added one by one: what a run that was interrupted need not do again."""
-
-    def __init__(self, out: Path) -> None:
-        self._file = (out / _JOURNAL).open("a+b")
-        self._places: dict[int, int] = {}
-        self._file.seek(0)
-        place = 0
-        for line in self._file:
-            if line.endswith(b"\n"):
-                self._places[json.loads(line)["row"]] = place
-                place += len(line)
-        self._file.truncate(place)  # a line that an interruption cut off
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __contains__(self, row: int) -> bool:
-        return row in self._places
-
-    def add(self, row: int, columns: Mapping[str, Any]) -> None:
-        self._file.seek(0, os.SEEK_END)
-        self._places[row] = self._file.tell()
-        self._file.write(json.dumps({"row": row, "columns": columns}).encode() + b"\n")
-        self._file.flush()
-
-    def columns(self, row: int) -> dict[str, Any]:
-        self._file.seek(self._places[row])
-        columns: dict[str, Any] = json.loads(self._file.readline())["columns"]
-        return columns
-
-
-def _write_index(index: ClipIndex, journal: _Journal, rows: set[int], out: Path) -> None:
+def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """What the scan of each copy found, with what the index knew of its source beside the measurements."""
+    originals: dict[str, str] = {}
     extra = extra_columns(index)
-
-    def records() -> Iterator[dict[str, Any]]:
-        for i, record in enumerate(index.records()):
-            if i in rows:
-                row = index.row(i)
-                kept = {name: record.get(name) for name in (*_KEPT, *extra)}
-                yield journal.columns(i) | kept | {"uri": copy_name(row), SOURCE: record.get(SOURCE) or row.uri}
-
-    write_index(out / INDEX_NAME, records(), extra)
+    for i, record in enumerate(index.records()):
+        if i in places:
+            row, columns = index.row(i), journal.read(places[i])[0]
+            kept = {name: record.get(name) for name in (*_KEPT, *extra)} | {SOURCE: record.get(SOURCE) or row.uri}
+            name = copy_name(row)
+            original = originals.setdefault(columns["content_hash"], name)
+            del columns["row"]
+            yield columns | kept | {"uri": name, "duplicate_of": None if original == name else original}
 
 
 def _closing(index: ClipIndex, num_copies: int, failed: Mapping[int, str], unusable: Counter[str], out: Path) -> list[str]:

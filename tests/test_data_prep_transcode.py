@@ -184,7 +184,7 @@ def test_a_second_run_goes_on_where_the_first_one_was(make_video, tmp_path):
     stamps = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()
     journal = tmp_path / "out" / command._JOURNAL
-    journal.write_bytes(journal.read_bytes() + b'{"row": 7, "colu')  # cut off in the middle of a line
+    journal.write_bytes(journal.read_bytes() + b'[["000000/0000')  # cut off in the middle of a line
     (tmp_path / "out/index.parquet").unlink()
     again = copies(tmp_path, source)
     drop = {"modified_ns": None}
