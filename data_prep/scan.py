@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 
 from data_prep.measure import Measured, measure
+from data_prep.places import suffix
 from data_prep.random_access import exact_decoder
 from data_prep.scenes import BLACK_BELOW, cut, filter_status
 from vjepa.data.clip_index import IndexRow
@@ -103,8 +104,9 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
             raise DecodeError("empty file")
         with _at_hand(entry) as media:
             row["content_hash"] = media.sha256()
-            is_image = Path(entry.uri if entry.offset is None else entry.name).suffix.lower() in IMAGE_EXTENSIONS
-            clips = _scan_image(media, entry.name, options) if is_image else _scan_video(media, entry, options, excluded, announce)
+            extension = suffix(entry.uri if entry.offset is None else entry.name)
+            is_image = extension in IMAGE_EXTENSIONS
+            clips = _scan_image(media, extension, options) if is_image else _scan_video(media, entry, options, excluded, announce)
             return [row | clip for clip in clips]
     except DecodeError as error:
         return [row | {"status": _reason(error)}]
@@ -169,13 +171,13 @@ def _at_hand(entry: Scannable) -> Iterator[_Bytes]:
         yield _Bytes(f"/dev/fd/{copy.fileno()}", 0, copy.tell())
 
 
-def _scan_image(media: _Bytes, name: str, options: ScanOptions) -> list[dict[str, Any]]:
+def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dict[str, Any]]:
     """A still is a video of one frame that lasts one second, and is not left out for its length."""
     picture = read_image(media.open())
     height, width, _ = picture.shape
     row = {
         "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0, "keyframes_s": [0.0], "width": width, "height": height,
-        "codec": Path(name).suffix[1:].lower(), "bit_depth": 8, "decoder": "image",
+        "codec": extension[1:], "bit_depth": 8, "decoder": "image",
         "motion": None, "black": float(picture.mean() / 255 < BLACK_BELOW), "frozen": None,
     }  # fmt: skip
     return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
