@@ -7,9 +7,11 @@ is about to try, and then the rows, one JSON object a line.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -29,6 +31,7 @@ DEADLINE_S: Final = 60.0  # for decoding in order, and again for each decoder th
 _DEADLINE_S_PER_BYTE: Final = 0.5e-6  # a film of 1 GB may take 500 s more
 _AHEAD: Final = 8  # files for each child that are asked for before their answers are taken
 _MEMORY_BYTES: Final = 4 << 30  # of a child: a header that lies may ask for any size
+_PR_SET_PDEATHSIG: Final = 1  # of linux/prctl.h
 _CHILD: Final = [sys.executable, "-m", "data_prep.scan_pool"]
 
 
@@ -48,13 +51,11 @@ class ScanPool:
     def scan(self, entries: Iterable[Scannable]) -> Iterator[list[dict[str, Any]]]:
         """The rows of each file, in the order of `entries`, of which few are taken ahead; each thread waits for one child."""
         threads = ThreadPoolExecutor(self.workers)
-        self._closed = False
         try:
-            for _ in range(self.workers):
-                self._add_child()
+            self.start()
             waiting: deque[Future[list[dict[str, Any]]]] = deque()
             for entry in entries:
-                waiting.append(threads.submit(self._scan_one, entry))
+                waiting.append(threads.submit(self.scan_one, entry))
                 if len(waiting) > self.workers * _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -70,12 +71,19 @@ class ScanPool:
             self._children.clear()
             self._idle = SimpleQueue()
 
+    def start(self) -> None:
+        """Start the children for `scan_one`; `scan` does so by itself."""
+        self._closed = False
+        for _ in range(self.workers):
+            self._add_child()
+
     def _add_child(self) -> None:
         child = _Child()
         self._children.append(child)
         self._idle.put(child)
 
-    def _scan_one(self, entry: Scannable) -> list[dict[str, Any]]:
+    def scan_one(self, entry: Scannable) -> list[dict[str, Any]]:
+        """The rows of one file, by a child of a pool that was started; any number of threads may call it."""
         excluded: list[str] = []
         while not self._closed:
             child = self._idle.get()
@@ -167,6 +175,9 @@ def _request(entry: Scannable, options: ScanOptions, excluded: list[str]) -> str
 
 def main() -> None:
     """Answer until standard input ends. What libraries print must not mix with the answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children by itself
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a decoder that spins would outlive a parent that was killed
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
