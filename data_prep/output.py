@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +42,8 @@ def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str
     """
     rows = index.select({name: list(values) for name, values in where.items()})
     columns = [(index.column(name), set(values)) for name, values in where.items()]
-    bad = [i for i, status in enumerate(index.column("status")) if status != "ok" and all(column[i] in values for column, values in columns)]
     statuses = index.column("status")
+    bad = [i for i, status in enumerate(statuses) if status != "ok" and all(column[i] in values for column, values in columns)]
     return rows, Counter(statuses[i] or "no status" for i in bad)
 
 
@@ -50,25 +52,37 @@ def extra_columns(index: ClipIndex) -> list[str]:
     return sorted({name for name in index.names if name not in SCHEMA.names} | {SOURCE})
 
 
-def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> None:
+@contextmanager
+def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[None]:
     """Make `out`, and note in its hidden file `name` what it is made from, so that the same command may go on in it.
 
-    Raises UserError where it holds anything else, or was made from other facts.
+    Nobody else may write there meanwhile. Raises UserError where somebody does, where it holds anything else, or was made
+    from other facts.
     """
     marker = out / name
     try:
         out.mkdir(parents=True, exist_ok=True)
         known = json.loads(marker.read_text()) if marker.is_file() else None
         others = sorted(os.listdir(out)) if known is None else []
+        if others:
+            raise UserError(f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out")
+        if known is None:
+            write_whole(marker, json.dumps(facts))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be used as a folder for output: {error}; choose another --out") from None
-    if others:
-        raise UserError(f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out")
-    if known is None:
-        write_whole(marker, json.dumps(facts))
-    elif known != facts:
+    if known not in (None, facts):
         was = ", ".join(f"{key} {known.get(key)}, now {value}" for key, value in facts.items() if known.get(key) != value)
         raise UserError(f"{out}: was made otherwise ({was}); choose another --out, or remove the folder")
+    with marker.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process is writing there; wait for it, or choose another --out") from None
+        for left_over in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):  # of a run that was killed
+            left_over.unlink(missing_ok=True)
+        yield
 
 
 def index_facts(index: ClipIndex, where: Where) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -88,21 +88,21 @@ def make_shards(
     files = _files(pq.ParquetFile(index.path).read(), rows, options.shuffle_seed)
     _check(options, address, workers, len(files))
     bounds = _bounds(files, options)
-    claim_folder(out, _MARKER, index_facts(index, where) | asdict(options))
     left: list[tuple[str, str]] = []  # uri and reason
 
-    def write(number: int) -> Iterator[dict[str, Any]]:
+    def write(number: int) -> list[dict[str, Any]]:
         start, end = bounds[number], bounds[number + 1]
-        rows, out_of_it = _write(out / shard_name(number), start, files.records(start, end), index.path.parent, address)
-        left.extend(out_of_it)
-        return iter(rows)
+        written, left_out = _write(out / shard_name(number), start, files.records(start, end), index.path.parent, address)
+        left.extend(left_out)
+        return written
 
-    threads = ThreadPoolExecutor(workers)
-    try:
-        shards = progress_bar(threads.map(write, range(len(bounds) - 1)), shown=progress, total=len(bounds) - 1, unit="shard", desc="shard")
-        write_index(out / INDEX_NAME, chain.from_iterable(shards), extra_columns(index))
-    finally:
-        threads.shutdown(cancel_futures=True)
+    with claim_folder(out, _MARKER, index_facts(index, where) | asdict(options)):
+        threads = ThreadPoolExecutor(workers)
+        try:
+            shards = progress_bar(threads.map(write, range(len(bounds) - 1)), shown=progress, total=len(bounds) - 1, unit="shard", desc="shard")
+            write_index(out / INDEX_NAME, chain.from_iterable(shards), extra_columns(index))
+        finally:
+            threads.shutdown(cancel_futures=True)
     if len(left) == len(files):
         (out / INDEX_NAME).unlink()
         raise UserError(f"{index.path}: none of its {len(files)} files could be copied: {counts(Counter(reason for _, reason in left))}")
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     size.add_argument("--max-mb", type=float, default=default.max_mb, metavar="N", help="MB of files in a shard at most (default: %(default)s)")
     size.add_argument("--num-shards", type=int, metavar="N", help="shards of equally many files each")
     parser.add_argument("--shuffle-seed", type=int, metavar="N", help="shuffle the files by this seed (default: the order of the index)")
-    parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="rows that are meant; several values of a column: any of them")
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="rows that are meant; of several values any")
     parser.add_argument("--address", metavar="URL", help="where you will move the shards to, such as s3://bucket/folder (default: beside the index)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="shards written at a time; more than 1 helps where files are remote")
     given = parser.parse_args(arguments)

@@ -59,9 +59,8 @@ def transcode(
     _check(options, workers)
     rows, unusable = choose_rows(index, where)
     facts = index_facts(index, where) | asdict(options)
-    claim_folder(out, _MARKER, facts)
     failed: dict[int, str] = {}
-    with Journal(out / _JOURNAL, facts) as journal:
+    with claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
         wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
         answers = _encode_all(_jobs(index, wanted, out, options), workers or os.cpu_count() or 1, deadline_s)
@@ -267,7 +266,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--fps", type=float, default=default.fps, metavar="N", help="constant frame rate (default: 0, the times of the source)")
     parser.add_argument("--gop-frames", type=int, default=default.gop_frames, metavar="N", help="from one keyframe to the next (default: %(default)s)")
     parser.add_argument("--crf", type=float, default=default.crf, metavar="N", help="quality of x264, 0 best to 51 smallest (default: %(default)s)")
-    parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="rows that are meant; several values of a column: any of them")
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="rows that are meant; of several values any")
     parser.add_argument("--workers", type=int, metavar="N", help="files encoded at a time (default: the number of cores)")
     given = parser.parse_args(arguments)
     options = CopyOptions(given.short_side_px, given.fps, given.gop_frames, given.crf)

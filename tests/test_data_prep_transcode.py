@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ from PIL import Image
 from data_prep import transcode as command
 from data_prep.encode import CopyOptions, copy_size, timeline
 from data_prep.index import build_index
+from data_prep.output import claim_folder, index_facts
 from data_prep.transcode import copy_name, transcode
 from tests.conftest import level
 from vjepa.data.clip_index import ClipIndex, write_index
@@ -244,9 +246,21 @@ def test_a_child_that_hangs_or_crashes_costs_its_file_only(make_video, tmp_path,
     )
     monkeypatch.setattr(command, "_CHILD", [sys.executable, str(tmp_path / "child.py")])
     monkeypatch.setattr(command, "_closing", lambda index, num, failed, *_: [json.dumps(failed)])
-    index = transcode(source, tmp_path / "out", workers=1, deadline_s=4.0, progress=False)
+    index = transcode(source, tmp_path / "out", workers=1, deadline_s=8.0, progress=False)
     assert [Path(uri).name for uri in index.column("source")] == ["b.mp4", "d.mp4"]
     assert not list(tmp_path.glob("out/*/.*"))
+
+
+def test_one_run_at_a_time_and_what_a_killed_one_left_goes(make_video, tmp_path):
+    make_video("clips/a.mp4", 2)
+    source = build(tmp_path)
+    facts = index_facts(source, {}) | asdict(CopyOptions())
+    with claim_folder(tmp_path / "out", command._MARKER, facts), pytest.raises(UserError, match="another process is writing there"):
+        copies(tmp_path, source)
+    (tmp_path / "out/000000").mkdir()
+    (tmp_path / "out/000000/.000000000-a.mp4.1.tmp").write_text("half")
+    copies(tmp_path, source)
+    assert [path.name for path in (tmp_path / "out/000000").iterdir()] == ["000000000-a.mp4"]
 
 
 @pytest.mark.fast
