@@ -25,7 +25,7 @@ from data_prep.description import shorten
 from vjepa.data.clip_index import ClipIndex, IndexRow
 from vjepa.data.decode import DecodeError, av_library, decord_library, read_frames
 
-DEADLINE_S: Final = 20.0  # for the frames of one clip
+DEADLINE_S: Final = 10.0  # for the frames of one clip
 FRAME_PX: Final = (200, 150)  # width and height of the box into which a frame is fitted, never cut
 MOMENTS: Final = (0.25, 0.5, 0.75)  # of each clip
 _GAP_PX: Final = 6

@@ -263,7 +263,7 @@ def _splits(rows: _Rows) -> _Part:
         num_unseen = pc.sum(pc.invert(pc.is_in(labels, value_set=learned))).as_py() or 0
         duration = _duration(pc.sum(pc.subtract(video["end_s"], video["start_s"])).as_py() or 0.0)
         shown.append((split, f"{count:,}", duration, f"{len(labels):,}", f"{num_unseen:,}" if len(learned) and split != "train" else ""))
-    header = ("split", "clips", "duration", "classes", "classes not in train")
+    header = ("split", "clips", "duration", "classes", "not in train")
     return Table("Splits", header, tuple(shown)), [*_leaks(rows, "group", "group"), *_leaks(rows, "content_hash", "file content")]
 
 

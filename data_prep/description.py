@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from data_prep.contact_sheet import Sheet
 
 _NAME_LETTERS: Final = 60  # of the first column in the text; the page wraps
+_NUMBER: Final = re.compile(r"|[0-9][0-9.,e+-]*( ?(%|s|min|h|[KMGT]?i?B))?")
 _DOCTYPE: Final = "<!doctype html>"
 # The policy is a second wall behind the escaping: a page that holds names of strangers' files runs and loads nothing.
 _HEAD: Final = f"""{_DOCTYPE}
@@ -38,7 +39,7 @@ th, td {{ text-align: left; vertical-align: top; padding: 2px 8px 2px 0; border-
 th {{ font-weight: 600; color: #666; white-space: nowrap; }}
 td:first-child {{ overflow-wrap: anywhere; min-width: 7em; }}
 .number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-.share {{ background: linear-gradient(#cfe0f5, #cfe0f5) no-repeat 0 0 / var(--share) 100%%; }}
+.share {{ width: 25%%; background: linear-gradient(#cfe0f5, #cfe0f5) no-repeat 0 0 / var(--share) 100%%; }}
 .warnings {{ background: #fff4d6; border-left: 4px solid #e0a800; padding: 8px 8px 8px 28px; overflow-wrap: anywhere; }}
 .note, ol {{ color: #555; overflow-wrap: anywhere; }}
 img {{ max-width: 100%%; height: auto; }}
@@ -58,8 +59,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def is_number(self, column: int) -> bool:
-        """Whether each cell of a column begins with a digit or is empty: such columns are aligned on the right."""
-        return column > 0 and all(not row[column] or row[column][0] in "0123456789-" for row in self.rows)
+        """Whether each cell of a column is a number, with or without a unit, or empty: such columns are aligned on the right."""
+        return column > 0 and all(_NUMBER.fullmatch(row[column]) for row in self.rows)
 
 
 @dataclass(frozen=True)
