@@ -20,7 +20,7 @@ from vjepa.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from vjepa.data.loader import TrainSource
+    from vjepa.data.clips import Part, TrainSource
     from vjepa.jepa import Jepa
     from vjepa.probing.evidence import Split
     from vjepa.training.checkpoint import TrainingState
@@ -70,8 +70,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
-    from vjepa.data.loader import open_sources
-    from vjepa.data.order import total_steps
+    from vjepa.data.clips import open_sources
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.probing.evidence import read_splits
@@ -85,32 +84,40 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     sources = open_sources(settings.data)
     if settings.data.val is not None:
         val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
-        for source in sources[1:]:
-            refuse_shared(source, val)
+        for part in [part for source in sources for part in source.parts][1:]:
+            refuse_shared(part, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
     if settings.run.init_from is not None and not started:  # a run that goes on needs its own checkpoint alone
         checkpoint.load_networks(Path(settings.run.init_from), build(settings))
-    epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
-    total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)
+    total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
     return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
 
 
-def refuse_shared(source: TrainSource, val: Split) -> None:
+def steps_of_epochs(settings: config.Config, num_rows: int) -> int:
+    """The steps in which the `num_rows` rows of data.train have their turn `optim.epochs` times."""
+    from vjepa.data.order import total_steps
+
+    data, seed = settings.data, settings.run.seed
+    turns = total_steps(seed, math.ceil((settings.optim.epochs or 0) * num_rows), data.clip_ratios)
+    return total_steps(seed, math.ceil(turns * data.clips_in_turn / data.global_batch), data.mix_ratios)
+
+
+def refuse_shared(part: Part, val: Split) -> None:
     """Raises UserError where the encoder would learn from clips that it is measured on."""
     import numpy as np
 
-    shared = len(np.intersect1d(source.rows, val.rows)) if source.index.path == val.index.path else 0
+    shared = len(np.intersect1d(part.rows, val.rows)) if part.index.path == val.index.path else 0
     if shared:
-        raise UserError(f"{source.name}: {shared} of its {len(source.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
+        raise UserError(f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
 
 
 def clips_to_learn_from(job: Job) -> str:
     """`2394 clips`, or for a mix the clips and the steps of each source."""
     if len(job.sources) == 1:
-        return f"{len(job.sources[0].rows)} clips"
-    return ", ".join(f"{steps} steps on {len(source.rows)} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
+        return f"{job.sources[0].num_rows} clips"
+    return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
 
 
 def steps_by_source(job: Job) -> list[int]:
@@ -185,10 +192,10 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
             "clips_per_s": rows[-1]["clips_per_s"],
             "num_replaced": state.num_replaced,
         }
-        summary["replaced"] = {job.sources[source].index.row(clip_id).uri: reason for source, clip_id, reason in state.replaced()}
+        summary["replaced"] = {job.sources[source].uri(clip_id): reason for source, clip_id, reason in state.replaced()}
         if settings.data.mix:
             parts = enumerate(zip(job.sources, steps_by_source(job), strict=True))
-            summary["sources"] = [{"name": part.name, "clips": len(part.rows), "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
+            summary["sources"] = [{"name": part.name, "clips": part.num_rows, "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
         if settings.data.val is not None:
             summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
         draw(job, encoder, rows)

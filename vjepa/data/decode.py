@@ -24,7 +24,7 @@ class DecodeError(Exception):
     """A file cannot be read. The message says why, in plain words."""
 
 
-def read_frames(row: IndexRow, frame_ids: np.ndarray) -> np.ndarray:
+def read_frames(row: IndexRow, frame_ids: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     """uint8 [T, H, W, 3] for int64 [T] frame ids in any order, repeats allowed: RGB, upright, square pixels.
 
     Raises DecodeError, whatever goes wrong in the file or in a decoder.
@@ -34,8 +34,8 @@ def read_frames(row: IndexRow, frame_ids: np.ndarray) -> np.ndarray:
         raise DecodeError(f"frames {ids[0]} to {ids[-1]} are wanted, it has {row.num_frames}")
     frames = READERS[row.decoder](row, ids)
     if frames.shape != (len(ids), row.height, row.width, 3):
-        size = f"{frames.shape[2]}x{frames.shape[1]} px"
-        raise DecodeError(f"gives frames of {size}, the index says {row.width}x{row.height} px: changed since its scan?")
+        found = f"{frames.shape[2]}x{frames.shape[1]} px"
+        raise DecodeError(f"gives frames of {found}, the index says {row.width}x{row.height} px: changed since its scan?")
     return frames if len(ids) == len(places) and (places[1:] > places[:-1]).all() else frames[places]
 
 
