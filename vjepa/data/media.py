@@ -1,0 +1,70 @@
+"""Where the bytes of a video or image are: a local file, a slice of a local shard, or an object behind any fsspec address."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+
+class DecodeError(Exception):
+    """A file cannot be read. The message says why, in plain words."""
+
+
+def plain(error: BaseException) -> str:
+    """The message of a library's error on one line, without the stack, the place in its source and the name of the file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # "[Errno 2] why: 'file'" (Python, FFmpeg), "[12:59:59] /src/reader.cc:83: [file] why" (decord)
+    return re.sub(r"^(\[[^]]*\] )?(\S+\.(cc|cpp|h):\d+: )?(\[[^]]*\] )?", "", lines[0]).partition(": '")[0]
+
+
+def open_media(uri: str, offset: int | None = None, length: int | None = None) -> str | BinaryIO:
+    """What a decoder can open: the path of a local file, or the bytes of anything else as a file object, read at once.
+
+    uri: a local path, or an fsspec address (s3://bucket/a.mp4).
+    offset, length: in bytes, where the file is a slice of `uri`, such as a member of a tar shard; one range read.
+
+    Raises DecodeError where it cannot be read, reaches beyond the end of `uri`, or the library for its address is not installed.
+    """
+    if (offset is None) != (length is None):
+        raise DecodeError(f"offset {offset} with length {length}: a slice of a shard has both, a whole file none")
+    if "://" in uri:
+        data = _read_remote(uri, offset, length)
+    elif offset is None or length is None:
+        return uri
+    else:
+        data = _read_slice(uri, offset, length)
+    if length is not None and len(data) != length:
+        raise DecodeError(f"bytes {offset} to {(offset or 0) + length} reach beyond the end of the shard {Path(uri).name}: changed since its scan?")
+    return io.BytesIO(data)
+
+
+def _read_slice(path: str, offset: int, length: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            size_bytes = file.seek(0, io.SEEK_END)
+            file.seek(offset)
+            return file.read(max(0, min(length, size_bytes - offset)))  # `length` may be wrong by any amount: never ask for that much memory
+    except OSError as error:
+        raise DecodeError(f"{Path(path).name}: {plain(error)}") from None
+
+
+def _read_remote(uri: str, offset: int | None, length: int | None) -> bytes:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise DecodeError("an address needs fsspec: pip install 'video-jepa[remote]'") from None
+    try:
+        system, path = url_to_fs(uri)
+        end = None if offset is None or length is None else offset + length
+        data: bytes = system.cat_file(path, start=offset, end=end)
+        return data
+    except ImportError as error:
+        raise DecodeError(f"{plain(error)}: pip install 'video-jepa[remote]', or that package alone") from None
+    except FileNotFoundError:
+        raise DecodeError("no such file at this address") from None
+    except Exception as error:  # noqa: BLE001 - the other end of a network: botocore, aiohttp, httpx, gcsfs have errors with no base in common
+        raise DecodeError(plain(error)) from None
