@@ -1,57 +1,88 @@
-"""Make a clip index of a folder: `python -m data_prep.index FOLDER --labels labels.csv --out x.parquet`.
+"""Make a clip index: `python -m data_prep.index SOURCE --labels labels.csv --out x.parquet`.
 
-Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the
-index with the reason in its `status`.
+Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the index with the
+reason in its `status`. What was scanned before, by a scan that was interrupted or for the index that is to be replaced, and has
+not changed since, is not scanned again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import json
+import math
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, ScanPool
+from data_prep.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of, short_hash
+from data_prep.engines import ENGINES, Work, check_engine
+from data_prep.journal import Journal
+from data_prep.scan import ScanOptions
+from data_prep.scan_pool import DEADLINE_S
+from data_prep.sources import Entry, list_entries
 from vjepa.command import progress_bar, run
-from vjepa.data.clip_index import SCHEMA, ClipIndex, index_version, write_index
+from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
 from vjepa.errors import UserError
 
-_MEDIA: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-_LABEL_COLUMNS: Final = ("label", "split", "group")
+_ANSWERS_VERSION: Final = 1  # raise it where a scan of the same file with the same options gives other rows
+_HEADER_KEY: Final = b"vjepa_scan"
 _NUM_NAMED: Final = 3
+_NUM_REASONS: Final = 12
+
+Source = str | os.PathLike[str]
 
 
-def build_index(folder: str | Path, out: str | Path, labels: str | Path | None = None, workers: int | None = None, progress: bool = True) -> ClipIndex:
-    """Scan every video and image under `folder` and write the clip index `out`.
+def build_index(
+    sources: Source | Sequence[Source],
+    out: Source,
+    labels: Source | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    *,
+    layout: str = "auto",
+    options: ScanOptions | None = None,
+    deadline_s: float = DEADLINE_S,
+    engine: str = "processes",
+    rescan: bool = False,
+) -> ClipIndex:
+    """Scan every video and image of `sources` and write the clip index `out`.
 
-    `labels`: CSV whose first column is a path relative to `folder`; label, split, group and any other column are kept.
-    Raises UserError for a missing folder, no usable file, labels that match no file, an `out` that is no clip index.
+    sources, layout, labels: see `data_prep.sources.list_entries`. workers: files scanned at a time; None: as many as there are
+    cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`.
+    Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
-    folder, out = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
+    if "://" in os.fspath(out):
+        raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
+    out, options = Path(os.path.abspath(out)), options or ScanOptions()
+    if workers is not None and workers < 1:
+        raise UserError(f"workers {workers}: at least 1 is needed")
+    if not 0 < deadline_s < math.inf:
+        raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
+    check_engine(engine)
     _check_out(out)
-    paths, num_ignored = _media_files(folder)
-    table = _read_labels(Path(labels), folder) if labels else {}
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    notes = _compare(names, table, Path(labels)) if labels else []
-    if num_ignored:
-        notes.append(f"{folder}: files of other extensions, ignored: {num_ignored}")
-    scans = ScanPool(workers or os.cpu_count() or 1).scan(paths)
-    shown = progress_bar(scans, shown=progress, total=len(paths), unit="file", desc="index")
-    rows = [scanned | table.get(name, {}) | {"uri": _uri(path, out)} for path, name, scanned in zip(paths, names, shown, strict=True)]
-    unusable = Counter(row["status"] for row in rows if row["status"] != "ok")
-    if sum(unusable.values()) == len(rows):
-        raise UserError(f"{folder}: none of its {len(rows)} files can be decoded: {_counts(unusable)}; give a folder with videos or images")
-    _number_labels(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_index(out, rows)
+    names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    listing = list_entries(names, layout, os.fspath(labels) if labels else None)
+    header = {"version": f"{SCHEMA_VERSION}.{_ANSWERS_VERSION}", "options": asdict(options)}
+    with _folder(out.parent), Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal:
+        answers = Answers(listing.entries, journal)
+        notes = [*listing.notes, *_take_over(answers, journal, None if rescan else _previous(out), header)]
+        if progress and notes:
+            print("\n".join(notes))
+        _scan(answers, Work(options, deadline_s, workers), engine, progress)
+        if not answers.statuses["ok"]:
+            journal.remove()
+            raise UserError(_none_usable(names, answers))
+        rows = _IndexRows(answers, out.parent)
+        write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
+        journal.remove()
     if progress:
-        notes.append(
-            f"{len(rows)} files: {len(rows) - sum(unusable.values())} ok, {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else "")
-        )
-        print("\n".join(notes))
+        print("\n".join(_summary(answers, rows)))
     return ClipIndex.open(out)
 
 
@@ -64,96 +95,198 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out}: {parent} cannot be written to; choose another --out")
 
 
-def _media_files(folder: Path) -> tuple[list[Path], int]:
-    """Videos and images by extension, sorted; and how many other files there are. Hidden ones and labels.csv do not count."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the videos")
-    files = [path for path in _files(folder) if path.name != "labels.csv"]
-    media = sorted(path for path in files if path.suffix.lower() in _MEDIA)
-    if not media:
-        raise UserError(f"{folder}: holds no video or image; known extensions: {' '.join(sorted(_MEDIA))}")
-    return media, len(files) - len(media)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files that are not hidden, in any depth. Links to folders are followed, each folder once."""
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        true_place = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and true_place not in seen]
-        if true_place not in seen:
-            yield from (Path(place, name) for name in names if not name.startswith("."))
-        seen.add(true_place)
-
-
-def _read_labels(path: Path, folder: Path) -> dict[str, dict[str, str | None]]:
-    """Rows of the CSV by file name. An empty cell is no value."""
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder; those that were made and are empty in the end go again."""
+    made = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = [line for line in csv.reader(file) if line] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as CSV: {error}") from None
-    if not header or not lines:
-        raise UserError(f"{path}: needs a header (file, label, split, group, ...) and one line for each file")
-    clash = [name for name in header[1:] if name in SCHEMA.names and name not in _LABEL_COLUMNS]
-    if clash or len(set(header[1:])) < len(header) - 1 or not all(header):
-        raise UserError(f"{path}: column names must be unique, not empty, and none that the index has itself ({', '.join(clash or SCHEMA.names)})")
-    table: dict[str, dict[str, str | None]] = {}
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(header):
-            raise UserError(f"{path}: line {number} has {len(line)} cells, the header has {len(header)}")
-        name = Path(os.path.normpath(folder / line[0]))
-        key = name.relative_to(folder).as_posix() if name.is_relative_to(folder) else line[0]
-        if key in table:
-            raise UserError(f"{path}: line {number} names {line[0]} a second time")
-        table[key] = {column: cell or None for column, cell in zip(header[1:], line[1:], strict=True)}
-    return table
+        yield
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
-def _compare(names: Sequence[str], table: dict[str, Any], labels: Path) -> list[str]:
-    """What the labels lack and what the folder lacks, in one line each. Raises UserError where they share no file."""
-    missing, unlabelled = sorted(set(table) - set(names)), sorted(set(names) - set(table))
-    if len(missing) == len(table):
-        raise UserError(f"{labels}: none of its files is in the folder: {_first(missing)}; its first column holds paths relative to the folder")
+def _previous(out: Path) -> ClipIndex | None:
+    """The index that is to be replaced; None where there is none that can be read."""
+    try:
+        return ClipIndex.open(out) if out.exists() else None
+    except UserError:
+        return None
+
+
+def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, header: dict[str, Any]) -> list[str]:
+    """Take over the answers of an interrupted scan and of the previous index; what there is to say about it, one line each."""
     notes = []
-    if missing:
-        notes.append(f"{labels}: rows without a file in the folder: {len(missing)} ({_first(missing)})")
-    if unlabelled:
-        notes.append(f"{labels}: files without a row: {len(unlabelled)} ({_first(unlabelled)})")
+    if journal.was_other:
+        notes.append(f"{journal.path}: an interrupted scan with other options, or of another version, is not continued")
+    is_alike = previous is not None and index_metadata(previous.path).get(_HEADER_KEY) == json.dumps(header).encode()
+    if not is_alike and not journal.has_answers:
+        if previous:
+            notes.append(f"{previous.path}: was made with other options, or by another version; every file is scanned")
+        return notes
+    states = file_states(answers.entries)
+    answers.continue_scan(states)
+    if answers.num_answered:
+        notes.append(f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the interruption")
+    if previous and is_alike:
+        changes = answers.take_over(previous, states)
+        kept = f" ({changes.same_unusable} not usable; --rescan tries them again)" if changes.same_unusable else ""
+        notes.append(f"{previous.path}: {changes.same} files are as they were{kept}, {changes.changed} changed, {changes.new} new, {changes.vanished} gone")
     return notes
 
 
-def _number_labels(rows: list[dict[str, Any]]) -> None:
-    labels = sorted({row["label"] for row in rows if row.get("label")})
-    ids = {label: i for i, label in enumerate(labels)}
-    for row in rows:
-        row["label_id"] = ids.get(row.get("label"), -1)
+def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
+    """Scan what has no answer yet. An interruption loses nothing but the files that were being scanned."""
+    missing, total = answers.missing(), len(answers.entries)
+    if not missing:
+        return  # an engine would start for nothing
+    with progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index") as bar:
+        try:
+            for place, rows in ENGINES[engine]((answers.entries[number] for number in missing), work):
+                answers.add(missing[place], rows)
+                if is_unusable(rows[0]["status"]):
+                    bar.set_postfix_str(_bad(answers.statuses), refresh=False)
+                bar.update()
+        except (KeyboardInterrupt, SystemExit):
+            print(f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command continues from there", file=sys.stderr)
+            raise
 
 
-def _uri(path: Path, out: Path) -> str:
-    return path.relative_to(out.parent).as_posix() if path.is_relative_to(out.parent) else str(path)
+class _IndexRows:
+    """The rows of the index, one at a time, in the order of the entries; and what was counted on the way."""
+
+    def __init__(self, answers: Answers, folder: Path) -> None:
+        self.num_rows = 0
+        self.num_duplicates = 0
+        self._answers, self._folder = answers, os.path.join(folder, "")
+        entries = answers.entries
+        self._label_ids = {label: i for i, label in enumerate(sorted({entry.columns.get("label") or "" for entry in entries} - {""}))}
+        own = {PART} if any(part_of(entry) for entry in entries) else set()
+        self.text_columns = sorted({name for entry in entries for name in entry.columns} - set(SCHEMA.names) | own)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        first: dict[str, tuple[Any, ...]] = {}  # uri, offset and length of the first file with a content that several may have
+        repeated = self._answers.repeated_hashes()
+        for number, entry in enumerate(self._answers.entries):
+            rows, columns = self._answers[number], self._columns(entry)
+            content = rows[0].get("content_hash")
+            if content and short_hash(content) in repeated:
+                file = columns["uri"], entry.offset, entry.length
+                original = first.setdefault(content, file)
+                columns["duplicate_of"] = None if original == file else original[0]
+                self.num_duplicates += original != file
+            self.num_rows += len(rows)
+            yield from (row | columns for row in rows)
+
+    def _columns(self, entry: Entry) -> dict[str, Any]:
+        """What the sources know of a file."""
+        return {
+            **entry.columns,
+            "uri": entry.uri.removeprefix(self._folder),
+            "offset": entry.offset,
+            "length": entry.length,
+            "label_id": self._label_ids.get(entry.columns.get("label") or "", -1),
+            PART: part_of(entry),
+        }
+
+
+def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
+    lines = []
+    if rows.num_duplicates:
+        lines.append(f"files with the content of another: {rows.num_duplicates}; they stay usable, the column duplicate_of names the first")
+    statuses, num_files = answers.statuses, len(answers.entries)
+    filtered = Counter({status: count for status, count in statuses.items() if is_filtered(status)})
+    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
+    clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
+    line = f"{num_files} files{clips}: {statuses['ok']} ok"
+    if filtered:
+        line += f", {sum(filtered.values())} left out ({_counts(filtered)})"
+    line += f", {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else "")
+    return [*lines, line]
+
+
+def _none_usable(names: Sequence[str], answers: Answers) -> str:
+    start, num_files, counts = f"{_first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
+    if any(is_filtered(status) for status in answers.statuses):
+        return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
+    return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"
+
+
+def _bad(statuses: Counter[str]) -> str:
+    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
+    return f"{sum(unusable.values())} bad: {_counts(unusable, _NUM_NAMED)}"
 
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_NUM_NAMED]) + (", ..." if len(names) > _NUM_NAMED else "")
 
 
-def _counts(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common())
+def _counts(reasons: Counter[str], at_most: int = _NUM_REASONS) -> str:
+    named = ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common(at_most))
+    return named + (", ..." if len(reasons) > at_most else "")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists the arguments")
+
+
+_OPTION_HELP: Final = {
+    "window_s": "cut videos into clips of this many seconds",
+    "scenes": "cut videos where the scene changes (PySceneDetect)",
+    "scene_threshold": "how much must change for a new scene, of 255",
+    "max_s": "cut longer clips into equal parts",
+    "min_s": "leave out shorter clips; whatever is left out keeps its row, with the reason in its status",
+    "min_motion": "leave out clips with less change from frame to frame, as a share of white",
+    "max_black": "leave out clips with a larger share of black frames",
+    "max_frozen": "leave out clips with a larger share of frames that equal the one before",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are.")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address")
+    parser.add_argument("--out", required=True, metavar="x.parquet", help="the clip index to write; an index there is brought up to date")
+    parser.add_argument("--labels", metavar="labels.csv", help="first column: file relative to SOURCE; then label, split, group, any other")
+    parser.add_argument("--layout", default="auto", help="what the sources look like (default: auto)")
+    for option in fields(ScanOptions):
+        flag = f"--{option.name.replace('_', '-')}"
+        if option.name == "scenes":
+            parser.add_argument(flag, action="store_true", help=_OPTION_HELP[option.name])
+        else:
+            default = "" if option.default is None else f" (default: {option.default:g})"
+            parser.add_argument(flag, type=float, default=option.default, metavar="X", help=_OPTION_HELP[option.name] + default)
+    parser.add_argument("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
+    parser.add_argument("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=f"a decoder that takes longer is killed (default: {DEADLINE_S:g})")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="processes", help="where to scan: on this machine (default), or on a Ray cluster")
+    parser.add_argument("--rescan", action="store_true", help="scan every file, also those that have not changed since the index was made")
+    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.index", description="Make a clip index of a folder of videos and images.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help=f"searched with all of its folders for {' '.join(sorted(_MEDIA))}")
-    parser.add_argument("--labels", type=Path, metavar="labels.csv", help="first column: file relative to FOLDER; then label, split, group, any other")
-    parser.add_argument("--out", type=Path, required=True, metavar="x.parquet", help="the clip index to write")
-    parser.add_argument("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
-    given = parser.parse_args(arguments)
-    if given.workers is not None and given.workers < 1:
-        raise UserError(f"--workers {given.workers}: at least 1 is needed")
-    build_index(given.folder, given.out, given.labels, given.workers)
+    given = _parser().parse_args(arguments)
+    options = ScanOptions(**{option.name: getattr(given, option.name) for option in fields(ScanOptions)})
+    build_index(
+        given.sources,
+        given.out,
+        given.labels,
+        given.workers,
+        layout=given.layout,
+        options=options,
+        deadline_s=given.deadline_s,
+        engine=given.engine,
+        rescan=given.rescan,
+    )
     return 0
 
 
+def _stop(number: int, _: Any) -> NoReturn:
+    """So that a stopped scan ends its children, as an interrupted one does."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     run(main)

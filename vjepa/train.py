@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vjepa.data.clips import Part, TrainSource
     from vjepa.jepa import Jepa
     from vjepa.probing.evidence import Split
+    from vjepa.probing.online import OnlineProbe
     from vjepa.training.checkpoint import TrainingState
 
 STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
@@ -137,15 +138,19 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
     loader = train_loader(job.sources, job.settings.data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
     training_step = TrainingStep(job.settings, model, optimizer, job.dtype, job.total_steps)
+    probe = online_probe(job)
     with interruptible() as interrupted:
         for step, batch in zip(range(state.step, stop), loader, strict=True):
             terms = training_step(step, batch.video)
             state.step = step + 1
             state.note(batch)
             ending = state.step == stop or bool(interrupted)
-            saving = ending or state.step % run.save_every_steps == 0
+            found = probe.measure_at(state.step, model) if probe else {}
+            is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
+            state.best_knn = found["knn"] if is_best else state.best_knn
+            saving = ending or is_best or state.step % run.save_every_steps == 0
             bar.advance(len(batch.clip_ids))
-            if saving or state.step % run.log_every_steps == 0:
+            if saving or found or state.step % run.log_every_steps == 0:
                 values = read_terms(terms, state.step)
                 facts = {
                     "lr": optimizer.param_groups[0]["lr"],
@@ -153,14 +158,35 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
                     "clips_per_s": bar.clips_per_s,
                     "num_replaced": state.num_replaced,
                 }
-                log.write(state.step, {**values, **facts}, batch.source)
+                log.write(state.step, {**values, **facts, **found}, batch.source)
                 bar.show(values["loss"])
             if saving:
-                checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints)
+                checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints, is_best)
+            if is_best:
+                write_best(job)
             if ending:
                 break
     bar.close()
     log.close()
+
+
+def online_probe(job: Job) -> OnlineProbe | None:
+    """The probe that is read during training, where the settings ask for one."""
+    from vjepa.jepa import untrained_encoder
+    from vjepa.probing.online import OnlineProbe
+
+    if job.settings.eval.every_steps is None:
+        return None
+    return OnlineProbe(job.settings, untrained_encoder(job.settings), job.device, job.dtype)
+
+
+def write_best(job: Job) -> None:
+    """checkpoints/best.pth: the networks of the best checkpoint, or of the newest where none was measured, in one file."""
+    from vjepa.interop import own
+
+    checkpoints = job.folder / "checkpoints"
+    best = checkpoints / "best"
+    own.write(own.read((best if best.exists() else checkpoints / "latest").resolve(), job.settings.eval.encoder), checkpoints / "best.pth")
 
 
 def read_terms(terms: dict[str, torch.Tensor], step: int) -> dict[str, float]:
@@ -199,6 +225,7 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
         if settings.data.val is not None:
             summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
         draw(job, encoder, rows)
+        write_best(job)
         run_log.write_atomically(path, json.dumps(summary, indent=1))
     if job.progress:
         print("\n" + report.closing_table(summary))

@@ -259,25 +259,29 @@ def resolve(uri: str, folder: str) -> str:
 
 def index_version(path: Path) -> int | None:
     """Schema version of a clip index; None where the file is none."""
-    try:
-        metadata = pq.read_schema(path, memory_map=True).metadata or {}
-    except (pa.ArrowException, OSError):
-        return None
-    version = metadata.get(_VERSION_KEY, b"")
+    version = index_metadata(path).get(_VERSION_KEY, b"")
     return int(version) if version.isdigit() else None
 
 
-def write_index(path: str | Path, rows: Iterable[Mapping[str, Any]], extra: Sequence[str] | None = None) -> None:
+def index_metadata(path: Path) -> dict[bytes, bytes]:
+    """What `write_index` noted about the index as a whole; empty where the file is no Parquet."""
+    try:
+        return pq.read_schema(path, memory_map=True).metadata or {}
+    except (pa.ArrowException, OSError):
+        return {}
+
+
+def write_index(path: str | Path, rows: Iterable[Mapping[str, Any]], extra: Sequence[str] | None = None, metadata: Mapping[bytes, bytes] | None = None) -> None:
     """Write rows (column -> value) all at once or not at all.
 
     extra: names of text columns beside those of the schema. Where it is given, `rows` are never all in memory;
-    None: every name outside of the schema that a row has, sorted.
+    None: every name outside of the schema that a row has, sorted. metadata: kept beside the version, for `index_metadata`.
     """
     path = Path(path)
     if extra is None:
         rows = list(rows)
         extra = sorted({name for row in rows for name in row} - set(SCHEMA.names))
-    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in extra)], metadata={_VERSION_KEY: str(SCHEMA_VERSION)})
+    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in extra)], metadata={**(metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(temporary, schema) as writer:

@@ -1,0 +1,124 @@
+"""Where the scans of an index run. Each engine yields (number of the entry, its rows) as answers come, whatever befalls a file.
+
+`processes`: children of this process. `ray`: a Ray cluster, one child in each actor; the one that RAY_ADDRESS names, else a local one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from data_prep.scan import ScanOptions
+from data_prep.scan_pool import ScanPool
+from data_prep.sources import Entry
+from vjepa.errors import UserError
+
+Answers = Iterator[tuple[int, list[dict[str, Any]]]]
+_MAX_RETRIES: Final = 2  # of a file whose machine was lost
+LOST: Final = "the machine that scanned it was lost"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every engine needs. workers: files at a time; None: as many as there are cores."""
+
+    options: ScanOptions
+    deadline_s: float
+    workers: int | None = None
+
+
+def scan_in_processes(entries: Iterable[Entry], work: Work) -> Answers:
+    """In child processes on this machine."""
+    pool = ScanPool(work.workers or os.cpu_count() or 1, work.options, work.deadline_s)
+    yield from enumerate(pool.scan(entries))
+
+
+def scan_on_ray(entries: Iterable[Entry], work: Work) -> Answers:
+    """In actors of a Ray cluster, which must see the files under the same names.
+
+    A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises UserError where
+    none of the actors can start.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        address = "auto" if os.environ.get("RAY_ADDRESS") else None
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        yield from _hand_out(ray, iter(enumerate(entries)), work)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answers:
+    """The next file to whichever actor is free. An actor that still waits for a place gets none: a crowded cluster is merely slower."""
+    remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_MAX_RETRIES)(_Actor)
+    actors = [remote.remote(work) for _ in range(work.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))]
+    running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}  # answer -> who works at it, at which file
+    num_ready, task = 0, next(tasks, None)
+    try:
+        while task or any(number is not None for _, number in running.values()):
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            actor, number = running.pop(done)
+            if number is not None:
+                yield number, _rows(ray, done)
+            elif _is_ready(ray, done, is_last=not num_ready and not running):
+                num_ready += 1
+            else:
+                continue
+            if task:
+                running[actor.scan.remote(task[1])] = actor, task[0]
+                task = next(tasks, None)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _rows(ray: Any, done: Any) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = ray.get(done)
+    except ray.exceptions.RayError as error:
+        return [{"first_frame": 0, "num_frames": 0, "status": f"{LOST} ({type(error).__name__})"}]
+    return rows
+
+
+def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
+    """Whether an actor has started. Raises UserError where it was the last that could have."""
+    try:
+        ray.get(done)
+    except ray.exceptions.RayError as error:
+        if is_last:
+            reason = " ".join(str(error).split())[-300:]
+            raise UserError(f"--engine ray: no actor could start; install video-jepa on every node of the cluster ({reason})") from None
+        return False
+    return True
+
+
+class _Actor:
+    """Scans one file after the other in a child that can be killed."""
+
+    def __init__(self, work: Work) -> None:
+        self._pool = ScanPool(1, work.options, work.deadline_s)
+        self._pool.start()
+
+    def ready(self) -> None:
+        """Its answer shows that the actor has a place, and that this node can import what it needs."""
+
+    def scan(self, entry: Entry) -> list[dict[str, Any]]:
+        return self._pool.scan_one(entry)
+
+
+ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], Answers]]] = {"processes": scan_in_processes, "ray": scan_on_ray}
+
+
+def check_engine(name: str) -> None:
+    """Raises UserError for an unknown engine, or one that is not installed."""
+    if name not in ENGINES:
+        raise UserError(f"engine {name}: no such engine; there are {', '.join(ENGINES)}")
+    if name == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError("engine ray: Ray is not installed; pip install 'video-jepa[ray]'")

@@ -1,0 +1,143 @@
+"""Which decoder gives the right frames of a file on random access: each is held against frames that were decoded in order."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from vjepa.data.clip_index import IndexRow
+from vjepa.data.decode import DecodeError, open_decord, open_media, read_frames
+
+CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
+_OPTIONAL: Final = ("torchcodec",)
+_NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours
+_NEIGHBOURS: Final = 3  # decoders are known to be 1 to 3 frames early on packed B-frames
+_NUM_RUNS: Final = 3  # keyframes around which a clip of consecutive frames is read
+_MAX_DIFFERENCE: Final = 12.0  # mean levels of 255; decoders differ by a few in colour conversion
+_TIE: Final = 0.05  # levels; frames that are this alike cannot be told apart
+
+
+class Samples:
+    """Small copies of some frames and of their neighbours, taken while a file is decoded in order.
+
+    Which ones is not known before the end: frames spread over the file, frames around keyframes, and the last ones.
+    So the latest few pictures are at hand, and the choice is thinned out as the file goes on.
+    """
+
+    def __init__(self, picture: Callable[[Any], np.ndarray]) -> None:
+        """picture: PyAV frame -> uint8 [H, W, 3]; costly, and asked for few frames only."""
+        self._picture = picture
+        self._latest: deque[tuple[int, Any]] = deque(maxlen=_NEIGHBOURS + 1)
+        self._until = -1
+        self.points: dict[int, np.ndarray] = {}
+        self.spread, self.keyframes = Thinned(), Thinned()
+
+    def add(self, i: int, frame: Any) -> None:
+        """Frame number `i`, in order."""
+        self._latest.append((i, frame))
+        chosen = [self.spread.offer(i), bool(frame.key_frame) and self.keyframes.offer(i)]
+        if any(chosen):
+            self._until = i + _NEIGHBOURS
+            self._forget()
+            self._keep_latest()
+        elif i <= self._until:
+            self._keep(i, frame)
+
+    def end(self) -> None:
+        """There are no more frames."""
+        self._keep_latest()
+        self._latest.clear()
+
+    def checks(self) -> Iterator[np.ndarray]:
+        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them."""
+        last, keys = max(self.points), self.keyframes.kept
+        yield np.array(sorted({*self.spread.kept, last}))
+        yield np.arange(max(0, last - _NEIGHBOURS), last + 1)
+        for key in keys[1 : 1 + _NUM_RUNS]:
+            yield np.arange(key - 1, min(key + 1, last) + 1)
+        for single in sorted({0, last, keys[-1] if keys else 0, self.spread.kept[len(self.spread.kept) // 2]}):
+            yield np.array([single])
+
+    def is_frame(self, i: int, frame: np.ndarray) -> bool:
+        """Whether uint8 [H, W, 3] is frame `i`, and not a neighbour of it."""
+        points = small(frame)
+        if points.shape != self.points[i].shape:
+            return False  # another stream of the file, or rotated otherwise
+        near = [j for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if j in self.points]
+        away = {j: float(np.abs(points.astype(np.float32) - self.points[j]).mean()) for j in near if self.points[j].shape == points.shape}
+        return away[i] <= min(_MAX_DIFFERENCE, min(away.values()) + _TIE)
+
+    def _keep_latest(self) -> None:
+        for i, frame in self._latest:
+            self._keep(i, frame)
+
+    def _keep(self, i: int, frame: Any) -> None:
+        if i not in self.points:
+            self.points[i] = small(self._picture(frame))
+
+    def _forget(self) -> None:
+        centres = self.spread.kept + self.keyframes.kept
+        self.points = {i: points for i, points in self.points.items() if any(abs(i - centre) <= _NEIGHBOURS for centre in centres)}
+
+
+class Thinned:
+    """At most `_NUM_CENTRES` of any number of frames, evenly spread over those that were offered."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self._offered, self._stride = 0, 1
+
+    def offer(self, i: int) -> bool:
+        """Whether frame `i` is kept, for now."""
+        chosen = self._offered % self._stride == 0
+        self._offered += 1
+        if chosen:
+            if len(self.kept) == _NUM_CENTRES:
+                self.kept, self._stride = self.kept[::2], self._stride * 2
+            self.kept.append(i)
+        return chosen
+
+
+def small(picture: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [<= 64, <= 64, 3]: single pixels, so that it tells a frame from the next."""
+    height, width, _ = picture.shape
+    return picture[:: -(-height // 64), :: -(-width // 64)].copy()
+
+
+def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]) -> str:
+    """The quickest decoder that reads every checked frame of `row` right; "pyav", which reads in order, where none does.
+
+    num_total: frames of the file; None where it was not decoded up to its end.
+    announce: is told of a decoder before it is tried, for it may spin for ever or crash.
+    """
+    for decoder in CANDIDATES:
+        if decoder in excluded or not _is_there(decoder):
+            continue
+        announce(decoder)
+        if is_exact(replace(row, decoder=decoder), samples, num_total):
+            return decoder
+    return "pyav"
+
+
+def is_exact(row: IndexRow, samples: Samples, num_total: int | None) -> bool:
+    """Whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
+    try:
+        # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other ones
+        if row.decoder == "decord" and num_total not in (None, len(open_decord(open_media(row.uri, row.offset, row.length)))):
+            return False
+        return all(_reads(row, ids, samples) for ids in samples.checks())
+    except DecodeError:
+        return False
+
+
+def _reads(row: IndexRow, ids: np.ndarray, samples: Samples) -> bool:
+    return all(samples.is_frame(i, frame) for i, frame in zip(ids.tolist(), read_frames(row, ids), strict=True))
+
+
+def _is_there(decoder: str) -> bool:
+    return decoder not in _OPTIONAL or importlib.util.find_spec(decoder) is not None

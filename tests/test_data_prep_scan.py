@@ -1,0 +1,295 @@
+"""Scanning a file: what is measured is true, the decoder that is chosen is exact, and no file hangs or stops a scan."""
+
+import dataclasses
+import hashlib
+import os
+import sys
+import textwrap
+import time
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from conftest import level
+from PIL import Image
+
+from data_prep import measure as measure_module
+from data_prep import random_access, scan_pool
+from data_prep.scan import ScanOptions, file_facts, scan
+from data_prep.scan_pool import ScanPool
+from vjepa.data import decode
+from vjepa.errors import UserError
+
+
+def entry(path, **changes):
+    return SimpleNamespace(**{"uri": str(path), "name": Path(path).name, "offset": None, "length": None, "start_s": None, "end_s": None} | changes)
+
+
+def scan_file(path, **changes):
+    (row,) = scan(entry(path, **changes), ScanOptions())
+    return row
+
+
+def write_video(path, pictures, codec="libx264", fps=10, pix_fmt="yuv420p", options=None):
+    """uint8 [H, W, 3] pictures in a file, of changing size where the container can."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def grey(value, size=(48, 64)):
+    return np.full((*size, 3), value, np.uint8)
+
+
+@pytest.mark.fast
+def test_measures_rate_times_keyframes_and_size(make_video):
+    path = make_video("a.mp4", 30, fps=10, size=(48, 32), gop=10)
+    row = scan_file(path)
+    assert row["status"] == "ok" and row["times_s"] is None
+    assert (row["num_frames"], row["fps"], row["width"], row["height"]) == (30, pytest.approx(10), 48, 32)
+    assert row["end_s"] - row["start_s"] == pytest.approx(3.0)
+    assert row["keyframes_s"] == pytest.approx([0, 1, 2])
+    assert (row["codec"], row["bit_depth"], row["rotation"], row["sample_aspect"], row["first_frame"]) == ("h264", 8, 0, 1.0, 0)
+    assert row["content_hash"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (row["file_bytes"], row["modified_ns"]) == (path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@pytest.mark.fast
+def test_rotation_aspect_and_the_size_that_follows(make_video):
+    row = scan_file(make_video("a.mp4", 4, size=(96, 64), rotation=90))
+    assert (row["rotation"], row["width"], row["height"]) == (90, 64, 96)
+    row = scan_file(make_video("b.mp4", 4, size=(64, 48), aspect=Fraction(3, 2)))
+    assert (row["sample_aspect"], row["width"], row["height"]) == (1.5, 96, 48)
+
+
+@pytest.mark.fast
+def test_bit_depth_is_that_of_the_pixels(tmp_path):
+    pictures = [grey(level(i)) for i in range(4)]
+    assert scan_file(write_video(tmp_path / "a.mkv", pictures, "ffv1", pix_fmt="yuv420p10le"))["bit_depth"] == 10
+    assert scan_file(write_video(tmp_path / "b.gif", pictures, "gif", pix_fmt="rgb8"))["bit_depth"] == 8
+
+
+@pytest.mark.fast
+def test_keeps_the_times_of_a_variable_rate(make_video):
+    times_ms = [200, 240, 280, 700, 720, 1200, 1240, 1280]
+    row = scan_file(make_video("a.mkv", 8, times_ms=times_ms))
+    assert row["times_s"] == pytest.approx([ms / 1000 for ms in times_ms], abs=1e-3) and row["start_s"] == pytest.approx(0.2, abs=1e-3)
+    assert row["fps"] == pytest.approx(7 / 1.08, rel=1e-3)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [([0.0, 0.2, 0.1, 0.3], [0.0, 0.1, 0.2, 0.3]), ([None, None, None], [0.0, 0.1, 0.2]), ([1.0, None, 1.2], [1.0, 1.1, 1.2])],
+)
+def test_times_ascend_whatever_the_container_says(seconds, expected):
+    assert measure_module.true_times(np.array(seconds, float), 10.0).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.fast
+def test_motion_black_and_frozen_are_shares_of_the_frames(tmp_path):
+    levels = [0, 0, 0, 100, 100, 200, 200, 200, 200, 100]  # of 10 frames 3 are black; of 9 changes 3 are some
+    row = scan_file(write_video(tmp_path / "a.mkv", [grey(value) for value in levels], "ffv1", pix_fmt="bgr0"))
+    assert row["black"] == pytest.approx(3 / 10) and row["frozen"] == pytest.approx(6 / 9)
+    assert row["motion"] == pytest.approx(300 / 255 / 9, rel=1e-3)
+
+
+@pytest.mark.fast
+def test_frames_before_damage_are_kept(make_video, tmp_path):
+    whole = make_video("a.ts", 40, gop=10)
+    content = whole.read_bytes()
+    (tmp_path / "b.ts").write_bytes(content[: len(content) // 2])
+    row = scan_file(tmp_path / "b.ts")
+    assert row["status"] == "ok" and 10 <= row["num_frames"] < 40
+
+
+@pytest.mark.fast
+def test_a_change_of_size_starts_a_clip(make_video, tmp_path):
+    small, large = make_video("a.ts", 6, size=(32, 32)), make_video("b.ts", 7, size=(64, 48))
+    (tmp_path / "c.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    rows = scan(entry(tmp_path / "c.ts"), ScanOptions())
+    assert [(row["first_frame"], row["num_frames"], row["width"], row["height"]) for row in rows] == [(0, 6, 32, 32), (6, 7, 64, 48)]
+    assert {row["decoder"] for row in rows} == {"pyav"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.mp4", b"", "empty file"),
+        ("a.mp4", b"text " * 99, "not a video or image"),
+        ("a.png", b"text " * 99, "not a video or image"),
+        ("a.mp4", None, "No such file"),
+    ],
+)
+def test_a_bad_file_has_a_reason(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    row = scan_file(tmp_path / name)
+    assert reason in row["status"] and "\n" not in row["status"]
+
+
+@pytest.mark.fast
+def test_a_still_is_one_frame_without_motion(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.PNG")
+    row = scan_file(tmp_path / "a.PNG")
+    assert (row["num_frames"], row["width"], row["height"], row["codec"], row["decoder"]) == (1, 20, 10, "png", "image")
+    assert (row["motion"], row["black"], row["frozen"]) == (None, 1.0, None)
+    assert scan(entry(tmp_path / "a.PNG"), ScanOptions(min_s=5, min_motion=0.5))[0]["status"] == "ok"
+    assert scan(entry(tmp_path / "a.PNG"), ScanOptions(max_black=0.5))[0]["status"].startswith("filtered")
+
+
+@pytest.mark.fast
+def test_facts_of_a_remote_file():
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://videos/a.bin", "wb") as file:
+        file.write(b"12345")
+    facts = file_facts("memory://videos/a.bin")
+    assert facts.file_bytes == 5 and (facts.modified_ns is None or facts.modified_ns > 0)
+    assert "nowhere" in scan(entry("memory://videos/nowhere.mp4"), ScanOptions())[0]["status"]
+
+
+def test_the_quickest_exact_decoder_is_chosen(make_video, monkeypatch):
+    """Twins of decoders that are wrong each in their own way; those that are right come after."""
+    path = make_video("a.mp4", 40, gop=10)
+    right = decode.READERS["pyav"]
+
+    def chosen(wrong_ids):
+        wrong = lambda row, ids, *size: right(row, np.clip(wrong_ids(ids), 0, 39), *size)  # noqa: E731
+        monkeypatch.setattr(decode, "READERS", decode.READERS | {"decord": wrong})
+        return scan_file(path)["decoder"]
+
+    assert scan_file(path)["decoder"] == "decord"
+    assert chosen(lambda ids: ids) == "decord"
+    for wrong_ids in (
+        lambda ids: ids - 1,  # a frame early, as on packed B-frames
+        lambda ids: ids + 2 * (len(ids) == 1),  # only where a single frame is read
+        lambda ids: ids - (ids % 10 == 9),  # only before keyframes
+        lambda ids: ids - (ids == 39),  # only at the end
+        lambda ids: ids + (ids > 30),
+    ):
+        assert chosen(wrong_ids) != "decord"
+
+
+@pytest.mark.fast
+def test_checked_frames_are_few_and_cover_the_file():
+    frame = lambda i: SimpleNamespace(key_frame=i % 250 == 0)  # noqa: E731
+    asked = []
+    samples = random_access.Samples(lambda frame: asked.append(1) or np.zeros((4, 4, 3), np.uint8))
+    for i in range(20_000):
+        samples.add(i, frame(i))
+    samples.end()
+    assert len(samples.points) <= 2 * 8 * 7 + 4 and len(asked) < 1500
+    checks = [ids.tolist() for ids in samples.checks()]
+    assert [0] in checks and [19_999] in checks and list(range(19_996, 20_000)) in checks
+    assert max(np.diff(checks[0])) <= 20_000 / 4 and all(i in samples.points for ids in checks for i in ids)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("changes", [{"window_s": 0.0}, {"max_s": -1.0}, {"min_s": -1.0}, {"max_black": 2.0}, {"min_motion": float("nan")}])
+def test_options_that_make_no_sense(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        ScanOptions(**changes)
+
+
+def child_with(tmp_path, monkeypatch, body):
+    """Children of the pool that run `body` first, which may replace what a decoder does."""
+    path = tmp_path / "child.py"
+    path.write_text(
+        "import ctypes, os, re, time\nfrom data_prep import scan_pool\nfrom vjepa.data import decode\n" + textwrap.dedent(body) + "\nscan_pool.main()\n"
+    )
+    monkeypatch.setattr(scan_pool, "_CHILD", [sys.executable, str(path)])
+
+
+HOLD_THE_GIL = "ctypes.PyDLL(None).sleep(60)"  # PyDLL keeps the GIL: no signal and no other thread of the child gets a turn
+
+
+def test_a_file_outlives_decoders_that_hang_or_crash(make_video, tmp_path, monkeypatch):
+    paths = [make_video(f"{name}.mp4", 4) for name in ("a", "hang", "b", "crash", "raise", "c")]
+    child_with(
+        tmp_path,
+        monkeypatch,
+        f"""
+        true = decode.READERS["decord"]
+        def decord(row, *rest):
+            if "hang" in row.uri:
+                {HOLD_THE_GIL}
+            if "crash" in row.uri:
+                os.abort()
+            if "raise" in row.uri:
+                raise KeyError("a bug")
+            return true(row, *rest)
+        decode.READERS["decord"] = decord
+        """,
+    )
+    start = time.monotonic()
+    rows = [rows[0] for rows in ScanPool(2, deadline_s=4.0).scan(map(entry, paths))]
+    assert [row["status"] for row in rows] == ["ok"] * 6 and [row["num_frames"] for row in rows] == [4] * 6
+    assert [row["decoder"] == "decord" for row in rows] == [True, False, True, False, False, True]
+    assert time.monotonic() - start < 40
+
+
+def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_video, tmp_path, monkeypatch):
+    paths = [make_video(f"{name}.mp4", 2) for name in ("a", "hang", "b", "crash", "raise", "c")]
+    child_with(
+        tmp_path,
+        monkeypatch,
+        f"""
+        true = scan_pool.scan
+        def scan(entry, options, excluded, announce):
+            announce(facts={{"file_bytes": 7, "modified_ns": 8}})
+            if "hang" in entry.uri:
+                {HOLD_THE_GIL}
+            if "crash" in entry.uri:
+                os.abort()
+            if "raise" in entry.uri:
+                raise KeyError("a bug")
+            return true(entry, options, excluded, announce)
+        scan_pool.scan = scan
+        """,
+    )
+    start = time.monotonic()
+    rows = [rows[0] for rows in ScanPool(2, deadline_s=3.0).scan(map(entry, paths))]
+    assert [row["status"] for row in rows] == [
+        "ok",
+        "decoding took longer than 3 s and was stopped",
+        "ok",
+        "the decoder crashed",
+        "the scan failed: KeyError: 'a bug'",
+        "ok",
+    ]
+    assert (rows[1]["file_bytes"], rows[1]["modified_ns"]) == (7, 8) == (rows[3]["file_bytes"], rows[3]["modified_ns"])
+    assert time.monotonic() - start < 30
+
+
+def test_strange_names_pass(make_video, tmp_path):
+    content = make_video("a.mp4", 3).read_bytes()
+    names = [b"-rf.mp4", b"two\nlines.mp4", b"b\xff\xfe.mp4", b" %20#?.mp4", "ü 猫.mp4".encode(), b"file:x.mp4"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(content)
+    paths = [os.fsdecode(os.path.join(os.fsencode(tmp_path), name)) for name in names]
+    assert [rows[0]["status"] for rows in ScanPool(1).scan(map(entry, paths))] == ["ok"] * len(names)
+
+
+def test_a_pool_takes_few_entries_ahead_and_can_be_left(make_video):
+    path, taken = make_video("a.mp4", 2), []
+    entries = (taken.append(i) or entry(path) for i in range(10_000))
+    rows = ScanPool(1).scan(entries)
+    assert [next(rows)[0]["status"] for _ in range(3)] == ["ok"] * 3 and len(taken) < 20
+    rows.close()
+
+
+def test_options_and_parts_reach_the_children(make_video):
+    path = make_video("a.mp4", 24, fps=8)
+    (rows,) = ScanPool(1, ScanOptions(window_s=1.0)).scan([entry(path, start_s=0.5, end_s=2.0)])
+    assert [(row["first_frame"], row["num_frames"]) for row in rows] == [(4, 8), (12, 4)]
+    assert dataclasses.asdict(ScanOptions(window_s=1.0))["window_s"] == 1.0
