@@ -24,6 +24,7 @@ from vjepa.errors import UserError
 
 _QUANTILES: Final = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 _NUM_NAMED: Final = 3  # files given as examples
+_NUM_LOOKED_AT: Final = 64  # rows among which they are sought: many may be clips of one file
 _NUM_COMMON: Final = 8  # values of a column, or kinds of failures, that are listed
 _FEW: Final = 2  # a class with fewer clips cannot be learnt from one and measured on another
 _MANY_FAILURES: Final = 0.05  # share of the rows
@@ -163,10 +164,13 @@ def _reasons(rows: _Rows, mask: np.ndarray) -> tuple[tuple[str, ...], ...]:
 
 
 def _names(rows: _Rows, numbers: np.ndarray) -> str:
-    """The names of the files of the first few of these rows."""
-    uris = rows.index.arrow("uri")
-    names = [shorten(uris[int(number)].as_py().rpartition("/")[2], 40) for number in numbers[:_NUM_NAMED]]
-    return ", ".join(names) + (", ..." if len(numbers) > _NUM_NAMED else "")
+    """The names of the files of the first few of these rows, each once."""
+    places = pa.array(numbers[:_NUM_LOOKED_AT])
+    uris, offsets = (rows.index.arrow(name).take(places).to_pylist() for name in ("uri", "offset"))
+    files = dict.fromkeys(zip(uris, offsets, strict=True))
+    names = [shorten(uri.rpartition("/")[2], 40) + ("" if offset is None else f" at byte {offset}") for uri, offset in files]
+    more = len(names) > _NUM_NAMED or len(numbers) > _NUM_LOOKED_AT
+    return ", ".join(names[:_NUM_NAMED]) + (", ..." if more else "")
 
 
 def _quantiles(rows: _Rows) -> _Part:

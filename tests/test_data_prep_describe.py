@@ -87,6 +87,14 @@ def test_reasons_come_with_files_and_those_that_differ_in_numbers_are_one(index)
 
 
 @pytest.mark.fast
+def test_examples_name_a_file_once_and_a_member_by_its_place(index):
+    cut = [row("long.mp4", first_frame=50 * i, status="filtered: black") for i in range(5)]
+    members = [row("s.tar", offset=512 * i, length=100, status="filtered: black") for i in range(2)]
+    shown = cells(describe(index(row(), *cut, *members)), "Left out by a filter, by reason")
+    assert shown == {"black": ("7", "long.mp4, s.tar at byte 0, s.tar at byte 512")}
+
+
+@pytest.mark.fast
 def test_many_reasons_are_summed_up(index):
     rows = [row(f"{i}.mp4", status=f"reason {'abcdefghijkl'[i]}") for i in range(12)]
     failures = cells(describe(index(row(), *rows)), "Not usable, by reason")
