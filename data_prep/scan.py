@@ -80,7 +80,7 @@ class Scannable(Protocol):
 
 
 class Announce(Protocol):
-    """Is told what is known before it is known to be safe to go on: `facts` of the file, a decoder that is `trying`."""
+    """Is told how far a scan has come: `facts` of the file, `num_frames` decoded in order, `trying` the decoder of that name."""
 
     def __call__(self, **message: Any) -> None: ...
 
@@ -93,7 +93,7 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
     """The columns of the clip index that the file decides, one row for each clip, in order; at least one.
 
     `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
-    excluded: decoders that are not to be tried; announce: is told the facts of the file, and of each decoder before it is tried.
+    excluded: decoders that are not to be tried; announce: is told how far the scan has come, of a decoder before each clip that it reads.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -184,7 +184,8 @@ def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dic
 
 
 def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce) -> list[dict[str, Any]]:
-    measured = measure(media.open(), entry.end_s, options.scene_threshold if options.scenes else None)
+    scene_threshold = options.scene_threshold if options.scenes else None
+    measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     clips = cut(measured.frames, options, entry.start_s, entry.end_s)
     decoder = "pyav"
     if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
