@@ -31,6 +31,18 @@ VIDEO_EXTENSIONS: Final = frozenset(
 )
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
+_REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
+    "Invalid data": "not a video or image",
+    "cannot identify": "not a video or image",
+    "truncated": "damaged: it is cut short",
+    "End of file": "damaged: it is cut short",
+    "broken PNG": "damaged image",
+    "data stream": "damaged image",
+    "cannot load this image": "damaged image",
+    "Not yet implemented": "of a kind that FFmpeg cannot decode",
+    "decompression bomb": "an image of too many pixels",
+}
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -204,4 +216,5 @@ def _whole(media: _Bytes, measured: Measured) -> IndexRow:
 
 
 def _reason(error: DecodeError) -> str:
-    return "not a video or image" if any(words in str(error) for words in ("Invalid data", "cannot identify")) else str(error)
+    """One reason for what libraries say in many ways, so that reasons can be counted."""
+    return next((reason for words, reason in _REASONS.items() if words.lower() in str(error).lower()), str(error))
