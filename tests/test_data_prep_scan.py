@@ -64,10 +64,10 @@ def grey(value, size=(48, 64)):
 
 @pytest.mark.fast
 def test_measures_rate_times_keyframes_and_size(make_video):
-    path = make_video("a.mp4", 30, fps=10, size=(48, 32), gop=10)
+    path = make_video("a.mp4", 30, fps=10, size=(64, 32), gop=10)
     row = scan_file(path)
     assert row["status"] == "ok" and row["times_s"] is None
-    assert (row["num_frames"], row["fps"], row["width"], row["height"]) == (30, pytest.approx(10), 48, 32)
+    assert (row["num_frames"], row["fps"], row["width"], row["height"]) == (30, pytest.approx(10), 64, 32)
     assert row["end_s"] - row["start_s"] == pytest.approx(3.0)
     assert row["keyframes_s"] == pytest.approx([0, 1, 2])
     assert (row["codec"], row["bit_depth"], row["rotation"], row["sample_aspect"], row["first_frame"]) == ("h264", 8, 0, 1.0, 0)
