@@ -59,11 +59,11 @@ class Tree:
         if not columns <= set(header):
             return []
         if short := next((line for line in lines if line and len(line) != len(header)), None):
-            raise self.error(name, f"a line of {len(short)} cells ({places.shown(short[0])}, ...), the header has {len(header)}")
+            raise self.error(name, f"a line of {len(short)} cells ({short[0]}, ...), the header has {len(header)}")
         return [dict(zip(header, line, strict=True)) for line in lines if line]
 
     def error(self, name: str, what: str) -> UserError:
-        return UserError(f"{places.shown(places.join(self.root, name))}: {what}; give the file as the data set publishes it, or --layout flat")
+        return UserError(f"{places.shown(places.join(self.root, name))}: {places.shown(what)}; give the file as the data set publishes it, or --layout flat")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _kinetics(tree: Tree) -> Annotated | None:
             try:
                 start, end = round(float(line["time_start"])), round(float(line["time_end"]))
             except (ValueError, OverflowError):
-                raise tree.error(name, f"time_start and time_end of {places.shown(line['youtube_id'])} are not both numbers") from None
+                raise tree.error(name, f"time_start and time_end of {line['youtube_id']} are not both numbers") from None
             split = line.get("split") or posixpath.basename(name)
             rows[f"{line['youtube_id']}_{start:06d}_{end:06d}"] = {
                 "label": line.get("label") or None, "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
@@ -163,7 +163,7 @@ def _ssv2(tree: Tree) -> Annotated | None:
         for item in _items(tree, name, "id"):
             label = re.sub(r"[\[\]]", "", str(item.get("template") or "")) or answers.get(str(item["id"]))
             if label and class_ids and label not in class_ids:
-                raise tree.error(name, f"template {places.shown(label)!r} of {item['id']} is not in labels.json")
+                raise tree.error(name, f"template {label!r} of {item['id']} is not in labels.json")
             rows[str(item["id"])] = {"label": label, "split": split, "class_id": class_ids.get(label or "")}
     return _match(tree, rows) if rows else None
 
@@ -191,7 +191,7 @@ def _hmdb51(tree: Tree) -> Annotated | None:
         for line in filter(str.strip, tree.read_text(name).splitlines()):
             file, _, kind = line.strip().rpartition(" ")
             if kind not in kinds:
-                raise tree.error(name, f"line {places.shown(line.strip())!r} does not end in 0, 1 or 2")
+                raise tree.error(name, f"line {line.strip()!r} does not end in 0, 1 or 2")
             film, found, _ = file.partition(f"_{label}_")
             row = rows.setdefault(f"{label}/{_stem(file)}", {"label": label, "group": film if found else None})
             row[_split_column(number.zfill(2))] = kinds[kind]

@@ -165,7 +165,7 @@ def _json_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{shown(place)}: line {number} is not JSON: {error}") from None
+                raise UserError(f"{shown(place)}: line {number} is not JSON: {shown(str(error))}") from None
             key = _file_key(record) if isinstance(record, dict) else None
             if key is None:
                 raise UserError(f"{shown(place)}: line {number} is no object that names a file; its key is one of {', '.join(_FILE_KEYS)}")
@@ -191,8 +191,10 @@ def _parquet(place: str, ignored: set[str]) -> Iterator[tuple[str, str, dict[str
                 for record in batch.to_pylist():
                     number += 1
                     yield f"row {number}", record.pop(key), record
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{shown(place)}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names or text that are not UTF-8
+            raise UserError(f"{shown(place)}: cannot be read as Parquet: {shown(' '.join(str(error).split()))}") from None
 
 
 def _row(place: str, where: str, path: Any, cells: Mapping[str, Any], ignored: set[str]) -> Row:
@@ -247,7 +249,7 @@ def _csv_lines(place: str, text: Iterable[str]) -> Iterator[tuple[int, list[str]
             if cells:
                 yield reader.line_num, cells
     except (csv.Error, OSError) as error:
-        raise UserError(f"{shown(place)}: cannot be read as CSV: line {reader.line_num}: {error}") from None
+        raise UserError(f"{shown(place)}: cannot be read as CSV: line {reader.line_num}: {shown(str(error))}") from None
 
 
 def _excerpt(text: str) -> str:

@@ -215,7 +215,7 @@ def _remote_matches(pattern: str) -> Files:
 
 def _visible(paths: Sequence[str], root: str) -> list[str]:
     names = (path.removeprefix(root).lstrip("/") for path in paths)
-    return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
 
 
 def _file_system(place: str) -> tuple[Any, str]:

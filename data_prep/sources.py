@@ -81,7 +81,7 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
         if not found.entries:
             raise UserError(f"{shown(source)}: {'; '.join([found.empty, *found.notes[:1]])}")
         annotated = annotate(layout, Tree(found.root, [entry.name for entry in found.entries], found.others))
-        notes += [*found.notes, *annotated.notes, *_ignored(source, found.others, labels)]
+        notes += [*found.notes, *annotated.notes, *_ignored(found, labels)]
         entries += _with_layout(found.entries, annotated.columns)
     entries = _once(_storable(entries, notes), notes)
     if labels:
@@ -213,7 +213,7 @@ def _members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
                     else:
                         companions.setdefault(key, {}).update(columns)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            notes.append(f"{shown(shard)}: not a whole tar file ({error}); members before the damage: {len(entries)}")
+            notes.append(f"{shown(shard)}: not a whole tar file ({shown(str(error))}); members before the damage: {len(entries)}")
     notes += [f"{shown(shard)}: members left out, {reason}: {len(names)} ({first(names)})" for reason, names in left_out.items()]
     if ignored:
         notes.append(f"{shown(shard)}: columns that the index measures itself, ignored: {shown(', '.join(sorted(ignored)))}")
@@ -258,9 +258,9 @@ def _companion(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, ig
     return text_columns(cells, ignored) if isinstance(cells, dict) else None
 
 
-def _ignored(source: str, others: Sequence[str], labels: str | None) -> list[str]:
-    names = [name for name in others if name != _LABELS_NAME and f"{source}/{name}" != labels]
-    return [f"{shown(source)}: files of other extensions, ignored: {len(names)}"] if names else []
+def _ignored(found: _Found, labels: str | None) -> list[str]:
+    names = [name for name in found.others if places.base_name(name) != _LABELS_NAME and places.join(found.root, name) != labels]
+    return [f"{shown(found.root)}: files of other extensions, ignored: {len(names)}"] if names else []
 
 
 def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | None]]) -> list[Entry]:
