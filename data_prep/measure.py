@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
 
 from data_prep.random_access import Samples
 from data_prep.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import DecodeError, av_library, open_video, upright
+from vjepa.data.decode import DecodeError, Media, av_library, open_video, upright
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
+_PROGRESS_S: Final = 1.0
 _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted, as timestamps may run backwards
 
 
@@ -24,34 +27,41 @@ class Measured:
 
     columns: codec, bit_depth, rotation and sample_aspect, as in the clip index.
     in_order: whether every timestamp is there and later than the one before, so that random access can be right.
+    num_total: frames of the file; None where decoding stopped behind the part that was wanted.
     """
 
     frames: Frames
     columns: dict[str, Any]
     samples: Samples
     in_order: bool
+    num_total: int | None
 
 
-def measure(source: Any, end_s: float | None = None, scene_threshold: float | None = None) -> Measured:
-    """Decode `source` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
+def measure(media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]) -> Measured:
+    """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
+    progress: is told how many frames there are, every second or so.
     """
-    opened, meter, header_fps = False, None, 0.0
+    opened, stopped, meter, header_fps, told_s = False, False, None, 0.0, monotonic()
     try:
-        with open_video(source) as (container, stream):
+        with open_video(media) as (container, stream):
             opened, header_fps = True, float(stream.average_rate or stream.guessed_rate or 0)
             for i, frame in enumerate(container.decode(stream)):
                 meter = meter or _Meter(stream, frame, scene_threshold)
                 meter.add(i, frame)
-                if end_s is not None and meter.seconds[-1] > end_s + _BEYOND_S:
+                if monotonic() > told_s + _PROGRESS_S:
+                    progress(i + 1)
+                    told_s = monotonic()
+                stopped = end_s is not None and meter.seconds[-1] > end_s + _BEYOND_S
+                if stopped:
                     break
     except DecodeError as error:
         if meter is None or not meter.seconds:
             raise DecodeError("no decodable frame" if opened else str(error)) from None
     if meter is None:
         raise DecodeError("no decodable frame")
-    return meter.result(header_fps)
+    return meter.result(header_fps, stopped)
 
 
 class _Meter:
@@ -94,7 +104,7 @@ class _Meter:
         self._small = small
         self.seconds.append(frame.time if frame.time is not None and math.isfinite(frame.time) else math.nan)
 
-    def result(self, header_fps: float) -> Measured:
+    def result(self, header_fps: float, stopped: bool) -> Measured:
         self.samples.end()
         seconds = np.array(self.seconds)
         times = true_times(seconds, header_fps)
@@ -109,7 +119,8 @@ class _Meter:
             sizes=self._sizes,
             scene_starts=self._scenes.starts if self._scenes else [],
         )
-        return Measured(frames, self.columns, self.samples, in_order=bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any()))
+        in_order = bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any())
+        return Measured(frames, self.columns, self.samples, in_order, None if stopped else len(times))
 
     def _upright(self, frame: Any) -> np.ndarray:
         return upright(self._to_upright, frame, self.rotation, self.aspect)

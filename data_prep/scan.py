@@ -8,25 +8,40 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 
-from data_prep.measure import measure
+from data_prep.measure import Measured, measure
+from data_prep.places import suffix
 from data_prep.random_access import exact_decoder
 from data_prep.scenes import BLACK_BELOW, cut, filter_status
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import DecodeError, plain, read_image
+from vjepa.data.decode import DecodeError, open_media, plain, read_image
 from vjepa.errors import UserError
 
 VIDEO_EXTENSIONS: Final = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts", ".3gp", ".wmv", ".flv", ".ogv", ".gif"}
 )
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+_REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
+    "Invalid data": "not a video or image",
+    "cannot identify": "not a video or image",
+    "truncated": "damaged: it is cut short",
+    "End of file": "damaged: it is cut short",
+    "broken PNG": "damaged image",
+    "data stream": "damaged image",
+    "cannot load this image": "damaged image",
+    "Not yet implemented": "of a kind that FFmpeg cannot decode",
+    "decompression bomb": "an image of too many pixels",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class Scannable(Protocol):
 
 
 class Announce(Protocol):
-    """Is told what is known before it is known to be safe to go on: `facts` of the file, a decoder that is `trying`."""
+    """Is told how far a scan has come: `facts` of the file, `num_frames` decoded in order, `trying` the decoder of that name."""
 
     def __call__(self, **message: Any) -> None: ...
 
@@ -90,7 +105,7 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
     """The columns of the clip index that the file decides, one row for each clip, in order; at least one.
 
     `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
-    excluded: decoders that are not to be tried; announce: is told the facts of the file, and of each decoder before it is tried.
+    excluded: decoders that are not to be tried; announce: is told how far the scan has come, of a decoder before each clip that it reads.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -99,9 +114,12 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
         announce(facts=asdict(facts))
         if facts.file_bytes == 0 or entry.length == 0:
             raise DecodeError("empty file")
-        row["content_hash"] = _sha256(entry)
-        is_image = Path(entry.name if entry.offset is not None else entry.uri).suffix.lower() in IMAGE_EXTENSIONS
-        return [row | clip for clip in (_scan_image(entry, options) if is_image else _scan_video(entry, options, excluded, announce))]
+        with _at_hand(entry) as media:
+            row["content_hash"] = media.sha256()
+            extension = suffix(entry.uri if entry.offset is None else entry.name)
+            is_image = extension in IMAGE_EXTENSIONS
+            clips = _scan_image(media, extension, options) if is_image else _scan_video(media, entry, options, excluded, announce)
+            return [row | clip for clip in clips]
     except DecodeError as error:
         return [row | {"status": _reason(error)}]
     except OSError as error:
@@ -131,40 +149,72 @@ def file_facts(uri: str) -> FileFacts:
     return FileFacts(info.get("size"), int(changed * 1e9) if isinstance(changed, int | float) else None)
 
 
-def _scan_image(entry: Scannable, options: ScanOptions) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Bytes:
+    """Where the bytes of one file are, as `open_media` takes it."""
+
+    uri: str
+    offset: int | None
+    length: int | None
+
+    def open(self) -> str | BinaryIO:
+        return open_media(self.uri, self.offset, self.length)
+
+    def sha256(self) -> str:
+        """In hex digits."""
+        media, digest = self.open(), hashlib.sha256()
+        with open(media, "rb") if isinstance(media, str) else media as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@contextmanager
+def _at_hand(entry: Scannable) -> Iterator[_Bytes]:
+    """The bytes of the entry on this machine, as every decoder that is tried reads them anew; a nameless file does not outlive a kill."""
+    if "://" not in entry.uri:
+        yield _Bytes(entry.uri, entry.offset, entry.length)
+        return
+    media = open_media(entry.uri, entry.offset, entry.length)
+    with tempfile.TemporaryFile() as copy:
+        copy.write(b"" if isinstance(media, str) else media.read())
+        copy.flush()
+        del media
+        yield _Bytes(f"/dev/fd/{copy.fileno()}", 0, copy.tell())
+
+
+def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dict[str, Any]]:
     """A still is a video of one frame that lasts one second, and is not left out for its length."""
-    picture = read_image(Path(entry.uri))
+    picture = read_image(media.open())
     height, width, _ = picture.shape
     row = {
         "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0, "keyframes_s": [0.0], "width": width, "height": height,
-        "codec": Path(entry.name).suffix[1:].lower(), "bit_depth": 8, "decoder": "image",
+        "codec": extension[1:], "bit_depth": 8, "decoder": "image",
         "motion": None, "black": float(picture.mean() / 255 < BLACK_BELOW), "frozen": None,
     }  # fmt: skip
     return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
 
 
-def _scan_video(entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce) -> list[dict[str, Any]]:
-    measured = measure(Path(entry.uri), entry.end_s, options.scene_threshold if options.scenes else None)
+def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce) -> list[dict[str, Any]]:
+    scene_threshold = options.scene_threshold if options.scenes else None
+    measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     clips = cut(measured.frames, options, entry.start_s, entry.end_s)
     decoder = "pyav"
     if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
-        whole = cut(measured.frames, ScanOptions())[0] | measured.columns
-        whole |= {"offset": entry.offset, "length": entry.length, "uri": entry.uri, "clip_id": -1, "decoder": ""}
-        names = [field.name for field in fields(IndexRow)]
-        times_s = whole["times_s"]
-        row = IndexRow(**{name: whole[name] for name in names} | {"times_s": None if times_s is None else np.array(times_s)})
-        decoder = exact_decoder(row, measured.samples, excluded, lambda name: announce(trying=name))
+        row, say = _whole(media, measured), lambda name: announce(trying=name)
+        decoder = exact_decoder(row, measured.samples, measured.num_total, excluded, say)
     return [measured.columns | clip | {"decoder": decoder} for clip in clips]
 
 
+def _whole(media: _Bytes, measured: Measured) -> IndexRow:
+    """The file as one clip."""
+    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
+    columns |= {"uri": media.uri, "offset": media.offset, "length": media.length}
+    times_s = columns["times_s"]
+    columns["times_s"] = None if times_s is None else np.array(times_s)
+    return IndexRow(**{field.name: columns[field.name] for field in fields(IndexRow)})
+
+
 def _reason(error: DecodeError) -> str:
-    return "not a video or image" if any(words in str(error) for words in ("Invalid data", "cannot identify")) else str(error)
-
-
-def _sha256(entry: Scannable) -> str:
-    """Hex, of the bytes of the file, or of its slice of a shard."""
-    digest = hashlib.sha256()
-    with Path(entry.uri).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """One reason for what libraries say in many ways, so that reasons can be counted."""
+    return next((reason for words, reason in _REASONS.items() if words.lower() in str(error).lower()), str(error))

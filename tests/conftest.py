@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-copies", type=int, default=60, metavar="N", help="damaged files that the scan has to survive (default: 60)")
+
+
 def level(i):
     """The grey level of frame i in the videos of `make_video`: another one for each of 43 frames, far from those of its neighbours."""
     return 20 + i * 17 % 43 * 5

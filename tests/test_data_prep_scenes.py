@@ -1,5 +1,6 @@
 """Cutting into clips: no frame is lost or taken twice, each clip tells of itself alone, filters only write a reason."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import av
@@ -40,7 +41,7 @@ def test_clips_tile_the_video(options, start_s):
         frames = frames_of(start_s + times, scene_starts=[13, 31])
         rows = cut(frames, ScanOptions(**options))
         bounds = spans(rows)
-        assert bounds[0][0] == 0 and bounds[-1][1] == len(times) and all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+        assert bounds[0][0] == 0 and bounds[-1][1] == len(times) and all(before[1] == after[0] for before, after in pairwise(bounds))
         for row, (first, end) in zip(rows, bounds, strict=True):
             assert row["start_s"] == frames.times_s[first] and row["end_s"] > max(row["start_s"], frames.times_s[end - 1])
             read = row["start_s"] + np.arange(end - first) / row["fps"] if row["times_s"] is None else np.array(row["times_s"])

@@ -17,8 +17,8 @@ def plain(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # "[Errno 2] why: 'file'" (Python, FFmpeg), "[12:59:59] /src/reader.cc:83: [file] why" (decord)
-    return re.sub(r"^(\[[^]]*\] )?(\S+\.(cc|cpp|h):\d+: )?(\[[^]]*\] )?", "", lines[0]).partition(": '")[0]
+    # "[Errno 2] why: 'file'" (Python, FFmpeg), "[12:59:59] /src/reader.cc:83: [file] why" (decord), "Decoder, /src/Decoder.cpp:41, why" (torchcodec)
+    return re.sub(r"^(\[[^]]*\] )?((\w+, )?\S+\.(cc|cpp|h):\d+[:,] )?(\[[^]]*\] )?", "", lines[0]).partition(": '")[0]
 
 
 def open_media(uri: str, offset: int | None = None, length: int | None = None) -> str | BinaryIO:
