@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vjepa.data.augment import IMAGENET_MEAN, IMAGENET_STD, centre_crop_box, crop_resize, normalise, random_crop_box
+from vjepa.data.augment import IMAGENET_MEAN, IMAGENET_STD, crop_resize, normalise, random_crop_box, scaled_box, size_needed, view_boxes
 
 pytestmark = pytest.mark.fast
 
@@ -27,8 +27,10 @@ def test_boxes_have_the_wanted_areas_and_shapes_and_reach_every_edge():
 
 
 def test_centre_box_is_the_largest_square_in_the_middle():
-    assert centre_crop_box(100, 60) == (20, 0, 60, 60)
-    assert centre_crop_box(60, 101) == (0, 20, 60, 60)
+    assert view_boxes(100, 60, 1) == [(20, 0, 60, 60)]
+    assert view_boxes(60, 101, 1) == [(0, 20, 60, 60)]
+    assert view_boxes(60, 100, 3) == [(0, 0, 60, 60), (0, 20, 60, 60), (0, 40, 60, 60)]
+    assert view_boxes(100, 60, 2) == [(0, 0, 60, 60), (40, 0, 60, 60)]
 
 
 @pytest.mark.parametrize("box", [(3, 5, 40, 50), (0, 0, 64, 64), (10, 10, 7, 9), (1, 2, 32, 32)])
@@ -61,3 +63,17 @@ def test_normalise_has_the_statistics_of_imagenet(dtype):
     out = normalise(video, dtype)
     assert out.dtype == dtype and video.dtype == torch.uint8
     torch.testing.assert_close(out, ((video / 255 - mean) / std).to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(720, 1280), (721, 1283), (1080, 608)])
+def test_the_size_needed_is_a_whole_fraction_in_which_every_box_keeps_its_pixels(height, width):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        boxes = [random_crop_box(rng, height, width, (0.3, 1.0), (0.75, 1.35)) for _ in range(2)]
+        size = size_needed(boxes, height, width, 112)
+        frames = np.empty((1, *(size or (height, width)), 3), np.uint8)
+        for box in boxes:
+            top, left, h, w = scaled_box(box, height, width, frames)
+            assert min(h, w) >= 112 and 0 <= top <= frames.shape[1] - h and 0 <= left <= frames.shape[2] - w
+            assert abs(h / frames.shape[1] - box[2] / height) < 0.01 and abs(left / frames.shape[2] - box[1] / width) < 0.01
+    assert size_needed([(0, 0, 223, 300)], height, width, 112) is None

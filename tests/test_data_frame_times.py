@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vjepa.data.frame_times import clip_by_fps, clip_whole, frame_ids_at
+from vjepa.data.frame_times import clip_by_fps, clip_by_step, clip_whole, frame_ids_at
 
 pytestmark = pytest.mark.fast
 
@@ -60,3 +60,31 @@ def test_whole_clip_takes_one_frame_of_each_segment(phase):
     times = np.arange(160) / 30
     ids = clip_whole(times, 160 / 30, 16, phase)
     assert (ids // 10).tolist() == list(range(16))
+
+
+def test_a_clip_by_step_takes_every_nth_frame_from_every_start_that_fits():
+    times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.07, 20))  # whatever the rate
+    ids = np.array([clip_by_step(times, 4, 5, position) for position in np.linspace(0, 1, 500, endpoint=False)])
+    assert (np.diff(ids) == 5).all() and set(ids[:, 0]) == set(range(5)) and ids.max() == 19
+    assert np.bincount(ids[:, 0]) / 500 == pytest.approx(0.2, rel=0.05)
+
+
+def test_keyframes_are_the_only_starts_and_each_that_fits_is_one():
+    times = np.arange(100) / 10
+    keyframes = np.array([0.0, 2.5, 5.0, 7.5, 9.5])
+    positions = np.linspace(0, 1, 300, endpoint=False)
+    by_time = [clip_by_fps(times, 10.0, 4, 2, position, keyframes_s=keyframes) for position in positions]
+    by_step = [clip_by_step(times, 4, 5, position, keyframes_s=keyframes) for position in positions]
+    assert {int(ids[0]) for ids in by_time} == {int(ids[0]) for ids in by_step} == {0, 25, 50, 75}
+    assert all((np.diff(ids) == 5).all() for ids in by_time + by_step)
+    assert clip_by_fps(times, 10.0, 64, 2, 0.9, keyframes_s=keyframes)[0] == 0  # fits nowhere: from the beginning
+    assert clip_by_fps(times, 10.0, 4, 2, 0.9, keyframes_s=np.empty(0))[0] == 0
+
+
+def test_a_short_video_starts_again_where_it_should_loop():
+    times = 3.0 + np.arange(4) / 8
+    assert clip_by_fps(times, 3.5, 10, 8, 0.7, "loop").tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert clip_by_step(times, 6, 2, 0.7, "loop").tolist() == [0, 2, 0, 2, 0, 2]
+    assert clip_by_step(times, 6, 2, 0.7, "hold_last").tolist() == [0, 2, 3, 3, 3, 3]
+    long = np.arange(100) / 8
+    assert clip_by_fps(long, 12.5, 10, 8, 0.7, "loop").tolist() == clip_by_fps(long, 12.5, 10, 8, 0.7).tolist()

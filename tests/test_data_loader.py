@@ -13,7 +13,8 @@ from data_prep.scan import scan
 from vjepa import config
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.loader import TrainClips, TrainSource, eval_loader, open_sources, train_loader
+from vjepa.data.clips import Part, TrainClips, TrainSource, Views, open_sources
+from vjepa.data.loader import eval_loader, train_loader
 from vjepa.errors import UserError
 
 
@@ -34,7 +35,7 @@ def data(**changes):
 
 def sources(index, rows=None, **changes):
     """One source, data.train, with all or some rows of the index."""
-    return [TrainSource("data.train", data(**changes), index, index.select({}) if rows is None else rows)]
+    return [TrainSource("data.train", data(**changes), (Part("data.train", index, index.select({}) if rows is None else rows),))]
 
 
 def train_clips(index, rows=None, seed=0, **changes):
@@ -117,7 +118,7 @@ def test_evaluation_takes_every_row_once_in_order_from_the_middle(index):
 @pytest.mark.fast
 def test_shuffled_frames_are_the_same_frames_in_another_order(index):
     rows = index.select({})
-    (plain,), (shuffled,) = (list(eval_loader(index, rows, data(), 8, 0, shuffle_frames=shuffle)) for shuffle in (False, True))
+    (plain,), (shuffled,) = (list(eval_loader(index, rows, data(), 8, 0, Views(time=time))) for time in ("forward", "shuffled"))
     for one, other in zip(plain.video, shuffled.video, strict=True):
         assert not torch.equal(one, other)
         assert sorted(one[:, t].float().mean().item() for t in range(8)) == sorted(other[:, t].float().mean().item() for t in range(8))
@@ -194,7 +195,7 @@ def test_a_mix_leaves_the_samples_of_train_alone_and_shares_no_randomness(mixed)
 @pytest.mark.fast
 def test_sources_with_one_index_open_it_once_and_a_missing_one_is_named(mixed, tmp_path):
     train, stills, images = open_sources(mixed)
-    assert train.index is stills.index is not images.index
+    assert train.parts[0].index is stills.parts[0].index is not images.parts[0].index
     assert [source.name for source in (train, stills, images)] == ["data.train", "data.mix.0", "data.mix.1"]
     missing = config.MixedSource(index=str(tmp_path / "missing.parquet"), ratio=0.5)
     with pytest.raises(UserError, match=r"missing\.parquet: no such clip index"):

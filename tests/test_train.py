@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from data_prep.index import build_index
-from vjepa import config
+from vjepa import config, load_encoder
 from vjepa.errors import UserError
 from vjepa.report import closing_table
 from vjepa.train import train
@@ -275,3 +276,33 @@ def test_a_run_starts_from_the_weights_of_another(clips) -> None:
     assert not (clips.parent / "third").exists()
     with pytest.raises(UserError, match=r"nothing/encoder.safetensors: cannot be read"):
         train(settings(clips, "fourth", run={"init_from": "nothing"}), progress=False)
+
+
+def test_the_probe_during_training_changes_nothing_and_says_which_checkpoint_is_best(clips) -> None:
+    val = {"data": {"val": {"index": str(clips), "where": {"split": "val"}}, "selection": {"index": str(clips), "where": {"split": "selection"}}}}
+    model = {"encoder": {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.2}}
+    probed = {**val, "eval": {"every_steps": 2}, "run": {"keep_checkpoints": 1, "save_every_steps": 3}, "model": model}
+    watched = settings(clips, "watched", **probed)
+    plain = settings(clips, "plain", **val, model=model)
+    train(watched, progress=False)
+    train(plain, progress=False)
+    assert losses(watched.run.dir) == losses(plain.run.dir) and same_weights(watched, plain)
+    seen = {row["step"]: (row["knn"], row["knn_random_init"]) for row in metrics(watched.run.dir) if "knn" in row}
+    assert list(seen) == [2, 4, 6] and len({random for _, random in seen.values()}) == 1
+    checkpoints = Path(watched.run.dir, "checkpoints")
+    first_best = max(seen, key=lambda step: (seen[step][0], -step))
+    assert (checkpoints / "best").resolve().name == f"step-{first_best:08}" and (checkpoints / "latest").resolve().name == "step-00000006"
+    assert {path.name for path in checkpoints.glob("step-*")} == {f"step-{first_best:08}", "step-00000006"}
+    video = torch.rand(1, 3, 4, 16, 16)
+    for folder, best in ((watched.run.dir, "best"), (plain.run.dir, "latest")):
+        place = Path(folder, "checkpoints")
+        assert torch.equal(load_encoder(place / "best.pth")(video), load_encoder((place / best).resolve(), which="encoder")(video))
+    resumed = settings(clips, "resumed", **probed)
+    train(resumed, stop_at_step=3, progress=False)
+    train(resumed, progress=False)
+    assert metrics(resumed.run.dir)[-1]["knn"] == seen[6][0] and Path(resumed.run.dir, "checkpoints/best").resolve().name == f"step-{first_best:08}"
+
+
+def test_a_probe_during_training_needs_labelled_clips(clips) -> None:
+    with pytest.raises(UserError, match=r"eval\.every_steps: probes need labelled clips"):
+        settings(clips, "x", eval={"every_steps": 2})

@@ -35,13 +35,11 @@ class Clip:
     """One clip, ready to be batched.
 
     video: uint8 [3, T, S, S], RGB, upright, cropped.
-    clip_id: the row of the clip index that it came from.
-    failures: the rows that were wanted first and could not be read, as (clip_id, reason).
+    clip_id: where it came from: a row of the clip index.
     """
 
     video: torch.Tensor
     clip_id: int
-    failures: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,10 @@ class ClipBatch:
     """What a worker delivers. It carries no label: none may touch pre-training; probes look labels up by clip id.
 
     video: uint8 [B, 3, T, S, S]; one token grid per batch.
-    clip_ids: int64 [B], rows of the clip index of the source.
+    clip_ids: int64 [B], rows of the clip index; of a source with several, the rows of the first, then of the next.
     failures: rows that could not be read, as (clip_id, reason).
     num_replaced: clips of this batch that stand in for another.
-    source: where all of its clips come from: 0 is data.train, k is data.mix[k - 1].
+    source: where all of its clips come from: its place in `Data.sources`, data.train first.
     """
 
     video: torch.Tensor

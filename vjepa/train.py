@@ -20,9 +20,10 @@ from vjepa.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from vjepa.data.loader import TrainSource
+    from vjepa.data.clips import Part, TrainSource
     from vjepa.jepa import Jepa
     from vjepa.probing.evidence import Split
+    from vjepa.probing.online import OnlineProbe
     from vjepa.training.checkpoint import TrainingState
 
 STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
@@ -70,8 +71,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
-    from vjepa.data.loader import open_sources
-    from vjepa.data.order import total_steps
+    from vjepa.data.clips import open_sources
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.probing.evidence import read_splits
@@ -85,32 +85,40 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     sources = open_sources(settings.data)
     if settings.data.val is not None:
         val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
-        for source in sources[1:]:
-            refuse_shared(source, val)
+        for part in [part for source in sources for part in source.parts][1:]:
+            refuse_shared(part, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
     if settings.run.init_from is not None and not started:  # a run that goes on needs its own checkpoint alone
         checkpoint.load_networks(Path(settings.run.init_from), build(settings))
-    epochs_steps = math.ceil((settings.optim.epochs or 0) * len(sources[0].rows) / settings.data.global_batch)
-    total = settings.optim.total_steps or total_steps(settings.run.seed, epochs_steps, settings.data.mix_ratios)
+    total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
     return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
 
 
-def refuse_shared(source: TrainSource, val: Split) -> None:
+def steps_of_epochs(settings: config.Config, num_rows: int) -> int:
+    """The steps in which the `num_rows` rows of data.train have their turn `optim.epochs` times."""
+    from vjepa.data.order import total_steps
+
+    data, seed = settings.data, settings.run.seed
+    turns = total_steps(seed, math.ceil((settings.optim.epochs or 0) * num_rows), data.clip_ratios)
+    return total_steps(seed, math.ceil(turns * data.clips_in_turn / data.global_batch), data.mix_ratios)
+
+
+def refuse_shared(part: Part, val: Split) -> None:
     """Raises UserError where the encoder would learn from clips that it is measured on."""
     import numpy as np
 
-    shared = len(np.intersect1d(source.rows, val.rows)) if source.index.path == val.index.path else 0
+    shared = len(np.intersect1d(part.rows, val.rows)) if part.index.path == val.index.path else 0
     if shared:
-        raise UserError(f"{source.name}: {shared} of its {len(source.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
+        raise UserError(f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
 
 
 def clips_to_learn_from(job: Job) -> str:
     """`2394 clips`, or for a mix the clips and the steps of each source."""
     if len(job.sources) == 1:
-        return f"{len(job.sources[0].rows)} clips"
-    return ", ".join(f"{steps} steps on {len(source.rows)} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
+        return f"{job.sources[0].num_rows} clips"
+    return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
 
 
 def steps_by_source(job: Job) -> list[int]:
@@ -130,15 +138,19 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
     loader = train_loader(job.sources, job.settings.data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
     training_step = TrainingStep(job.settings, model, optimizer, job.dtype, job.total_steps)
+    probe = online_probe(job)
     with interruptible() as interrupted:
         for step, batch in zip(range(state.step, stop), loader, strict=True):
             terms = training_step(step, batch.video)
             state.step = step + 1
             state.note(batch)
             ending = state.step == stop or bool(interrupted)
-            saving = ending or state.step % run.save_every_steps == 0
+            found = probe.measure_at(state.step, model) if probe else {}
+            is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
+            state.best_knn = found["knn"] if is_best else state.best_knn
+            saving = ending or is_best or state.step % run.save_every_steps == 0
             bar.advance(len(batch.clip_ids))
-            if saving or state.step % run.log_every_steps == 0:
+            if saving or found or state.step % run.log_every_steps == 0:
                 values = read_terms(terms, state.step)
                 facts = {
                     "lr": optimizer.param_groups[0]["lr"],
@@ -146,14 +158,35 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
                     "clips_per_s": bar.clips_per_s,
                     "num_replaced": state.num_replaced,
                 }
-                log.write(state.step, {**values, **facts}, batch.source)
+                log.write(state.step, {**values, **facts, **found}, batch.source)
                 bar.show(values["loss"])
             if saving:
-                checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints)
+                checkpoint.save(job.folder, model, optimizer, state, run.keep_checkpoints, is_best)
+            if is_best:
+                write_best(job)
             if ending:
                 break
     bar.close()
     log.close()
+
+
+def online_probe(job: Job) -> OnlineProbe | None:
+    """The probe that is read during training, where the settings ask for one."""
+    from vjepa.jepa import untrained_encoder
+    from vjepa.probing.online import OnlineProbe
+
+    if job.settings.eval.every_steps is None:
+        return None
+    return OnlineProbe(job.settings, untrained_encoder(job.settings), job.device, job.dtype)
+
+
+def write_best(job: Job) -> None:
+    """checkpoints/best.pth: the networks of the best checkpoint, or of the newest where none was measured, in one file."""
+    from vjepa.interop import own
+
+    checkpoints = job.folder / "checkpoints"
+    best = checkpoints / "best"
+    own.write(own.read((best if best.exists() else checkpoints / "latest").resolve(), job.settings.eval.encoder), checkpoints / "best.pth")
 
 
 def read_terms(terms: dict[str, torch.Tensor], step: int) -> dict[str, float]:
@@ -185,13 +218,14 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
             "clips_per_s": rows[-1]["clips_per_s"],
             "num_replaced": state.num_replaced,
         }
-        summary["replaced"] = {job.sources[source].index.row(clip_id).uri: reason for source, clip_id, reason in state.replaced()}
+        summary["replaced"] = {job.sources[source].uri(clip_id): reason for source, clip_id, reason in state.replaced()}
         if settings.data.mix:
             parts = enumerate(zip(job.sources, steps_by_source(job), strict=True))
-            summary["sources"] = [{"name": part.name, "clips": len(part.rows), "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
+            summary["sources"] = [{"name": part.name, "clips": part.num_rows, "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
         if settings.data.val is not None:
             summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
         draw(job, encoder, rows)
+        write_best(job)
         run_log.write_atomically(path, json.dumps(summary, indent=1))
     if job.progress:
         print("\n" + report.closing_table(summary))

@@ -73,6 +73,8 @@ class Eval(Section):
         description="measured too: the encoder untrained, raw pixels, frame differences, the trained encoder on clips shuffled in time",
     )
     batch: int = Field(64, ge=1, description="clips per forward pass")
+    every_steps: int | None = Field(None, ge=1, description="a k-NN probe on selection clips after so many steps; its best is checkpoints/best. null: never")
+    online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
 
 
 class Config(Section):
@@ -86,6 +88,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.eval.every_steps is not None and self.data.val is None:
+            raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
         if self.objective.context_weight and self.model.predictor.kind == "mlp":
             raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
         if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):

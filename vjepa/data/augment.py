@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -31,10 +32,25 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int, scale: tu
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def centre_crop_box(height: int, width: int) -> Box:
-    """The largest centred square."""
+def view_boxes(height: int, width: int, num_crops: int) -> list[Box]:
+    """`num_crops` squares as large as fit, evenly along the longer side from end to end; a single one is in the centre."""
     side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    places = [(k / (num_crops - 1) if num_crops > 1 else 0.5) for k in range(num_crops)]
+    return [(int((height - side) * place), int((width - side) * place), side, side) for place in places]
+
+
+def size_needed(boxes: Sequence[Box], height: int, width: int, crop_px: int) -> tuple[int, int] | None:
+    """The smallest whole fraction of a frame, (height, width), in which every box still has `crop_px` a side; None: no smaller than the frame."""
+    fraction = min(min(h, w) for _, _, h, w in boxes) // crop_px
+    return (-(-height // fraction), -(-width // fraction)) if fraction > 1 else None
+
+
+def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
+    """A box of a frame of `height` x `width` in frames [T, H, W, 3] of another size."""
+    top, left, h, w = box
+    down, across = frames.shape[1] / height, frames.shape[2] / width
+    new_h, new_w = min(round(h * down), frames.shape[1]), min(round(w * across), frames.shape[2])
+    return min(round(top * down), frames.shape[1] - new_h), min(round(left * across), frames.shape[2] - new_w), new_h, new_w
 
 
 def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) -> torch.Tensor:

@@ -204,6 +204,16 @@ class ClipIndex:
         for number in range(self._file.num_record_batches):
             yield from self._file.get_batch(number).select(self.names).to_pylist()
 
+    def cell(self, i: int, name: str) -> Any:
+        """The value of one column in row number `i`."""
+        number = bisect_right(self._first_rows, i) - 1
+        return self._file.get_batch(number).column(name)[i - self._first_rows[number]].as_py()
+
+    def find(self, name: str, values: Sequence[str]) -> list[int]:
+        """Numbers of the rows, whatever their status, whose column `name` is one of `values` as text."""
+        rows: list[int] = np.flatnonzero(np.asarray(pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))).tolist()
+        return rows
+
     def column(self, name: str) -> list[str | None]:
         """One value per row, as text; None where there is none. Raises UserError for an unknown column."""
         values: list[str | None] = self._text(name).to_pylist()

@@ -29,6 +29,7 @@ __all__ = [
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
 Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
 
+_DECORD_LEAST_PX: Final = 96  # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
 _BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)  # how far before a frame to seek, until a keyframe at or before it is found
 _FAR_S: Final = 4.0  # ahead of where a file without an index of keyframes is decoded: longer than most groups of pictures
@@ -152,7 +153,11 @@ def _wanted_size(row: IndexRow, size: Size | None) -> Size | None:
 
 
 def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
-    return decord_frames(open_decord(_open(row), _wanted_size(row, size)), row.first_frame + ids)
+    target = _wanted_size(row, size)
+    if target is None or target[1] >= _DECORD_LEAST_PX:
+        return decord_frames(open_decord(_open(row), target), row.first_frame + ids)
+    reformatter, frames = av_library().video.reformatter.VideoReformatter(), decord_frames(open_decord(_open(row)), row.first_frame + ids)
+    return np.stack([upright(reformatter, av_library().VideoFrame.from_ndarray(frame, format="rgb24"), 0, 1.0, target) for frame in frames])
 
 
 def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:

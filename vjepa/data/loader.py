@@ -1,207 +1,270 @@
-"""Batches of uint8 clips. What is in a batch depends on (seed, step) alone: not on workers, not on what was read before."""
+"""Batches in order, decoded by processes that can be killed: a decoder that hangs or crashes costs its clip, not the run.
+
+A batch depends on its number alone, so any process can make it, and make it again. Batches come back through memory that
+both sides hold from the start: nothing that a dying process owns is ever waited for.
+"""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
+import sys
+import time
+import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from multiprocessing import forkserver
-from typing import Any, Final
+from dataclasses import replace
+from multiprocessing import connection, forkserver
+from multiprocessing.connection import Connection
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from vjepa.config import Data
-from vjepa.counter_rng import generator, source_seed
-from vjepa.data.augment import centre_crop_box, crop_resize, random_crop_box
-from vjepa.data.clip_index import ClipIndex, IndexRow
-from vjepa.data.decode import DecodeError, read_frames
-from vjepa.data.frame_times import clip_by_fps, clip_whole
-from vjepa.data.order import replacement_row, sample_row, source_of_step
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.clips import Clips, EvalClips, TrainClips, TrainSource, Views
+from vjepa.data.quarantine import put_in_quarantine
+from vjepa.data.watch import Reading, Watch
 from vjepa.errors import UserError
-from vjepa.records import Clip, ClipBatch
+from vjepa.records import ClipBatch
 
-MAX_ATTEMPTS: Final = 8
+_BATCHES_AHEAD: Final = 3  # of each process
+_LOOK_S: Final = 0.25  # how often the deadline is looked at while a batch is waited for
+_MAX_DEATHS: Final = 16  # of processes, from one batch to the next
 
 
-@dataclass(frozen=True)
-class TrainSource:
-    """Clips to learn from: data.train, or one source of data.mix.
+def train_loader(
+    sources: Sequence[TrainSource], data: Data, seed: int, steps: range, pin_memory: bool = False, rank: int = 0, num_ranks: int = 1
+) -> ClipLoader:
+    """One `ClipBatch` for each step of `steps`, in order; `sources` are those of `data`, as `open_sources` gives them.
 
-    name: its path in the config.
-    data: the settings that hold for its clips.
-    rows: int64 [n], n >= 1, the rows of `index` to learn from.
+    Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
+    """
+    return ClipLoader(TrainClips(sources, data, seed, rank, num_ranks), steps, data.workers, data.deadline_s, pin_memory)
+
+
+def eval_loader(index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, views: Views | None = None) -> ClipLoader:
+    """Every row once, in order, the same at every call; the last batch may be smaller. The views of a row lie side by side."""
+    return ClipLoader(EvalClips(index, rows, data, batch, views or Views()), range(-(-len(rows) // batch)), workers, data.deadline_s)
+
+
+class ClipLoader:
+    """The batches `clips[step]` for `step` of `steps`, each time it is iterated.
+
+    workers: processes that decode; 0: none, in which case a decode cannot be stopped.
+    deadline_s: for the decode of one clip; a process that takes longer is killed, its clip put in quarantine, and the
+        batch made again without it.
+    Iterating raises UserError as `clips` does, and where processes die time and again.
     """
 
-    name: str
-    data: Data
-    index: ClipIndex
-    rows: np.ndarray
+    def __init__(self, clips: Clips, steps: range, workers: int, deadline_s: float, pin_memory: bool = False) -> None:
+        self.clips, self.steps, self.workers, self.deadline_s, self.pin_memory = clips, steps, workers, deadline_s, pin_memory
+        if workers:
+            context().set_forkserver_preload(["vjepa.data.loader"])
+            forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        if self.workers:
+            return _Pool(self).batches()
+        batches = (self.clips[step] for step in self.steps)
+        return (batch.pin_memory() for batch in batches) if self.pin_memory else batches
 
 
-def open_sources(data: Data) -> list[TrainSource]:
-    """data.train and every source of data.mix, in order. Raises UserError for a missing index or column, or where no row matches."""
-    opened: dict[str, ClipIndex] = {}  # clips and stills of the same videos share one index
-    sources = []
-    for name, settings in data.sources.items():
-        path = settings.train.index
-        index = opened[path] = opened.get(path) or ClipIndex.open(path)
-        sources.append(TrainSource(name, settings, index, index.select(settings.train.where)))
-    return sources
+class _Made(NamedTuple):
+    """What is said of a batch whose clips are in shared memory: nothing but plain values, so that no handle is passed between processes."""
+
+    shape: tuple[int, ...]
+    clip_ids: list[int]
+    failures: tuple[tuple[int, str], ...]
+    num_replaced: int
+    source: int
 
 
-class TrainClips(Dataset[ClipBatch]):
-    """Item number `step` is the whole global batch of that step, from the source that has it.
+class _Pool:
+    """The processes of one pass over a loader."""
 
-    Each source counts its own samples: its step number n holds samples n * B to n * B + B - 1, B of its own, so that it
-    takes every row once per epoch whatever the others do.
-    """
+    def __init__(self, loader: ClipLoader) -> None:
+        self.clips, self.steps, self.deadline_s, self.pin_memory = loader.clips, loader.steps, loader.deadline_s, loader.pin_memory
+        num_slots = min(_BATCHES_AHEAD * loader.workers, max(1, len(self.steps)))
+        slots = [context().RawArray("B", max(1, self.clips.batch_bytes)) for _ in range(num_slots)]
+        self.workers = [_Worker(self.clips, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))]
+        self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
+        self.unassigned = iter(self.steps)
+        self.killed: Counter[tuple[int, int]] = Counter()
+        self.deaths = 0
 
-    def __init__(self, sources: Sequence[TrainSource], data: Data, seed: int) -> None:
-        """`sources`: those of `data`, as `open_sources` gives them."""
-        self.mix, self.seed = data.mix_ratios, seed
-        self.sources = [SourceClips(source, source_seed(seed, number)) for number, source in enumerate(sources)]
+    def batches(self) -> Iterator[ClipBatch]:
+        try:
+            for worker in self.workers:
+                for _ in worker.free:
+                    self._assign(worker)
+            for step in self.steps:
+                while step not in self.ready:
+                    self._wait()
+                worker, batch = self.ready.pop(step)
+                batch = batch.pin_memory() if self.pin_memory else replace(batch, video=batch.video.clone())
+                worker.release(step)
+                self._assign(worker)
+                self.deaths = 0
+                yield batch
+        finally:
+            for worker in self.workers:
+                worker.kill()
 
-    def __getitem__(self, step: int) -> ClipBatch:
-        """Raises UserError where 8 rows in turn cannot be read in place of one sample."""
-        source, number = source_of_step(self.seed, step, self.mix)
-        return replace(self.sources[source][number], source=source)
+    def _assign(self, worker: _Worker) -> None:
+        step = next(self.unassigned, None)
+        if step is not None:
+            worker.take(step)
 
+    def _wait(self) -> None:
+        """For the next answer, or for a process that is dead or late."""
+        by_connection = {worker.connection: worker for worker in self.workers}
+        for ready in connection.wait(list(by_connection), timeout=_LOOK_S):
+            self._receive(by_connection[ready])
+        for worker in self.workers:
+            reading = worker.watch.now()
+            if reading is not None and time.monotonic() - reading.since_s > self.deadline_s:
+                self._bury(worker, f"decoding took longer than {self.deadline_s:g} s")
 
-class SourceClips(Dataset[ClipBatch]):
-    """Item number n is the batch of step number n of one source; see `TrainClips`."""
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            step, answer = worker.connection.recv()
+        except (EOFError, OSError):  # it is dead; what it sent before has been received
+            self._bury(worker, None)
+            return
+        if isinstance(answer, UserError):
+            raise answer
+        if isinstance(answer, str):
+            raise RuntimeError(f"a process of the loader failed:\n{answer}")
+        self.ready[step] = (worker, worker.batch(step, answer))
 
-    def __init__(self, source: TrainSource, seed: int) -> None:
-        self.index, self.rows, self.data, self.seed = source.index, source.rows, source.data, seed
+    def _bury(self, worker: _Worker, reason: str | None) -> None:
+        """Put the clip that a process hung or died on in quarantine, and give its batches to a new one."""
+        reading = worker.watch.now()
+        exit_code = worker.kill()
+        self.deaths += 1
+        if reading is None or self.deaths > _MAX_DEATHS:
+            raise UserError(
+                f"a decoding process died ({_plain_exit(exit_code)}); if memory is short, lower data.workers, or set data.workers=0 to see the error"
+            )
+        name = (reading.source, reading.clip_id)
+        self.killed[name] += 1
+        if reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1:  # the first SIGKILL may be for want of memory
+            self._quarantine(reading, reason or f"the decoder crashed ({_plain_exit(exit_code)})")
+        worker.start(self.clips)
 
-    def __getitem__(self, number: int) -> ClipBatch:
-        """Raises UserError where 8 rows in turn cannot be read in place of one sample."""
-        first = number * self.data.global_batch
-        with _one_thread():
-            return _batch([self._clip(i) for i in range(first, first + self.data.global_batch)], self.data)
-
-    def _clip(self, i: int) -> Clip:
-        """Sample number i, or the first readable of its replacements."""
-        failures: list[tuple[int, str]] = []
-        place = sample_row(self.seed, i, len(self.rows))
-        for attempt in range(MAX_ATTEMPTS):
-            row = self.index.row(int(self.rows[place]))
-            try:
-                return Clip(self._video(row, i), row.clip_id, tuple(failures))
-            except DecodeError as error:
-                failures.append((row.clip_id, str(error)))
-                place = replacement_row(self.seed, i, attempt, len(self.rows))
-        named = "; ".join(f"{self.index.row(clip_id).uri}: {reason}" for clip_id, reason in failures)
-        raise UserError(f"{MAX_ATTEMPTS} clips in turn cannot be read; is the disk there, did the files change? Index them again if so. {named}")
-
-    def _video(self, row: IndexRow, i: int) -> torch.Tensor:
-        frames = read_frames(row, _frame_ids(row, self.data, generator(self.seed, "frames", i).random()))
-        rng = generator(self.seed, "crop", i)
-        box = random_crop_box(rng, row.height, row.width, self.data.crop_scale, self.data.crop_aspect)
-        return crop_resize(frames, box, self.data.crop_px, flip=self.data.flip and rng.random() < 0.5)
-
-
-class EvalClips(Dataset[ClipBatch]):
-    """Item number k holds rows k * batch to k * batch + batch - 1: middle of the video, centre crop, nothing random."""
-
-    def __init__(self, index: ClipIndex, rows: np.ndarray, data: Data, batch: int, shuffle_frames: bool) -> None:
-        self.index, self.rows, self.data, self.batch, self.shuffle_frames = index, rows, data, batch, shuffle_frames
-
-    def __getitem__(self, k: int) -> ClipBatch:
-        """A row that cannot be read is left out and named in `failures`; B may be 0."""
-        clips, failures = [], []
-        with _one_thread():
-            for clip_id in self.rows[k * self.batch : (k + 1) * self.batch].tolist():
-                try:
-                    clips.append(Clip(self._video(self.index.row(clip_id)), clip_id))
-                except DecodeError as error:
-                    failures.append((clip_id, str(error)))
-            return _batch(clips, self.data, failures)
-
-    def _video(self, row: IndexRow) -> torch.Tensor:
-        frames = read_frames(row, _frame_ids(row, self.data, 0.5))
-        if self.shuffle_frames:
-            frames = frames[generator(0, "shuffled_frames", row.clip_id).permutation(len(frames))]
-        return crop_resize(frames, centre_crop_box(row.height, row.width), self.data.crop_px)
-
-
-def train_loader(sources: Sequence[TrainSource], data: Data, seed: int, steps: range, pin_memory: bool) -> DataLoader[ClipBatch]:
-    """One `ClipBatch` for each step of `steps`, in order; `sources` are those of `data`, as `open_sources` gives them."""
-    return _Loader(TrainClips(sources, data, seed), steps, data.workers, pin_memory)
-
-
-def eval_loader(index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, shuffle_frames: bool = False) -> DataLoader[ClipBatch]:
-    """Every row once, in order, the same at every call; the last batch may be smaller.
-
-    `shuffle_frames` permutes the frames of each clip: a control without the order of time.
-    """
-    return _Loader(EvalClips(index, rows, data, batch, shuffle_frames), range(-(-len(rows) // batch)), workers, pin_memory=False)
+    def _quarantine(self, reading: Reading, reason: str) -> None:
+        name = (reading.source, reading.clip_id)
+        if name in self.clips.watch.quarantine:  # another process hung on it at the same time
+            return
+        index, row = self.clips.place(*name)
+        self.clips.watch.quarantine[name] = reason
+        for worker in self.workers:
+            worker.forbid(name, reason)
+        try:
+            remedy = f"named in {put_in_quarantine(index, row, reason)}, which later runs read"
+        except OSError as error:
+            remedy = f"left out of this run alone, for the list of quarantine cannot be written ({error})"
+        print(f"{index.row(row).uri}: {reason}; the clip is {remedy}", file=sys.stderr, flush=True)
 
 
-class _Loader(DataLoader[ClipBatch]):
-    """A DataLoader of ready batches, whose workers are forked from a clean process.
+class _Worker:
+    """A process that makes batches, and the memory that they come back in."""
+
+    def __init__(self, clips: Clips, slots: Sequence[Any]) -> None:
+        self.slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in slots]
+        self._memory = slots
+        self.free = list(range(len(slots)))
+        self.taken: dict[int, int] = {}  # step -> slot, until the batch was handed on
+        self.made: set[int] = set()
+        self.start(clips)
+
+    def start(self, clips: Clips) -> None:
+        """A new process, which makes again what the one before it had not finished."""
+        self.connection, theirs = context().Pipe()
+        self.watch = Watch(beat=context().RawArray("d", 3))
+        self.process = context().Process(target=_work, args=(theirs, clips, self._memory, self.watch.beat), daemon=True)
+        self.process.start()
+        theirs.close()
+        for step, slot in self.taken.items():
+            if step not in self.made:
+                self._send((step, slot))
+
+    def take(self, step: int) -> None:
+        self.taken[step] = self.free.pop()
+        self._send((step, self.taken[step]))
+
+    def forbid(self, name: tuple[int, int], reason: str) -> None:
+        self._send((name, reason))
+
+    def _send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:  # it is dead, which is seen when its answer is read; it is started anew with everything
+            return
+
+    def batch(self, step: int, made: _Made) -> ClipBatch:
+        """A batch whose clips are still in this memory."""
+        self.made.add(step)
+        video = self.slots[self.taken[step]][: math.prod(made.shape)].view(made.shape)
+        return ClipBatch(video, torch.tensor(made.clip_ids, dtype=torch.int64), made.failures, made.num_replaced, made.source)
+
+    def release(self, step: int) -> None:
+        self.made.discard(step)
+        self.free.append(self.taken.pop(step))
+
+    def kill(self) -> int | None:
+        """Nothing that it holds is of worth. Returns the exit code that it had or has now."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        code: int | None = self.process.exitcode
+        return code
+
+
+def context() -> Any:
+    """Processes forked from a clean one.
 
     Plain fork copies locks that threads of the training process may hold (decoders, OpenMP, CUDA), which can hang;
-    spawn imports PyTorch in each worker, seconds each time. A fork server imports it once (2 s, while the caller goes on);
-    from then on the first batch is there in 0.2 s (2 workers, measured).
+    spawn imports PyTorch in each process, seconds each time. A fork server imports it once (2 s, while the caller goes on);
+    from then on the first batch is there in 0.2 s (2 processes, measured).
     """
-
-    def __init__(self, dataset: Dataset[ClipBatch], steps: range, workers: int, pin_memory: bool) -> None:
-        options: dict[str, Any] = {}
-        if workers:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["vjepa.data.loader"])
-            forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
-            options = {"multiprocessing_context": context, "prefetch_factor": 4, "worker_init_fn": _leave_interrupts_to_the_trainer}
-        super().__init__(dataset, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory, **options)
-
-    def __iter__(self) -> Iterator[ClipBatch]:  # type: ignore[override]
-        return _plain_errors(super().__iter__())
+    return multiprocessing.get_context("forkserver")
 
 
-def _leave_interrupts_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer still needs batches until its step is done and saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _plain_errors(batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:
-    """PyTorch wraps the error of a worker in its traceback; the one line that a user is meant to read comes last."""
-    try:
-        yield from batches
-        return
-    except UserError as error:
-        line = str(error).strip().rpartition("UserError: ")[2]
-        error.__traceback__ = None
-    del batches  # ends the workers, now that no traceback holds on to them
-    raise UserError(line)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Pictures are too small to share among threads: with workers=0 that made a 64 px clip 8x slower (2 cores, measured)."""
-    num_threads = torch.get_num_threads()
+def _work(answers: Connection, clips: Clips, memory: Sequence[Any], beat: Any) -> None:
+    """The life of a decoding process: until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
     torch.set_num_threads(1)
+    clips.watch.beat = beat
+    slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in memory]
+    while True:
+        try:
+            key, value = answers.recv()
+        except (EOFError, OSError):
+            return
+        if isinstance(key, tuple):
+            clips.watch.quarantine[key] = value
+            continue
+        answers.send((key, _make(clips, key, slots[value])))
+
+
+def _make(clips: Clips, step: int, slot: torch.Tensor) -> _Made | UserError | str:
+    """What is in `slot` then; or what went wrong."""
     try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+        batch = clips[step]
+    except UserError as error:
+        return error
+    except Exception:  # noqa: BLE001  (the boundary of the process: it is raised again on the other side)
+        return traceback.format_exc()
+    slot[: batch.video.numel()].copy_(batch.video.flatten())
+    return _Made(tuple(batch.video.shape), batch.clip_ids.tolist(), batch.failures, batch.num_replaced, batch.source)
 
 
-def _frame_ids(row: IndexRow, data: Data, place: float) -> np.ndarray:
-    """int64 [T]: seconds at `clip_fps` somewhere in the video, or the whole of it; `place` in [0, 1) says where."""
-    if data.clip_fps is None:
-        return clip_whole(row.times(), row.end_s, data.num_frames, place)
-    return clip_by_fps(row.times(), row.end_s, data.num_frames, data.clip_fps, place)
-
-
-def _batch(clips: list[Clip], data: Data, failures: list[tuple[int, str]] | None = None) -> ClipBatch:
-    """B clips uint8 [3, T, S, S] -> video uint8 [B, 3, T, S, S]."""
-    video = torch.empty((len(clips), 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
-    for place, clip in zip(video, clips, strict=True):
-        place.copy_(clip.video)
-    named = [*(failures or []), *(failure for clip in clips for failure in clip.failures)]
-    ids = torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64)
-    return ClipBatch(video, ids, tuple(named), num_replaced=sum(bool(clip.failures) for clip in clips))
+def _plain_exit(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"

@@ -15,6 +15,7 @@ from torch import nn
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.clips import Views
 from vjepa.data.loader import eval_loader
 from vjepa.errors import UserError
 from vjepa.probing import heads, knn, metrics
@@ -81,7 +82,7 @@ def evaluate_run(settings: config.Config, trained: nn.Module, untrained: nn.Modu
     features = {name: extract_split(split, settings, ordered) for name, split in vars(splits).items()}
     if "shuffled_frames" in wanted:
         for name, split in vars(splits).items():
-            features[name]["shuffled_frames"] = extract_split(split, settings, {"trained": extractors["trained"]}, shuffle_frames=True)["trained"]
+            features[name]["shuffled_frames"] = extract_split(split, settings, {"trained": extractors["trained"]}, Views(time="shuffled"))["trained"]
     unreadable = [f"{name} row {row}: {reason}" for name in features for row, reason in features[name]["trained"].failures]
     labels = {name: split.labels for name, split in vars(splits).items()}
     return {**evidence(features, labels), "num_unreadable": len(unreadable), "unreadable": unreadable}
@@ -193,6 +194,6 @@ def _hold_out(train: Split, column: str) -> tuple[Split, Split]:
     return Split(train.index, train.rows[~is_held], train.labels), Split(train.index, train.rows[is_held], train.labels)
 
 
-def extract_split(split: Split, settings: config.Config, extractors: Mapping[str, Extractor], shuffle_frames: bool = False) -> dict[str, Features]:
+def extract_split(split: Split, settings: config.Config, extractors: Mapping[str, Extractor], views: Views | None = None) -> dict[str, Features]:
     """Features of every row of a split, from one pass over its clips."""
-    return extract(eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, shuffle_frames), extractors)
+    return extract(eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, views), extractors)

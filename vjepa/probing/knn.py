@@ -26,6 +26,12 @@ def probe(train: Floats, train_classes: Classes, selection: Floats, selection_cl
     return Probed(k, _vote(near_val, train_classes, int(k)))
 
 
+def classify(train: Floats, train_classes: Classes, features: Floats, k: int) -> Classes:
+    """Classes [M] of `features` [M, D] by their k nearest clips of `train` [N, D], as in `probe`; all of them where k > N."""
+    k = min(k, len(train))
+    return _vote(NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(train).kneighbors(features), train_classes, k)
+
+
 def _vote(near: tuple[Floats, NDArray[np.int64]], classes: Classes, k: int) -> Classes:
     """Cosine distances and rows of the bank, both [N, K], nearest first -> classes [N] by the weighted vote of the first k."""
     distances, neighbours = near

@@ -4,6 +4,8 @@ checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the w
                           optimizer.safetensors                            AdamW's moments, by parameter name
                           state.json                                       step, failures so far, format version
 checkpoints/latest        a link to the newest
+checkpoints/best          a link to the one with the best k-NN accuracy during training, where that was measured
+checkpoints/best.pth      its networks, or the newest's where none was measured, in one file (safetensors) to pass on; see interop.own
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ class TrainingState:
     """What a run has to remember beside tensors. `unreadable` maps a clip to why it was replaced.
 
     A clip is named by its clip id (as text) where it is of data.train, else by `source:clip_id`; see `ClipBatch.source`.
+    `best_knn` is the best k-NN accuracy so far, where that is measured.
     """
 
     step: int = 0
     num_replaced: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    best_knn: float | None = None
 
     def note(self, batch: ClipBatch) -> None:
         """Count the clips of a batch that stand in for another, and remember by name what could not be read."""
@@ -54,10 +58,10 @@ class TrainingState:
             yield int(source or 0), int(clip_id), reason
 
 
-def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int) -> Path:
-    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest` to it; returns its path.
+def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int, is_best: bool = False) -> Path:
+    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest`, and `best` if it is that, to it; returns its path.
 
-    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed.
+    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed, save the best.
     """
     root = run_dir / "checkpoints"
     final = root / f"step-{state.step:08d}"
@@ -71,9 +75,12 @@ def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: Tr
     _sync(partial / "state.json")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    _point_latest(root, final.name)
+    for name in ("latest", "best") if is_best else ("latest",):
+        _point(root, name, final.name)
+    best = (root / "best").resolve()
     for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old.resolve() != best:
+            shutil.rmtree(old)
     return final
 
 
@@ -134,8 +141,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _point_latest(root: Path, name: str) -> None:
-    link = root / ".latest"
+def _point(root: Path, name: str, checkpoint: str) -> None:
+    link = root / f".{name}"
     link.unlink(missing_ok=True)
-    link.symlink_to(name)
-    os.replace(link, root / "latest")
+    link.symlink_to(checkpoint)
+    os.replace(link, root / name)

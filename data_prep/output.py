@@ -1,0 +1,111 @@
+"""What the commands that write a folder share: which rows are meant, and a folder that holds nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from vjepa.data.clip_index import SCHEMA, ClipIndex
+from vjepa.errors import UserError
+
+Where = Mapping[str, list[str]]
+INDEX_NAME: Final = "index.parquet"
+SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
+_NUM_NAMED: Final = 3
+_BLOCK_BYTES: Final = 1 << 20
+
+
+def parse_where(words: Sequence[str]) -> dict[str, list[str]]:
+    """["split=train", "split=val"] -> {"split": ["train", "val"]}. Raises UserError for a word without "="."""
+    where: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UserError(f"--where {word}: write COLUMN=VALUE, for example split=train")
+        where.setdefault(name, []).append(value)
+    return where
+
+
+def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str]]:
+    """Numbers of the usable rows that match `where`: int64 [n], n >= 1; and why others that match are not usable.
+
+    Raises UserError for an unknown column, or where no usable row matches.
+    """
+    rows = index.select({name: list(values) for name, values in where.items()})
+    columns = [(index.column(name), set(values)) for name, values in where.items()]
+    statuses = index.column("status")
+    bad = [i for i, status in enumerate(statuses) if status != "ok" and all(column[i] in values for column, values in columns)]
+    return rows, Counter(statuses[i] or "no status" for i in bad)
+
+
+def extra_columns(index: ClipIndex) -> list[str]:
+    """Names of the text columns of an index that is made of `index`, beside those of the schema."""
+    return sorted({name for name in index.names if name not in SCHEMA.names} | {SOURCE})
+
+
+@contextmanager
+def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Make `out`, and note in its hidden file `name` what it is made from, so that the same command may go on in it.
+
+    Nobody else may write there meanwhile. Raises UserError where somebody does, where it holds anything else, or was made
+    from other facts.
+    """
+    marker = out / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known = json.loads(marker.read_text()) if marker.is_file() else None
+        others = sorted(os.listdir(out)) if known is None else []
+        if others:
+            raise UserError(f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out")
+        if known is None:
+            write_whole(marker, json.dumps(facts))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be used as a folder for output: {error}; choose another --out") from None
+    if known not in (None, facts):
+        was = ", ".join(f"{key} {known.get(key)}, now {value}" for key, value in facts.items() if known.get(key) != value)
+        raise UserError(f"{out}: was made otherwise ({was}); choose another --out, or remove the folder")
+    with marker.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another process is writing there; wait for it, or choose another --out") from None
+        for left_over in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):  # of a run that was killed
+            left_over.unlink(missing_ok=True)
+        yield
+
+
+def index_facts(index: ClipIndex, where: Where) -> dict[str, Any]:
+    """What decides which rows are meant, whatever the place of the index."""
+    digest = hashlib.sha256()
+    with index.path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return {"index of sha256": digest.hexdigest(), "where": {name: list(values) for name, values in where.items()}}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All at once or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first names, escaped where they hold what would break a line."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMED]]
+    return ", ".join(shown) + (", ..." if len(names) > _NUM_NAMED else "")
+
+
+def counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common())

@@ -1,0 +1,120 @@
+"""A decoder that hangs or crashes costs its clip, not the run: killed, named, in quarantine, and everything else as it would be."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from hang import DeadOnArrival, TroubledEvalClips, TroubledTrainClips
+
+from data_prep.scan import scan
+from vjepa.config import Data
+from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.clips import Part, TrainClips, TrainSource, Views
+from vjepa.data.loader import ClipLoader, eval_loader, train_loader
+from vjepa.data.quarantine import quarantine_path, quarantined
+from vjepa.errors import UserError
+
+
+@pytest.fixture
+def index(make_video, tmp_path):
+    rows = [{"uri": f"clips/{i}.mp4", "label_id": -1} | scan(make_video(f"clips/{i}.mp4", 16, mark=True)) for i in range(5)]
+    write_index(tmp_path / "x.parquet", rows)
+    return ClipIndex.open(tmp_path / "x.parquet")
+
+
+def settings(**changes):
+    return Data(**{"train": {"index": "x.parquet"}, "num_frames": 4, "crop_px": 16, "global_batch": 4, "workers": 2, "deadline_s": 1.0} | changes)
+
+
+def source(index, data):
+    return [TrainSource("data.train", data, (Part("data.train", index, index.select({})),))]
+
+
+def troubled(index, tmp_path, how, data):
+    clips = TroubledTrainClips(source(index, data), data, 0)
+    clips.how, clips.notes = how, tmp_path / "notes"
+    return clips
+
+
+def equal(one, other):
+    return torch.equal(one.video, other.video) and torch.equal(one.clip_ids, other.clip_ids)
+
+
+@pytest.mark.parametrize(("how", "reason"), [("spin", "took longer than 1 s"), ("crash", "SIGSEGV")])
+def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_named(index, tmp_path, capfd, how, reason):
+    data = settings()
+    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(10)]
+    batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), 2, data.deadline_s))
+    assert len(batches) == 10
+    for batch, without_trouble in zip(batches, plain, strict=True):
+        same = without_trouble.clip_ids != 2
+        assert not (batch.clip_ids == 2).any() and batch.num_replaced == int((~same).sum())
+        assert equal_at(batch, without_trouble, same)
+        assert all(clip_id == 2 and reason in why for clip_id, why in batch.failures)
+    (line,) = quarantine_path(index.path).read_text().splitlines()
+    assert json.loads(line)["uri"] == "clips/2.mp4" and reason in json.loads(line)["reason"]
+    said = capfd.readouterr().err
+    assert said.count("clips/2.mp4") == 1 and reason in said and "x.parquet.quarantine.jsonl" in said
+    assert len((tmp_path / "notes").read_text().splitlines()) <= 2  # both processes may have begun it before the first was late
+
+
+def equal_at(one, other, places):
+    return torch.equal(one.video[places], other.video[places]) and torch.equal(one.clip_ids[places], other.clip_ids[places])
+
+
+def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index, tmp_path):
+    data = settings()
+    first = list(ClipLoader(troubled(index, tmp_path, "crash", data), range(6), 2, data.deadline_s))
+    for workers in (0, 1):
+        later = list(train_loader(source(index, data), settings(workers=workers), 0, range(6)))
+        assert all(equal(*pair) for pair in zip(first, later, strict=True))
+        assert {why for batch in later for _, why in batch.failures} == {f"in quarantine: {quarantined(index)[2].removeprefix('in quarantine: ')}"}
+    (batch,) = eval_loader(index, np.arange(5), settings(), 5, 0)
+    assert batch.clip_ids.tolist() == [0, 1, 3, 4] and [i for i, _ in batch.failures] == [2]
+
+
+def test_a_process_that_was_killed_once_for_want_of_memory_does_not_cost_its_clip(index, tmp_path):
+    data = settings()
+    batches = list(ClipLoader(troubled(index, tmp_path, "killed", data), range(6), 2, data.deadline_s))
+    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(6)]
+    assert all(equal(*pair) for pair in zip(batches, plain, strict=True)) and not quarantine_path(index.path).exists()
+
+
+def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
+    clips = TroubledEvalClips(index, np.arange(5), settings(), 2, Views())
+    clips.notes = tmp_path / "notes"
+    batches = list(ClipLoader(clips, range(3), 1, 1.0))
+    assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[1].failures[0][1]
+
+
+def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):
+    data = settings()
+    with pytest.raises(UserError, match=r"a decoding process died \(exit code 3\)"):
+        list(ClipLoader(DeadOnArrival(source(index, data), data, 0), range(3), 2, 60.0))
+
+
+def test_no_process_is_left_when_the_reader_goes_away(index):
+    batches = iter(train_loader(source(index, settings()), settings(), 0, range(1000)))
+    next(batches)
+    pids = [worker.process.pid for worker in batches.gi_frame.f_locals["self"].workers]
+    batches.close()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def test_a_file_that_changed_leaves_quarantine(index):
+    quarantine_path(index.path).write_text(
+        json.dumps({"uri": "clips/2.mp4", "offset": None, "first_frame": 0, "content_hash": "another", "reason": "took longer"}) + "\n"
+    )
+    assert quarantined(index) == {}
+
+
+def test_a_damaged_line_of_the_quarantine_is_named(index):
+    quarantine_path(index.path).write_text("text\n")
+    with pytest.raises(UserError, match=r"x\.parquet\.quarantine\.jsonl: line 1"):
+        quarantined(index)
