@@ -17,9 +17,11 @@ from typing import Any, Final
 import numpy as np
 
 from data_prep.journal import Journal, Key, Rows
+from data_prep.places import reaching
 from data_prep.scan import file_facts
 from data_prep.sources import Entry
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
+from vjepa.errors import UserError
 
 PART: Final = "manifest_part"  # column of an index: [start_s, end_s] that a manifest asks for of a video, as JSON
 _FROM_SOURCES: Final = {"uri", "offset", "length", "label", "label_id", "split", "group", "duplicate_of"}
@@ -130,8 +132,9 @@ def file_states(entries: Sequence[Entry]) -> np.ndarray:
 
 def _state(uri: str) -> tuple[int, int]:
     try:
-        facts = file_facts(uri)
-    except OSError:
+        with reaching(uri):
+            facts = file_facts(uri)
+    except UserError:
         return -1, -1
     return _known(facts.file_bytes), _known(facts.modified_ns)
 

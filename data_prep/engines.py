@@ -17,6 +17,7 @@ from data_prep.sources import Entry
 from vjepa.errors import UserError
 
 Answers = Iterator[tuple[int, list[dict[str, Any]]]]
+_REASON_LENGTH: Final = 300  # of the messages of Ray, which have many lines
 _MAX_RETRIES: Final = 2  # of a file whose machine was lost
 LOST: Final = "the machine that scanned it was lost"
 
@@ -46,13 +47,21 @@ def scan_on_ray(entries: Iterable[Entry], work: Work) -> Answers:
 
     ours = not ray.is_initialized()
     if ours:
-        address = "auto" if os.environ.get("RAY_ADDRESS") else None
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        _connect(ray)
     try:
         yield from _hand_out(ray, iter(enumerate(entries)), work)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(ray: Any) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address="auto" if address else "local", log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[-_REASON_LENGTH:]
+        raise UserError(f"engine ray: no Ray cluster answers at {address or 'this machine'}; see `ray status` ({reason})") from None
 
 
 def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answers:
@@ -65,15 +74,14 @@ def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answe
         while task or any(number is not None for _, number in running.values()):
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(done)
-            if number is not None:
-                yield number, _rows(ray, done)
-            elif _is_ready(ray, done, is_last=not num_ready and not running):
-                num_ready += 1
-            else:
+            if number is None and not _is_ready(ray, done, is_last=not num_ready and not running):
                 continue
+            num_ready += number is None
             if task:
                 running[actor.scan.remote(task[1])] = actor, task[0]
                 task = next(tasks, None)
+            if number is not None:
+                yield number, _rows(ray, done)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -93,8 +101,8 @@ def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
         ray.get(done)
     except ray.exceptions.RayError as error:
         if is_last:
-            reason = " ".join(str(error).split())[-300:]
-            raise UserError(f"--engine ray: no actor could start; install video-jepa on every node of the cluster ({reason})") from None
+            reason = " ".join(str(error).split())[-_REASON_LENGTH:]
+            raise UserError(f"engine ray: no actor could start; install video-jepa on every node of the cluster ({reason})") from None
         return False
     return True
 

@@ -97,6 +97,8 @@ class Journal:
     def _cut(self, end: int) -> None:
         self._sink.truncate(end)
         self._end = end
+        self._reader.close()  # it may have read ahead what is gone now
+        self._reader = self.path.open("rb")
 
     def _write(self, line: bytes) -> int:
         """Straight to the file, so that what was written survives the death of this process."""

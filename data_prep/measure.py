@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +17,7 @@ from vjepa.data.decode import DecodeError, Media, av_library, open_video, uprigh
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
+_PROGRESS_S: Final = 1.0
 _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted, as timestamps may run backwards
 
 
@@ -34,18 +37,22 @@ class Measured:
     num_total: int | None
 
 
-def measure(media: Media, end_s: float | None = None, scene_threshold: float | None = None) -> Measured:
+def measure(media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]) -> Measured:
     """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
+    progress: is told how many frames there are, every second or so.
     """
-    opened, stopped, meter, header_fps = False, False, None, 0.0
+    opened, stopped, meter, header_fps, told_s = False, False, None, 0.0, monotonic()
     try:
         with open_video(media) as (container, stream):
             opened, header_fps = True, float(stream.average_rate or stream.guessed_rate or 0)
             for i, frame in enumerate(container.decode(stream)):
                 meter = meter or _Meter(stream, frame, scene_threshold)
                 meter.add(i, frame)
+                if monotonic() > told_s + _PROGRESS_S:
+                    progress(i + 1)
+                    told_s = monotonic()
                 stopped = end_s is not None and meter.seconds[-1] > end_s + _BEYOND_S
                 if stopped:
                     break

@@ -17,7 +17,7 @@ CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
 _OPTIONAL: Final = ("torchcodec",)
 _NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours
 _NEIGHBOURS: Final = 3  # decoders are known to be 1 to 3 frames early on packed B-frames
-_NUM_RUNS: Final = 3  # keyframes around which a clip of consecutive frames is read
+_NUM_RUNS: Final = 3  # about so many clips of consecutive frames around keyframes are read
 _MAX_DIFFERENCE: Final = 12.0  # mean levels of 255; decoders differ by a few in colour conversion
 _TIE: Final = 0.05  # levels; frames that are this alike cannot be told apart
 
@@ -58,7 +58,7 @@ class Samples:
         last, keys = max(self.points), self.keyframes.kept
         yield np.array(sorted({*self.spread.kept, last}))
         yield np.arange(max(0, last - _NEIGHBOURS), last + 1)
-        for key in keys[1 : 1 + _NUM_RUNS]:
+        for key in keys[1 :: max(1, len(keys) // _NUM_RUNS)]:
             yield np.arange(key - 1, min(key + 1, last) + 1)
         for single in sorted({0, last, keys[-1] if keys else 0, self.spread.kept[len(self.spread.kept) // 2]}):
             yield np.array([single])
@@ -113,30 +113,31 @@ def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, exclud
     """The quickest decoder that reads every checked frame of `row` right; "pyav", which reads in order, where none does.
 
     num_total: frames of the file; None where it was not decoded up to its end.
-    announce: is told of a decoder before it is tried, for it may spin for ever or crash.
+    announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
     """
     for decoder in CANDIDATES:
         if decoder in excluded or not _is_there(decoder):
             continue
-        announce(decoder)
-        if is_exact(replace(row, decoder=decoder), samples, num_total):
+        if is_exact(replace(row, decoder=decoder), samples, num_total, announce):
             return decoder
     return "pyav"
 
 
-def is_exact(row: IndexRow, samples: Samples, num_total: int | None) -> bool:
+def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: Callable[[str], None]) -> bool:
     """Whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
     try:
+        announce(row.decoder)
         # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other ones
         if row.decoder == "decord" and num_total not in (None, len(open_decord(open_media(row.uri, row.offset, row.length)))):
             return False
-        return all(_reads(row, ids, samples) for ids in samples.checks())
+        for ids in samples.checks():
+            announce(row.decoder)
+            frames = read_frames(row, ids)
+            if not all(samples.is_frame(i, frame) for i, frame in zip(ids.tolist(), frames, strict=True)):
+                return False
     except DecodeError:
         return False
-
-
-def _reads(row: IndexRow, ids: np.ndarray, samples: Samples) -> bool:
-    return all(samples.is_frame(i, frame) for i, frame in zip(ids.tolist(), read_frames(row, ids), strict=True))
+    return True
 
 
 def _is_there(decoder: str) -> bool:

@@ -31,6 +31,18 @@ VIDEO_EXTENSIONS: Final = frozenset(
 )
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
+_REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
+    "Invalid data": "not a video or image",
+    "cannot identify": "not a video or image",
+    "truncated": "damaged: it is cut short",
+    "End of file": "damaged: it is cut short",
+    "broken PNG": "damaged image",
+    "data stream": "damaged image",
+    "cannot load this image": "damaged image",
+    "Not yet implemented": "of a kind that FFmpeg cannot decode",
+    "decompression bomb": "an image of too many pixels",
+}
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -80,7 +92,7 @@ class Scannable(Protocol):
 
 
 class Announce(Protocol):
-    """Is told what is known before it is known to be safe to go on: `facts` of the file, a decoder that is `trying`."""
+    """Is told how far a scan has come: `facts` of the file, `num_frames` decoded in order, `trying` the decoder of that name."""
 
     def __call__(self, **message: Any) -> None: ...
 
@@ -93,7 +105,7 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
     """The columns of the clip index that the file decides, one row for each clip, in order; at least one.
 
     `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
-    excluded: decoders that are not to be tried; announce: is told the facts of the file, and of each decoder before it is tried.
+    excluded: decoders that are not to be tried; announce: is told how far the scan has come, of a decoder before each clip that it reads.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -184,7 +196,8 @@ def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dic
 
 
 def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce) -> list[dict[str, Any]]:
-    measured = measure(media.open(), entry.end_s, options.scene_threshold if options.scenes else None)
+    scene_threshold = options.scene_threshold if options.scenes else None
+    measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     clips = cut(measured.frames, options, entry.start_s, entry.end_s)
     decoder = "pyav"
     if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
@@ -203,4 +216,5 @@ def _whole(media: _Bytes, measured: Measured) -> IndexRow:
 
 
 def _reason(error: DecodeError) -> str:
-    return "not a video or image" if any(words in str(error) for words in ("Invalid data", "cannot identify")) else str(error)
+    """One reason for what libraries say in many ways, so that reasons can be counted."""
+    return next((reason for words, reason in _REASONS.items() if words.lower() in str(error).lower()), str(error))

@@ -21,14 +21,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from threading import Timer
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Final
 
 from data_prep.scan import Scannable, ScanOptions, scan
 from vjepa.data.decode import plain
 
-DEADLINE_S: Final = 60.0  # for decoding in order, and again for each decoder that is tried on random access
-_DEADLINE_S_PER_BYTE: Final = 0.5e-6  # a film of 1 GB may take 500 s more
+DEADLINE_S: Final = 60.0  # without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
+_DEADLINE_S_PER_BYTE: Final = 0.1e-6  # more: opening a film of 1 GB may take 100 s
+_SLOWEST_FPS: Final = 1.0  # decoding in order that comes below it by then does not end in reasonable time
 _AHEAD: Final = 8  # files for each child that are asked for before their answers are taken
 _MEMORY_BYTES: Final = 4 << 30  # of a child: a header that lies may ask for any size
 _PR_SET_PDEATHSIG: Final = 1  # of linux/prctl.h
@@ -85,9 +87,10 @@ class ScanPool:
     def scan_one(self, entry: Scannable) -> list[dict[str, Any]]:
         """The rows of one file, by a child of a pool that was started; any number of threads may call it."""
         excluded: list[str] = []
+        num_bytes = _num_bytes(entry)
         while not self._closed:
             child = self._idle.get()
-            answer = child.ask(_request(entry, self.options, excluded), self.deadline_s)
+            answer = child.ask(_request(entry, self.options, excluded), self.deadline_s + num_bytes * _DEADLINE_S_PER_BYTE)
             self._release(child)
             if answer.rows or answer.trying is None:
                 return answer.rows or [{"first_frame": 0, "num_frames": 0, "status": answer.failure} | answer.facts]
@@ -125,17 +128,17 @@ class _Child:
     def ask(self, request: str, deadline_s: float) -> _Answer:
         """Wait for rows or a failure, no longer than the deadline after each thing that the child says."""
         self.is_idle = False
-        said: dict[str, Any] = {"facts": {}, "trying": None, "rows": [], "failure": ""}
+        said: dict[str, Any] = {"facts": {}, "num_frames": 0, "trying": None, "rows": [], "failure": ""}
         self._write(request)
+        begin_s = monotonic()
         while not said["rows"] and not said["failure"]:
-            limit_s = deadline_s + (said["facts"].get("file_bytes") or 0) * _DEADLINE_S_PER_BYTE
-            message = self._read(limit_s)
-            if not message:
-                message = {"failure": f"decoding took longer than {limit_s:.0f} s and was stopped" if self._late else "the decoder crashed"}
-            else:
-                self.is_idle = "rows" in message and not self._late
-            said |= message
-        return _Answer(**said)
+            message = self._read(deadline_s)
+            said |= message or {"failure": f"decoding stood still for {deadline_s:.0f} s and was stopped" if self._late else "the decoder crashed"}
+            taken_s = monotonic() - begin_s
+            if "num_frames" in message and taken_s > deadline_s and said["num_frames"] < taken_s * _SLOWEST_FPS:
+                said["failure"] = f"decoding came to {said['num_frames']} frames in {taken_s:.0f} s and was stopped"
+            self.is_idle = "rows" in message and not self._late
+        return _Answer(said["facts"], said["trying"], said["rows"], said["failure"])
 
     def _write(self, request: str) -> None:
         """A child that is dead already is found out by reading."""
@@ -165,6 +168,16 @@ class _Child:
     def end(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def _num_bytes(entry: Scannable) -> int:
+    """0 where it is not known: storage that may be slow is left to the child."""
+    if entry.length is not None or "://" in entry.uri:
+        return entry.length or 0
+    try:
+        return os.stat(entry.uri).st_size
+    except (OSError, ValueError):  # ValueError: a null byte in a name
+        return 0
 
 
 def _request(entry: Scannable, options: ScanOptions, excluded: list[str]) -> str:

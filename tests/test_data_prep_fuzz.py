@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import av
@@ -162,6 +161,6 @@ def test_damaged_files_never_stop_a_scan(tmp_path, request):
     assert statuses["ok"] > count / 3
     write_index(tmp_path / "x.parquet", [row for row in rows if row["status"] == "ok"])
     said, lost = read_all(ClipIndex.open(tmp_path / "x.parquet"))
-    print(json.dumps({"copies": count, "statuses": statuses, "decoders": decoders, "reads": said, "lost": lost, "options": asdict(ScanOptions())}, indent=1))
-    failed = [status for status in statuses if "the scan failed" in status]
-    assert not failed and not lost, (failed, lost)
+    print(json.dumps({"copies": count, "statuses": statuses, "decoders": decoders, "reads": said, "lost": lost}, indent=1))
+    assert not lost
+    assert not [status for status in statuses if status.startswith(("the scan failed", "the decoder crashed", "decoding"))]
