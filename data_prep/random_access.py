@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -11,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import DecodeError, open_decord, open_media, read_frames
+from vjepa.data.decode import DecodeError, open_decord, open_media, read_frames, torchcodec_library
 
 CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
-_OPTIONAL: Final = ("torchcodec",)
 _NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours
 _NEIGHBOURS: Final = 3  # decoders are known to be 1 to 3 frames early on packed B-frames
 _NUM_RUNS: Final = 3  # about so many clips of consecutive frames around keyframes are read
@@ -116,7 +114,7 @@ def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, exclud
     announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
     """
     for decoder in CANDIDATES:
-        if decoder in excluded or not _is_there(decoder):
+        if decoder in excluded or (decoder == "torchcodec" and torchcodec_library() is None):
             continue
         if is_exact(replace(row, decoder=decoder), samples, num_total, announce):
             return decoder
@@ -139,6 +137,3 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
         return False
     return True
 
-
-def _is_there(decoder: str) -> bool:
-    return decoder not in _OPTIONAL or importlib.util.find_spec(decoder) is not None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS", "DecodeError", "av_library", "decord_frames", "decord_library", "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
-    "upright",
+    "torchcodec_library", "upright",
 ]  # fmt: skip
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
@@ -78,6 +78,17 @@ def av_library() -> Any:
     return av
 
 
+@lru_cache(maxsize=1)
+def torchcodec_library() -> tuple[Any, Any] | None:
+    """torchcodec's VideoDecoder and Resize; None where it is not installed, or cannot be loaded for want of FFmpeg's libraries."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except (ImportError, OSError, RuntimeError):
+        return None
+    return VideoDecoder, Resize
+
+
 def open_decord(media: Media, size: Size | None = None) -> Any:
     """A decord reader of one thread: workers are processes already. Its frames are upright, of `size` where it is given. Raises DecodeError."""
     decord = decord_library()
@@ -111,6 +122,8 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
             stream = container.streams.best("video")
             if stream is None:
                 raise DecodeError("no video stream")
+            if stream.codec_context is None:  # FFmpeg has no decoder for it, or none is known by its damaged tag
+                raise DecodeError("no decoder for its codec")
             stream.codec_context.thread_count = 1
             yield container, stream
     except (av.error.FFmpegError, OSError, ValueError, RuntimeError, MemoryError) as error:
@@ -161,13 +174,10 @@ def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarra
 
 
 def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
-    try:
-        from torchcodec.decoders import VideoDecoder
-        from torchcodec.transforms import Resize
-    except ImportError:
-        raise DecodeError("needs torchcodec: pip install 'video-jepa[torchcodec]'") from None
-    except (OSError, RuntimeError) as error:
-        raise DecodeError(f"torchcodec cannot be loaded, is FFmpeg installed? {plain(error)}") from None
+    library = torchcodec_library()
+    if library is None:  # the index was made where it is installed; in order from the start is exact too
+        return _read_pyav(row, ids, size)
+    VideoDecoder, Resize = library
     target = _wanted_size(row, size)
     try:
         reader = VideoDecoder(
