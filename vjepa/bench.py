@@ -1,4 +1,7 @@
-"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here, and what limits it."""
+"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here, and what limits it.
+
+`--loader`: how near reading clips comes to its decoder alone, and what other starts, or copies of the videos, bring.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from vjepa import command, config
+from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -152,17 +156,43 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loader_table(report: dict[str, Any], against: str | None) -> str:
+    """The report of `--loader` for a reader."""
+    rest_ms = report["clip_ms"] - report["decode_ms"] - report["crop_ms"]
+    lines = [
+        f"loader      {report['loader_clips_per_s']:.1f} clips/s in one process, {report['loader_ratio']:.0%} of the decoder alone "
+        f"({report['bare_clips_per_s']:.1f} clips/s); medians of {report['batches']} batches of {report['global_batch']}",
+        f"a clip      {report['clip_ms']:.2f} ms: decoding {report['decode_ms']:.2f}, crop and resize {report['crop_ms']:.2f}, all else {rest_ms:.2f}",
+    ]
+    if report["keyframe_ratio"] is not None:
+        lines.append(f"starts      data.start=keyframe gives {report['keyframe_ratio']:.2f}x the clips/s of uniform starts")
+    if report["against_ratio"] is not None:
+        lines.append(f"against     {against} gives {report['against_ratio']:.2f}x the clips/s")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = command.config_parser("bench", "Measure the training step and the loader of a config on this machine; choose batch size and workers by it.")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps and batches to measure (default: 20)")
+    parser.add_argument("--loader", action="store_true", help="measure only how clips are read: beside the bare decoder, and by starts at keyframes")
+    parser.add_argument("--against", metavar="other.parquet", help="with --loader: beside another index too, such as that of transcoded copies")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
+    if options.against and not options.loader:
+        raise UserError("--against needs --loader: the training step reads no clips")
     settings = command.read_config(options)
     if options.print_config:
         print(config.dump(settings), end="")
         return 0
-    report = bench(settings, max(1, options.steps))
-    print(json.dumps(report) if options.json else table(report))
+    num_steps = max(1, options.steps)
+    if options.loader:
+        from vjepa.data.speed import loader_speed
+
+        report = loader_speed(settings.data, settings.run.seed, num_steps, options.against)
+        print(json.dumps(report) if options.json else loader_table(report, options.against))
+    else:
+        report = bench(settings, num_steps)
+        print(json.dumps(report) if options.json else table(report))
     return 0
 
 

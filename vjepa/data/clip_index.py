@@ -234,13 +234,22 @@ class ClipIndex:
             raise UserError(f"{self.path}: none of its {len(self)} rows is usable (status ok) and matches {wish}")
         return rows
 
+    def arrow(self, name: str) -> Any:
+        """One value per row in the type of the column: a pyarrow ChunkedArray of views of the mapped file, lists included.
+
+        Raises UserError for an unknown column.
+        """
+        if name not in self.names:
+            raise UserError(f"{self.path}: no column {name!r}; it has {', '.join(self.names)}")
+        chunks = [self._file.get_batch(number).column(name) for number in range(self._file.num_record_batches)]
+        return pa.chunked_array(chunks, self._file.schema.field(name).type)
+
     def _text(self, name: str) -> Any:
         schema = self._file.schema
         texts = [column for column in self.names if not pa.types.is_list(schema.field(column).type)]
         if name not in texts:
             raise UserError(f"{self.path}: no column {name!r}; it has {', '.join(texts)}")
-        chunks = [pc.cast(self._file.get_batch(number).column(name), pa.string()) for number in range(self._file.num_record_batches)]
-        return pa.chunked_array(chunks, pa.string())
+        return pc.cast(self.arrow(name), pa.string())
 
 
 def resolve(uri: str, folder: str) -> str:

@@ -262,8 +262,9 @@ def clip_bytes(data: Data) -> int:
 def batch_of(clips: Sequence[Clip], data: Data, failures: tuple[tuple[int, str], ...], num_replaced: int = 0, source: int = 0) -> ClipBatch:
     """B clips uint8 [3, T, S, S] -> video uint8 [B, 3, T, S, S]."""
     video = torch.empty((len(clips), 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
-    for place, clip in zip(video, clips, strict=True):
-        place.copy_(clip.video)
+    for place, clip in zip(video.numpy(), clips, strict=True):
+        for plane, channel in zip(place, clip.video.numpy(), strict=True):  # a crop lies pixel by pixel; NumPy, by planes, is twice as fast as copy_
+            plane[:] = channel
     return ClipBatch(video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), failures, num_replaced, source)
 
 

@@ -1,0 +1,104 @@
+"""How fast clips are read, in one process: beside the decoder alone, other starts of clips, and other copies of the videos."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from vjepa.config import Data
+from vjepa.data.augment import Box
+from vjepa.data.clip_index import IndexRow
+from vjepa.data.clips import TrainClips, one_thread, open_sources
+from vjepa.data.decode import READERS
+from vjepa.records import ClipBatch
+
+STARTS: Final = ("uniform", "keyframe")
+Size = tuple[int, int] | None  # height and width of decoded frames, px; None: as they are
+
+
+class MeasuredClips(TrainClips):
+    """The clips of data.train, as a worker reads them; remembers of its last batch what was decoded and where the time went."""
+
+    def __init__(self, data: Data, seed: int) -> None:
+        super().__init__(open_sources(data), data, seed)
+
+    def __getitem__(self, step: int) -> ClipBatch:
+        self.reads: list[tuple[IndexRow, np.ndarray, Size]] = []
+        self.decode_s = self.decode_and_crop_s = 0.0
+        return super().__getitem__(step)
+
+    def read(self, row: IndexRow, frame_ids: np.ndarray, size: Size) -> np.ndarray:
+        started = perf_counter()
+        frames = super().read(row, frame_ids, size)
+        self.decode_s += perf_counter() - started
+        self.reads.append((row, frame_ids, size))
+        return frames
+
+    def crops(
+        self, row: IndexRow, name: tuple[int, int], frame_ids: np.ndarray, boxes: Sequence[Box], flips: Sequence[bool], crop_px: int
+    ) -> list[torch.Tensor]:
+        started = perf_counter()
+        clips = super().crops(row, name, frame_ids, boxes, flips, crop_px)
+        self.decode_and_crop_s += perf_counter() - started
+        return clips
+
+
+def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = None) -> dict[str, Any]:
+    """Clips per second of reading the batches of data.train, beside other ways to read; medians over `num_batches`.
+
+    bare: the decoder alone, on the very rows, frames and sizes of frames. keyframe_ratio: `start: keyframe` over uniform starts;
+    None where clips are the whole video. against_ratio: another index, the same settings, over this one; None without `against`.
+    clip_ms: of a clip; decode_ms and crop_ms: of these; the rest is finding its row and frames, and the copy into the batch.
+
+    Each batch is read by every way, which fills the caches of the disk, and then timed by each way in turn, another one first each
+    time, so that what else the machine does falls on all of them.
+    """
+    data = data.model_copy(update={"mix": []})
+    kinds: dict[str, Data] = {data.start: data}
+    if data.clip_fps or data.frame_step or data.duration_s:
+        kinds |= {start: data.model_copy(update={"start": start}) for start in STARTS}
+    if against:
+        kinds["against"] = data.model_copy(update={"train": data.train.model_copy(update={"index": against})})
+    clips = {kind: MeasuredClips(settings, seed) for kind, settings in kinds.items()}
+    loader = clips[data.start]
+    ways: dict[str, Callable[[int], Any]] = {kind: read.__getitem__ for kind, read in clips.items()}
+    ways["bare"] = lambda _: _decode_again(loader.reads)
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "decode", "crop")}
+    for number in range(num_batches):
+        for read in ways.values():
+            read(number)
+        for place in range(len(ways)):
+            name = list(ways)[(number + place) % len(ways)]
+            started = perf_counter()
+            ways[name](number)
+            seconds[name].append(perf_counter() - started)
+        seconds["decode"].append(loader.decode_s)
+        seconds["crop"].append(loader.decode_and_crop_s - loader.decode_s)
+    return {"global_batch": data.global_batch, "batches": num_batches} | _rates(data, {name: statistics.median(each) for name, each in seconds.items()})
+
+
+def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:
+    """Open each file and get each frame once: what no loader can do without."""
+    with one_thread():
+        for row, frame_ids, size in reads:
+            READERS[row.decoder](row, np.unique(frame_ids), size)
+
+
+def _rates(data: Data, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The figures of `loader_speed` from the seconds that a batch takes."""
+    loader_s, clip_ms = seconds[data.start], {name: 1000 * duration / data.global_batch for name, duration in seconds.items()}
+    return {
+        "loader_clips_per_s": data.global_batch / loader_s,
+        "bare_clips_per_s": data.global_batch / seconds["bare"],
+        "loader_ratio": seconds["bare"] / loader_s,
+        "keyframe_ratio": seconds["uniform"] / seconds["keyframe"] if seconds.keys() >= set(STARTS) else None,
+        "against_ratio": loader_s / seconds["against"] if "against" in seconds else None,
+        "clip_ms": clip_ms[data.start],
+        "decode_ms": clip_ms["decode"],
+        "crop_ms": clip_ms["crop"],
+    }
