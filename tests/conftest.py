@@ -6,9 +6,17 @@ import av
 import numpy as np
 import pytest
 
+from data_prep.scan import ScanOptions, scan
+from data_prep.sources import Entry
+
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-copies", type=int, default=60, metavar="N", help="damaged files that the scan has to survive (default: 60)")
+
+
+def scanned(path):
+    """The row of the clip index that the scan of a file gives."""
+    return scan(Entry(str(path), path.name), ScanOptions())[0]
 
 
 def level(i):

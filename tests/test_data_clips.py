@@ -5,10 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import level
+from conftest import level, scanned
 from pydantic import ValidationError
 
-from data_prep.scan import scan
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.clips import EvalClips, TrainClips, Views, frame_ids, open_sources
@@ -23,7 +22,7 @@ def two(make_video, tmp_path):
     """Paths of two indices: 5 videos, and 3 others."""
     paths = []
     for name, count in (("one", 5), ("two", 3)):
-        rows = [{"uri": f"{name}/{i}.mp4", "label_id": -1} | scan(make_video(f"{name}/{i}.mp4", 24, mark=True)) for i in range(count)]
+        rows = [{"uri": f"{name}/{i}.mp4", "label_id": -1} | scanned(make_video(f"{name}/{i}.mp4", 24, mark=True)) for i in range(count)]
         write_index(tmp_path / f"{name}.parquet", rows)
         paths.append(str(tmp_path / f"{name}.parquet"))
     return paths
@@ -107,7 +106,7 @@ def test_frames_by_rate_step_duration_or_the_whole_video(two, changes, rate):
 
 
 def test_keyframe_starts_are_keyframes(make_video, tmp_path):
-    write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | scan(make_video("a.mp4", 40, gop=10))])
+    write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | scanned(make_video("a.mp4", 40, gop=10))])
     index = ClipIndex.open(tmp_path / "x.parquet")
     assert index.keyframes(0).tolist() == [0.0, 1.25, 2.5, 3.75]
     dataset = clips_of(settings(str(index.path), start="keyframe"))

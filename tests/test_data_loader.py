@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import level
+from conftest import level, scanned
 from PIL import Image
 
-from data_prep.scan import scan
 from vjepa import config
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
@@ -25,7 +24,7 @@ def index(make_video, tmp_path):
 
 
 def indexed(tmp_path, paths):
-    write_index(tmp_path / "x.parquet", [{"uri": str(path), "label_id": -1} | scan(path) for path in paths])
+    write_index(tmp_path / "x.parquet", [{"uri": str(path), "label_id": -1} | scanned(path) for path in paths])
     return ClipIndex.open(tmp_path / "x.parquet")
 
 
@@ -155,7 +154,7 @@ def mixed(index, tmp_path):
     """Settings of a mix of clips with stills of the same videos and images of their own index."""
     for i in range(3):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    write_index(tmp_path / "images.parquet", [{"uri": f"{i}.png", "label_id": -1} | scan(tmp_path / f"{i}.png") for i in range(3)])
+    write_index(tmp_path / "images.parquet", [{"uri": f"{i}.png", "label_id": -1} | scanned(tmp_path / f"{i}.png") for i in range(3)])
     stills = {"index": str(index.path), "ratio": 0.25, "num_frames": 1}
     images = {"index": str(tmp_path / "images.parquet"), "ratio": 0.5, "num_frames": 1, "global_batch": 6}
     return data(train={"index": str(index.path)}, mix=[stills, images])

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import scanned
 from hang import DeadOnArrival, TroubledEvalClips, TroubledTrainClips
 
-from data_prep.scan import scan
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.clips import Part, TrainClips, TrainSource, Views
@@ -20,7 +20,7 @@ from vjepa.errors import UserError
 
 @pytest.fixture
 def index(make_video, tmp_path):
-    rows = [{"uri": f"clips/{i}.mp4", "label_id": -1} | scan(make_video(f"clips/{i}.mp4", 16, mark=True)) for i in range(5)]
+    rows = [{"uri": f"clips/{i}.mp4", "label_id": -1} | scanned(make_video(f"clips/{i}.mp4", 16, mark=True)) for i in range(5)]
     write_index(tmp_path / "x.parquet", rows)
     return ClipIndex.open(tmp_path / "x.parquet")
 
