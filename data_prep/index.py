@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 from data_prep.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of, short_hash
 from data_prep.engines import ENGINES, Work, check_engine
 from data_prep.journal import Journal
+from data_prep.places import first, shown
 from data_prep.scan import ScanOptions
 from data_prep.scan_pool import DEADLINE_S
 from data_prep.sources import Entry, list_entries
@@ -79,7 +80,10 @@ def build_index(
             journal.remove()
             raise UserError(_none_usable(names, answers))
         rows = _IndexRows(answers, out.parent)
-        write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
+        try:
+            write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
+        except OSError as error:
+            raise UserError(f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command continues from it") from None
         journal.remove()
     if progress:
         print("\n".join(_summary(answers, rows)))
@@ -88,11 +92,14 @@ def build_index(
 
 def _check_out(out: Path) -> None:
     """Before the scan, because a scan may take hours."""
-    if out.is_dir() or (out.exists() and index_version(out) is None):
-        raise UserError(f"{out}: exists and is not a clip index, so it is not replaced; choose another --out")
-    parent = next(place for place in out.parents if place.exists())
+    try:
+        if out.is_dir() or (out.exists() and index_version(out) is None):
+            raise UserError(f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out")
+        parent = next(place for place in out.parents if place.exists())
+    except OSError as error:
+        raise UserError(f"{shown(str(out))}: {error.strerror}; choose another --out") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{out}: {parent} cannot be written to; choose another --out")
+        raise UserError(f"{shown(str(out))}: {parent} cannot be written to; choose another --out")
 
 
 @contextmanager
@@ -150,7 +157,8 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
                     bar.set_postfix_str(_bad(answers.statuses), refresh=False)
                 bar.update()
         except (KeyboardInterrupt, SystemExit):
-            print(f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command continues from there", file=sys.stderr)
+            if answers.num_answered:
+                print(f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command continues from there", file=sys.stderr)
             raise
 
 
@@ -167,14 +175,14 @@ class _IndexRows:
         self.text_columns = sorted({name for entry in entries for name in entry.columns} - set(SCHEMA.names) | own)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        first: dict[str, tuple[Any, ...]] = {}  # uri, offset and length of the first file with a content that several may have
+        originals: dict[str, tuple[Any, ...]] = {}  # uri, offset and length of the first file with a content that several may have
         repeated = self._answers.repeated_hashes()
         for number, entry in enumerate(self._answers.entries):
             rows, columns = self._answers[number], self._columns(entry)
             content = rows[0].get("content_hash")
             if content and short_hash(content) in repeated:
                 file = columns["uri"], entry.offset, entry.length
-                original = first.setdefault(content, file)
+                original = originals.setdefault(content, file)
                 columns["duplicate_of"] = None if original == file else original[0]
                 self.num_duplicates += original != file
             self.num_rows += len(rows)
@@ -208,7 +216,7 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
 
 
 def _none_usable(names: Sequence[str], answers: Answers) -> str:
-    start, num_files, counts = f"{_first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
+    start, num_files, counts = f"{first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
     if any(is_filtered(status) for status in answers.statuses):
         return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
     return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"
@@ -217,10 +225,6 @@ def _none_usable(names: Sequence[str], answers: Answers) -> str:
 def _bad(statuses: Counter[str]) -> str:
     unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
     return f"{sum(unusable.values())} bad: {_counts(unusable, _NUM_NAMED)}"
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NUM_NAMED]) + (", ..." if len(names) > _NUM_NAMED else "")
 
 
 def _counts(reasons: Counter[str], at_most: int = _NUM_REASONS) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from data_prep.places import shown
 from vjepa.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -39,12 +40,15 @@ class Journal:
             self._sink = path.open("ab", buffering=0)
             self._reader = path.open("rb")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+            raise UserError(f"{shown(str(path))}: cannot be written ({error.strerror}); choose another --out") from None
         try:
             fcntl.flock(self._sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._close()
-            raise UserError(f"{path}: another scan is writing it; wait for that one, or choose another --out") from None
+            raise UserError(f"{shown(str(path))}: another scan is writing it; wait for that one, or choose another --out") from None
+        except OSError as error:
+            self._close()
+            raise UserError(f"{shown(str(path))}: cannot be locked ({error.strerror}); choose another --out") from None
         found = self._reader.readline(_FIRST_LINE_LIMIT)
         self.was_other = found != self._first_line and bool(self._reader.readline(1))
         self._end = path.stat().st_size
@@ -107,7 +111,9 @@ class Journal:
             while rest:
                 rest = rest[self._sink.write(rest) :]
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); what it holds is kept, and the same command continues from it") from None
+            raise UserError(
+                f"{shown(str(self.path))}: cannot be written ({error.strerror}); what it holds is kept, and the same command continues from it"
+            ) from None
         self._end += len(line)
         return place
 

@@ -142,6 +142,7 @@ def test_refusals_write_nothing(make_video, tmp_path):
         ({"engine": "spark"}, "engine spark: no such engine; there are processes, ray"),
         ({"layout": "kinetic"}, "kinetic: no such layout"),
         ({"out": "s3://bucket/x.parquet"}, "written to this machine"),
+        ({"out": "x" * 300}, "File name too long; choose another --out"),
         ({"sources": []}, "no source"),
     ],
 )
@@ -151,6 +152,32 @@ def test_arguments_that_cannot_be_used(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         build_index(**{"sources": tmp_path / "clips", "out": tmp_path / "x.parquet", "progress": False} | arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_scanned(make_video, tmp_path, scanned, monkeypatch):
+    make_video("clips/a.mp4", 3)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_command, "write_index", full)
+        with pytest.raises(UserError, match=r"No space left on device.*the same command continues"):
+            build(tmp_path)
+    assert len(build(tmp_path)) == 1 and scanned == ["a.mp4"]
+
+
+def test_two_scans_do_not_write_the_same_index(make_video, tmp_path, monkeypatch):
+    make_video("clips/a.mp4", 3)
+    true = index_command.ENGINES["processes"]
+
+    def engine(entries, work):
+        with pytest.raises(UserError, match="another scan is writing it"):
+            build(tmp_path)
+        yield from true(entries, work)
+
+    monkeypatch.setitem(index_command.ENGINES, "processes", engine)
+    assert len(build(tmp_path)) == 1
 
 
 @pytest.mark.fast
@@ -221,7 +248,8 @@ def engine(entries, work):
         yield number, rows
         print("kept", number, flush=True)
         if number == 2:
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
 engines.ENGINES["processes"] = engine
 signal.signal(signal.SIGTERM, index._stop)
 run(index.main)
