@@ -184,9 +184,9 @@ def _quantiles(rows: _Rows) -> _Part:
         "rate, fps": _numbers(rows.column("fps", rows.moving)),
         "short side, px": short_side,
         "frames per keyframe": gop,
-        "motion, share of white": _numbers(rows.column("motion")),
-        "black frames, share": _numbers(rows.column("black")),
-        "frozen frames, share": _numbers(rows.column("frozen")),
+        "motion, share of white": _numbers(rows.column("motion_ratio")),
+        "black frames, share": _numbers(rows.column("black_ratio")),
+        "frozen frames, share": _numbers(rows.column("frozen_ratio")),
     }
     shown = tuple((name, *(f"{value:.4g}" for value in np.quantile(values, list(_QUANTILES.values())))) for name, values in measured.items() if len(values))
     return Table("Usable clips, quantiles", ("", *_QUANTILES), shown), []

@@ -136,4 +136,3 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
     except DecodeError:
         return False
     return True
-

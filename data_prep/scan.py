@@ -190,7 +190,7 @@ def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dic
     row = {
         "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0, "keyframes_s": [0.0], "width": width, "height": height,
         "codec": extension[1:], "bit_depth": 8, "decoder": "image",
-        "motion": None, "black": float(picture.mean() / 255 < BLACK_BELOW), "frozen": None,
+        "motion_ratio": None, "black_ratio": float(picture.mean() / 255 < BLACK_BELOW), "frozen_ratio": None,
     }  # fmt: skip
     return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
 

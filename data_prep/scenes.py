@@ -114,21 +114,21 @@ def _row(frames: Frames, options: ScanOptions, first: int, end: int) -> dict[str
     row = {
         "first_frame": first, "start_s": start_s, "end_s": end_s, "num_frames": end - first, "fps": fps,
         "times_s": None if regular else times.tolist(), "keyframes_s": frames.times_s[keys].tolist(), "width": width, "height": height,
-        "motion": float(changes.mean()) if len(changes) else None,
-        "black": float((frames.levels[first:end] < BLACK_BELOW).mean()),
-        "frozen": float((changes < FROZEN_BELOW).mean()) if len(changes) else None,
+        "motion_ratio": float(changes.mean()) if len(changes) else None,
+        "black_ratio": float((frames.levels[first:end] < BLACK_BELOW).mean()),
+        "frozen_ratio": float((changes < FROZEN_BELOW).mean()) if len(changes) else None,
     }  # fmt: skip
     return row | {"status": filter_status(row, options)}
 
 
 def filter_status(row: dict[str, Any], options: ScanOptions) -> str:
     """ "ok", or why the clip is left out. A single frame has no motion, and is not left out for it."""
-    motion, frozen = row["motion"], row["frozen"]
+    motion, frozen = row["motion_ratio"], row["frozen_ratio"]
     if row["end_s"] - row["start_s"] < options.min_s - _RATE_TOLERANCE_S:
         return f"filtered: shorter than {options.min_s:g} s"
     if motion is not None and motion < options.min_motion:
         return f"filtered: motion below {options.min_motion:g}"
-    if row["black"] > options.max_black:
+    if row["black_ratio"] > options.max_black:
         return f"filtered: more than {options.max_black:.0%} of the frames are black"
     if frozen is not None and frozen > options.max_frozen:
         return f"filtered: more than {options.max_frozen:.0%} of the frames are frozen"

@@ -111,8 +111,8 @@ def test_times_ascend_whatever_the_container_says(seconds, expected):
 def test_motion_black_and_frozen_are_shares_of_the_frames(tmp_path):
     levels = [0, 0, 0, 100, 100, 200, 200, 200, 200, 100]  # of 10 frames 3 are black; of 9 changes 3 are some
     row = scan_file(write_video(tmp_path / "a.mkv", [grey(value) for value in levels], "ffv1", pix_fmt="bgr0"))
-    assert row["black"] == pytest.approx(3 / 10) and row["frozen"] == pytest.approx(6 / 9)
-    assert row["motion"] == pytest.approx(300 / 255 / 9, rel=1e-3)
+    assert row["black_ratio"] == pytest.approx(3 / 10) and row["frozen_ratio"] == pytest.approx(6 / 9)
+    assert row["motion_ratio"] == pytest.approx(300 / 255 / 9, rel=1e-3)
 
 
 @pytest.mark.fast
@@ -196,7 +196,7 @@ def test_a_still_is_one_frame_without_motion(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.PNG")
     row = scan_file(tmp_path / "a.PNG")
     assert (row["num_frames"], row["width"], row["height"], row["codec"], row["decoder"]) == (1, 20, 10, "png", "image")
-    assert (row["motion"], row["black"], row["frozen"]) == (None, 1.0, None)
+    assert (row["motion_ratio"], row["black_ratio"], row["frozen_ratio"]) == (None, 1.0, None)
     assert scan(entry(tmp_path / "a.PNG"), ScanOptions(min_s=5, min_motion=0.5))[0]["status"] == "ok"
     assert scan(entry(tmp_path / "a.PNG"), ScanOptions(max_black=0.5))[0]["status"].startswith("filtered")
 

@@ -74,9 +74,9 @@ def test_a_clip_tells_of_itself_alone():
     rows = cut(frames_of(times, 10.0, keyframes=[0, 1, 4], levels=levels, changes=changes), ScanOptions(window_s=2.0))
     assert spans(rows) == [(0, 2), (2, 4), (4, 5), (5, 6)]
     assert [row["keyframes_s"] for row in rows] == [[0, 1], [], [4], []]
-    assert [row["black"] for row in rows] == [1, 0, 0, 0]
-    assert [row["motion"] for row in rows] == [0, 0, None, None]  # the change at a cut belongs to no clip
-    assert [row["frozen"] for row in rows] == [1, 1, None, None]
+    assert [row["black_ratio"] for row in rows] == [1, 0, 0, 0]
+    assert [row["motion_ratio"] for row in rows] == [0, 0, None, None]  # the change at a cut belongs to no clip
+    assert [row["frozen_ratio"] for row in rows] == [1, 1, None, None]
     assert [row["end_s"] for row in rows] == [2, 4, 9.5, 10.0] and [row["times_s"] for row in rows] == [None] * 4
     (whole,) = cut(frames_of(times, 10.0), ScanOptions())
     assert whole["times_s"] == times.tolist()

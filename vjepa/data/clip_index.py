@@ -58,9 +58,9 @@ SCHEMA: Final = pa.schema(
         ("label_id", pa.int32()),  # place of the label among the sorted names; -1: none
         ("split", pa.string()),
         ("group", pa.string()),
-        ("motion", pa.float32()),  # mean change from frame to frame, as a share of white
-        ("black", pa.float32()),  # share of frames that are black
-        ("frozen", pa.float32()),  # share of frames that equal the one before
+        ("motion_ratio", pa.float32()),  # mean change from frame to frame, as a share of white
+        ("black_ratio", pa.float32()),  # share of frames that are black
+        ("frozen_ratio", pa.float32()),  # share of frames that equal the one before
         ("content_hash", pa.string()),  # sha256 of the file, hex
         ("duplicate_of", pa.string()),  # uri of the first file with the same content
         ("file_bytes", pa.int64()),  # size and change of the file when it was scanned: a new scan skips what is as it was
