@@ -114,9 +114,7 @@ def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, exclud
     announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
     """
     for decoder in CANDIDATES:
-        if decoder in excluded or (decoder == "torchcodec" and torchcodec_library() is None):
-            continue
-        if is_exact(replace(row, decoder=decoder), samples, num_total, announce):
+        if decoder not in excluded and is_exact(replace(row, decoder=decoder), samples, num_total, announce):
             return decoder
     return "pyav"
 
@@ -125,6 +123,8 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
     """Whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
     try:
         announce(row.decoder)
+        if row.decoder == "torchcodec" and torchcodec_library() is None:
+            return False
         # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other ones
         if row.decoder == "decord" and num_total not in (None, len(open_decord(open_media(row.uri, row.offset, row.length)))):
             return False
