@@ -19,6 +19,7 @@ STREAMS: Final = {
     "drop_path": 8,
     "turns": 9,
     "source_seeds": 10,
+    "bootstrap": 11,
 }
 
 
