@@ -5,10 +5,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
+from vjepa.data.decode import read_image
 from vjepa.errors import UserError
-from vjepa.probing import scores
+from vjepa.probing import pictures, scores
+from vjepa.records import ClipBatch
 
 pytestmark = pytest.mark.fast
 
@@ -161,6 +164,24 @@ def test_ten_thousand_clips_take_well_under_a_second():
     scores.score(probabilities, names, truth, np.arange(10_000))
     scores.score(probabilities, names, truth, np.arange(10_000), groups=groups)
     assert time.process_time() - start < 2  # both; about 0.6 s on one core
+
+
+@pytest.mark.parametrize("num_classes", [2, 30])
+def test_pictures_are_drawn_of_few_and_many_classes(tmp_path, num_classes):
+    rng = np.random.default_rng(0)
+    names = [f"a rather long name of class number {i}" for i in range(num_classes)]
+    truth = [names[i] for i in rng.integers(num_classes, size=60)]
+    found = scores.score(rng.random((60, num_classes)), names, truth, range(60))
+    video = torch.from_numpy(rng.integers(256, size=(120, 3, 2, 8, 8), dtype=np.uint8))
+    frames = pictures.middle_frames([ClipBatch(video, torch.arange(60).repeat_interleave(2))])
+    np.testing.assert_array_equal(frames[3], video[7, :, 1].permute(1, 2, 0).numpy())
+    pictures.confusion_picture(tmp_path / "confusion.png", found, "val of x.parquet")
+    pictures.worst_picture(tmp_path / "worst.png", found.worst, frames)
+    pictures.worst_picture(tmp_path / "none.png", (), {})
+    for name in ("confusion", "worst", "none"):
+        picture = read_image(tmp_path / f"{name}.png")
+        assert (picture[0] == 255).all() and min(picture.shape[:2]) > 250
+        assert (picture[-2:] == 255).all() and (picture[:, -2:] == 255).all()  # nothing is cut off
 
 
 def test_what_cannot_be_scored_is_refused(answers):
