@@ -57,10 +57,9 @@ def worst_picture(path: Path, worst: Sequence[Mistake], frames: Mapping[int, np.
     A clip without a frame is left out. `what` was measured is said in the title.
     """
     shown = [mistake for mistake in worst if mistake.clip_id in frames]
-    columns = min(_COLUMNS, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
-    figure = _figure(max(4.5, 1.95 * columns), 2.35 * rows + 0.6)
-    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    rows = max(1, -(-len(shown) // _COLUMNS))
+    figure = _figure(1.95 * _COLUMNS, 2.5 * rows + 0.6)
+    cells = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in cells:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
