@@ -96,7 +96,7 @@ def test_a_file_holds_the_mean_features_of_every_row_in_order(run, files, capsys
 def test_parquet_and_a_folder_hold_the_same(run):
     tensors, metadata = tensors_of(run("a.safetensors"))
     table = pq.read_table(run("a.parquet"))
-    assert table.column_names == ["clip", "end_s", "group", "hand", "label", "label_id", "row", "split", "start_s", "uri", "features"]
+    assert table.column_names == ["row", "clip", "start_s", "end_s", "uri", "label", "group", "hand", "label_id", "split", "features"]
     np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), tensors["features"].numpy())
     assert table["label"].to_pylist() == text(tensors["label"]) and table["group"].null_count == 10
     assert {key.decode(): value.decode() for key, value in table.schema.metadata.items()} == metadata
@@ -273,6 +273,16 @@ def test_bad_arguments_are_one_line(run, words, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_part_is_named(run, files):
+    run("folder")
+    part = files[0].parent / "folder/part-00001-of-00003.safetensors"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"part-00001-of-00003\.safetensors: damaged .*remove it and run the same command again"):
+        run("folder")
+    part.unlink()
+    run("folder")
+
+
 def test_nothing_else_is_overwritten(run, files):
     folder = files[0].parent
     (folder / "mine.safetensors").write_text("my notes")
@@ -287,6 +297,12 @@ def test_nothing_else_is_overwritten(run, files):
         with pytest.raises(UserError, match=r"features of another extraction \(another level, pool.*name another --out"):
             run(out, "--pool", "none", "--level", "1")
     assert (folder / "full/notes.txt").read_text() == "my notes"
+
+
+def test_importing_the_command_is_cheap():
+    code = "import sys, vjepa.extract; print([name for name in ('torch', 'pyarrow', 'av', 'matplotlib') if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(Path(extract.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.strip() == "[]"
 
 
 def test_bad_input_ends_with_exit_code_2_and_one_line(tmp_path):

@@ -251,8 +251,8 @@ def _clips_per_part(num_clips: int, clip_bytes: int) -> int:
 def _data(options: argparse.Namespace) -> config.Data:
     """How clips are read: as the run was trained, where it is one; with what the options say instead."""
     place = Path(options.model_path).resolve()
-    found = next((folder / "config.yaml" for folder in (place, *place.parents[:3]) if (folder / "config.yaml").is_file()), None)
-    data = config.load(str(found)).data if found else config.Data(train=options.dataset)
+    run = next((folder for folder in (place, *place.parents[:3]) if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()), None)
+    data = config.load(str(run / "config.yaml")).data if run else config.Data(train=options.dataset)
     given = {name: getattr(options, name) for name in ("num_frames", "crop_px") if getattr(options, name) is not None}
     if options.clip_fps is not None:
         given |= {"clip_fps": options.clip_fps, "frame_step": None, "duration_s": None}

@@ -29,6 +29,7 @@ from vjepa.errors import UserError
 Tensors = dict[str, torch.Tensor]
 _PLAN_FILE: Final = "extract.json"
 _PLACES: Final = ("model_path", "dataset")  # where things lie, which plays no part
+_NAMING: Final = ("row", "clip", "start_s", "end_s", "uri", "label")
 _DTYPES: Final = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
 
@@ -93,17 +94,28 @@ class Parts:
         """Row -> why it has no features, of all parts."""
         found: dict[int, str] = {}
         for part in range(self.num_parts):
-            with safe_open(self.path(part), framework="pt") as file:
+            with self._open(part) as file:
                 found |= {int(row): reason for row, reason in json.loads(file.metadata()["unreadable"]).items()}
         return found
 
     def read(self, names: Sequence[str] | None = None) -> Iterator[Tensors]:
-        """Every part in order, all of its tensors or those called `names`. Raises UserError for a part of another extraction."""
+        """Every part in order, all of its tensors or those called `names`."""
         for part in range(self.num_parts):
-            with safe_open(self.path(part), framework="pt") as file:
-                if file.metadata().get("fingerprint") != self._fingerprint:
-                    raise UserError(f"{self.path(part)}: of another extraction; remove it and run the same command again")
+            with self._open(part) as file:
                 yield {name: file.get_tensor(name) for name in names or file.keys()}
+
+    @contextmanager
+    def _open(self, part: int) -> Iterator[Any]:
+        """Raises UserError for a part that a crash of the machine cut short, or of another extraction."""
+        try:
+            with safe_open(self.path(part), framework="pt") as file:
+                if (file.metadata() or {}).get("fingerprint") == self._fingerprint:
+                    yield file
+                    return
+                problem = "of another extraction"
+        except SafetensorError as error:
+            problem = f"damaged ({error})"
+        raise UserError(f"{self.path(part)}: {problem}; remove it and run the same command again")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -211,12 +223,17 @@ def write_parquet(path: Path, parts: Parts, texts: Mapping[str, Sequence[str | N
                     columns[name] = pa.array(tensor.numpy())
                 else:
                     columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(tensor.flatten().numpy()), math.prod(tensor.shape[1:]))
-            order = [name for name in columns if not name.startswith("features")] + [name for name in columns if name.startswith("features")]
+            order = sorted(columns, key=_place_in_table)
             table = pa.table({name: columns[name] for name in order}).replace_schema_metadata(metadata)
             writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()
+
+
+def _place_in_table(name: str) -> tuple[int, int, str]:
+    """What names a clip, then its labels, then its features."""
+    return name.startswith("features"), _NAMING.index(name) if name in _NAMING else len(_NAMING), name
 
 
 WRITERS: Final[dict[str, Callable[[Path, Parts, Mapping[str, Sequence[str | None]]], None]]] = {".safetensors": write_safetensors, ".parquet": write_parquet}
