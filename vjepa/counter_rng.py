@@ -20,6 +20,9 @@ STREAMS: Final = {
     "turns": 9,
     "source_seeds": 10,
     "bootstrap": 11,
+    "probe_views": 12,
+    "probe_order": 13,
+    "probe_weights": 14,
 }
 
 
