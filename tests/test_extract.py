@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import level
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import vjepa
 from data_prep.scan import scan
@@ -24,7 +25,7 @@ from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
-from vjepa.probing import feature_files
+from vjepa.probing import recipes
 from vjepa.probing.windows import Cut
 
 MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.Encoder(width=24, depth=3, heads=2))
@@ -89,7 +90,7 @@ def test_a_file_holds_the_mean_features_of_every_row_in_order(run, files, capsys
     assert (views["num_frames"], views["clip_fps"], views["num_clips"], views["window_s"]) == (4, 4.0, 1, None)
     assert (metadata["pool"], metadata["level"], metadata["dtype"]) == ("mean", "last", "fp32")
     assert json.loads(metadata["encoder"])["encoder"]["width"] == 24
-    assert metadata["weights_sha256"] == feature_files.weights_hash(vjepa.load_encoder(files[1]))
+    assert metadata["weights_sha256"] == recipes.weights_hash(vjepa.load_encoder(files[1]))
     assert not list(files[0].parent.glob("*.parts")) and "10 clips of 10 videos, 24 float32" in capsys.readouterr().out
 
 
@@ -238,16 +239,27 @@ def test_processes_at_the_same_time_make_one_file(files):
     assert {row["row"] for row in table} == set(range(10)) and not list(index.parent.glob("*.parts"))
 
 
-def test_rows_by_column_and_the_settings_of_a_run(run, files, tmp_path):
+def test_rows_by_column(run):
     tensors, metadata = tensors_of(run("a.safetensors", "--where", "split=val", "--where", "label=even,none"))
     assert tensors["row"].tolist() == [6, 8] and json.loads(metadata["where"]) == {"split": ["val"], "label": ["even", "none"]}
-    settings = config.Config(data=config.Data(train="x", num_frames=6, crop_px=32, frame_step=2), optim=config.Optim(total_steps=1))
-    (tmp_path / "run/checkpoints/step-1").mkdir(parents=True)
-    (tmp_path / "run/config.yaml").write_text(config.dump(settings))
-    options = extract._parser().parse_args(["--model_path", str(tmp_path / "run/checkpoints/step-1"), "--dataset", "x", "--out", "y"])
-    assert extract._data(options) == settings.data
-    options.clip_fps = 5.0
-    assert (extract._data(options).clip_fps, extract._data(options).frame_step, extract._data(options).crop_px) == (5.0, None, 32)
+
+
+def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
+    index, weights = files
+    checkpoint = tmp_path / "run/checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    tree = {"data": {"train": "x", "num_frames": 6, "crop_px": 24, "frame_step": 2, "workers": 0}, "optim": {"total_steps": 1}}
+    (tmp_path / "run/config.yaml").write_text(json.dumps({**tree, "model": json.loads(MODEL.model_dump_json())}))
+    (checkpoint / "state.json").write_text("{}")
+    for which in ("encoder", "target_encoder"):
+        save_file(vjepa.load_encoder(weights).state_dict(), checkpoint / f"{which}.safetensors")
+    views = []
+    for number, words in enumerate(([], ["--clip-fps", "5", "--num-frames", "4"])):
+        out = tmp_path / f"{number}.safetensors"
+        extract.main(["--model_path", str(checkpoint / "target_encoder.safetensors"), "--dataset", str(index), "--out", str(out), *words])
+        views.append(json.loads(tensors_of(out)[1]["views"]))
+    found = [[view[name] for name in ("num_frames", "clip_fps", "frame_step", "crop_px")] for view in views]
+    assert found == [[6, None, 2, 24], [4, 5.0, None, 24]]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +274,7 @@ def test_rows_by_column_and_the_settings_of_a_run(run, files, tmp_path):
         (["--where", "split=none"], "none of its 10 rows is usable"),
         (["--where", "taste=good"], "no column 'taste'"),
         (["--dtype", "bf16", "--out", "x.parquet"], "Parquet has no such numbers"),
-        (["--crop-px", "4"], "hold no patch"),
+        (["--crop-px", "12"], "12: is not a whole number of patches of 8 px"),
         (["--model_path", "/nowhere"], "/nowhere: no such file"),
         (["--dataset", "/nowhere"], "no such clip index"),
     ],

@@ -1,5 +1,6 @@
 """Image data sets: what is in them, how they are cut, and how they reach an encoder."""
 
+import json
 import pickle
 import shutil
 
@@ -9,12 +10,13 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
+from data_prep.index import build_index
+from vjepa import config, probe
 from vjepa.data.augment import crop_resize
 from vjepa.data.loader import ClipLoader
 from vjepa.errors import UserError
 from vjepa.probing.datasets_images import ImageClips, hash_split, open_images
-
-pytestmark = pytest.mark.fast
+from vjepa.train import train
 
 
 @pytest.fixture
@@ -32,6 +34,7 @@ def folder(tmp_path):
     return make
 
 
+@pytest.mark.fast
 def test_digits_are_cut_once_and_for_all():
     digits = open_images("digits")
     assert len(digits.images) == len(digits.labels) == 1797 and digits.names == tuple("0123456789")
@@ -47,6 +50,7 @@ def test_digits_are_cut_once_and_for_all():
     assert digits.data_hash == open_images("digits").data_hash
 
 
+@pytest.mark.fast
 def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_ones_together():
     rng = np.random.default_rng(0)
     keys = [bytes([value]) * 8 for value in rng.integers(60, size=200)]
@@ -60,6 +64,7 @@ def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_on
     assert {name: sorted(order[rows].tolist()) for name, rows in again.items()} == {name: rows.tolist() for name, rows in splits.items()}
 
 
+@pytest.mark.fast
 def test_images_become_clips_of_one_frame():
     digits = open_images("digits")
     rows = digits.splits["val"][:10]
@@ -74,6 +79,7 @@ def test_images_become_clips_of_one_frame():
     assert torch.equal(pickle.loads(pickle.dumps(clips))[1].video, batches[1].video)  # noqa: S301
 
 
+@pytest.mark.fast
 def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     root = folder(("train/cat", 3), ("train/dog", 3), ("val/cat", 1), ("val/dog", 1))
     (root / "val/dog/0.png").write_bytes(b"no picture")
@@ -89,6 +95,7 @@ def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     assert empty.video.shape == (0, 3, 1, 12, 12) and len(empty.failures) == 2
 
 
+@pytest.mark.fast
 def test_a_folder_with_train_and_val_keeps_them_and_selection_is_held_out_of_train(folder):
     root = folder(("train/cat", 10), ("train/dog", 10), ("val/cat", 2), ("val/eel", 1))
     found = open_images(str(root))
@@ -102,6 +109,7 @@ def test_a_folder_with_train_and_val_keeps_them_and_selection_is_held_out_of_tra
     assert open_images(str(root)).data_hash != found.data_hash
 
 
+@pytest.mark.fast
 def test_a_folder_of_classes_is_cut_by_the_names_of_its_files(folder, tmp_path_factory):
     root = folder(("cat", 10), ("dog", 20))
     found = open_images(str(root))
@@ -111,11 +119,13 @@ def test_a_folder_of_classes_is_cut_by_the_names_of_its_files(folder, tmp_path_f
     assert open_images(str(moved)).data_hash == found.data_hash
 
 
+@pytest.mark.fast
 def test_imagenet_is_such_a_folder(folder):
     root = folder(("train/n01", 5), ("train/n02", 5), ("val/n01", 1), ("val/n02", 1))
     assert {name: len(rows) for name, rows in open_images("imagenet", root).splits.items()} == {"train": 8, "selection": 2, "val": 2}
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_keeps_its_test_set(monkeypatch, tmp_path, name):
     class Fake:
@@ -133,6 +143,7 @@ def test_cifar_keeps_its_test_set(monkeypatch, tmp_path, name):
     np.testing.assert_array_equal(found.images.read(42), Fake("", False, True).data[2])
 
 
+@pytest.mark.fast
 def test_what_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no route to host\n")))
     with pytest.raises(UserError, match=r"CIFAR10: not in .*no route to host.*unpack https.*cifar-10-batches-py/ with --data_root") as error:
@@ -140,6 +151,7 @@ def test_what_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.fast
 def test_bad_folders_are_one_line(folder, tmp_path):
     root = folder(("half/train/cat", 3), ("flat", 3), ("few/cat", 1), ("few/dog", 1), ("empty/cat", 0))
     for name, data_root, message in (
@@ -155,3 +167,37 @@ def test_bad_folders_are_one_line(folder, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             open_images(str(name), data_root)
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def tiny_run(folder, tmp_path):
+    """A run of three steps on still images."""
+    build_index(folder(("stills", 8)) / "stills", tmp_path / "stills.parquet", workers=1, progress=False)
+    tree = {
+        "run": {"dir": str(tmp_path / "run"), "device": "cpu", "precision": "fp32"},
+        "data": {"train": str(tmp_path / "stills.parquet"), "num_frames": 1, "crop_px": 16, "global_batch": 4, "workers": 0},
+        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "masks": [{"kind": "random", "ratio": 0.5}],
+        "optim": {"total_steps": 3},
+    }
+    train(config.validate(tree, "test"))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("mode", ["knn", "linear_probe"])
+def test_the_probe_command_measures_a_trained_run_on_digits(tiny_run, tmp_path, mode):
+    out = tmp_path / "probe.json"
+    words = ["--model_path", str(tiny_run), "--dataset", "digits", "--eval_mode", mode, "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    assert probe.main(words) == 0
+    (result,) = json.loads(out.read_text())
+    assert result["num_clips"] == {"train": 1078, "selection": 360, "val": 359}
+    assert result["dataset"] == "digits" and set(result["baselines"]) == {"random_init", "pixels"}
+    assert result["accuracy"] > 0.5 > result["chance"]["accuracy"] and result["baselines"]["pixels"]["top1"]["value"] > 0.95
+    assert len(result["scores"]["per_class"]) == 10 and result["scores"]["top5"]["value"] >= result["accuracy"]
+
+
+@pytest.mark.parametrize("words", [["imagenet"], ["imagenet", "--data_root", "/nowhere"], ["/nowhere"]])
+def test_the_probe_command_refuses_missing_data_with_one_line(tiny_run, words):
+    with pytest.raises(UserError) as error:
+        probe.main(["--model_path", str(tiny_run), "--eval_mode", "knn", "--dataset", *words])
+    assert "\n" not in str(error.value)

@@ -21,13 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from vjepa import command, config
+from vjepa import command, probe
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from vjepa.config import Data
     from vjepa.data.clip_index import ClipIndex
     from vjepa.models.encoder import VisionTransformer
     from vjepa.probing.feature_files import Parts
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--num-clips: windows say how many clips a video has; leave it out")
     if options.dtype == "bf16" and options.out.suffix == ".parquet":
         raise UserError("--dtype bf16: Parquet has no such numbers; use fp16 or fp32, or a .safetensors file")
+    if options.dtype == "fp32" and options.precision is None:
+        options.precision = "fp32"
     print(extract(options))
     return 0
 
@@ -64,8 +67,9 @@ def extract(options: argparse.Namespace) -> str:
     from vjepa.probing.windows import Cut, CutVideos
 
     encoder = vjepa.load_encoder(options.model_path, options.format, which=options.which)
-    encoding = _Encoding.of(encoder, options)
-    videos = CutVideos.of(index, selected, _data(options), Cut(options.num_clips, options.window_s, options.stride_s))
+    data, device, computed = probe._settings(options, encoder)
+    encoding = _Encoding.of(encoder, options, device, computed)
+    videos = CutVideos.of(index, selected, data, Cut(options.num_clips, options.window_s, options.stride_s))
     clips_per_part = _clips_per_part(len(videos), encoding.clip_bytes(videos.data))
     plan = _plan(options, encoding, videos, clips_per_part)
     out, writer = options.out, feature_files.WRITERS.get(options.out.suffix)
@@ -109,30 +113,27 @@ class _Encoding:
     device: torch.device
 
     @classmethod
-    def of(cls, encoder: VisionTransformer, options: argparse.Namespace) -> _Encoding:
+    def of(cls, encoder: VisionTransformer, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
-        from vjepa.training import device
-
-        where, computed = device.pick(config.Run(precision="fp32" if options.dtype == "fp32" else "auto"))
-        if where.type == "cuda":
-            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-        return cls(encoder.to(where), _depths(options.level, len(encoder.blocks)), options.pool, stored, computed, where)
+        return cls(encoder.to(device), _depths(options.level, len(encoder.blocks)), options.pool, stored, computed, device)
 
     @property
     def names(self) -> list[str]:
         return ["features"] if self.depths is None else [f"features_{depth}" for depth in self.depths]
 
-    def shape(self, data: config.Data) -> tuple[int, ...]:
+    def shape(self, data: Data) -> tuple[int, ...]:
         """Of the features of one clip at one level."""
         grid = self.encoder.grid(data.num_frames, data.crop_px, data.crop_px)
         return (self.encoder.width,) if self.pool == "mean" else (grid.num_tokens, self.encoder.width)
 
-    def clip_bytes(self, data: config.Data) -> int:
+    def clip_bytes(self, data: Data) -> int:
         return math.prod(self.shape(data)) * len(self.names) * self.stored.itemsize
 
-    def told(self, data: config.Data) -> str:
+    def told(self, data: Data) -> str:
         levels = "the last level" if self.depths is None else f"levels {', '.join(map(str, self.depths))}"
         return f"{' x '.join(map(str, self.shape(data)))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
 
@@ -193,7 +194,7 @@ def _fill(
     spans = [range(part * clips_per_part, min(len(videos), (part + 1) * clips_per_part)) for part in numbers]
     batches = [[span[first : first + options.batch] for first in range(0, len(span), options.batch)] for span in spans]
     clips = CutClips(videos, [batch for part in batches for batch in part])
-    loader = iter(ClipLoader(clips, range(len(clips.batches)), options.workers, videos.data.deadline_s))
+    loader = iter(ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s))
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []
@@ -219,14 +220,14 @@ def _tensors(made: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]], video
 
 def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, clips_per_part: int) -> dict[str, Any]:
     """All that the features depend on. Equal plans give equal files, whatever the number of processes."""
-    from vjepa.probing import feature_files
+    from vjepa.probing import recipes
 
     data, grid = videos.data, encoding.encoder.grid(videos.data.num_frames, videos.data.crop_px, videos.data.crop_px)
     frames = {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")}
     return {
         "format": "vjepa.extract 1",
         "model_path": str(options.model_path),
-        "weights_sha256": feature_files.weights_hash(encoding.encoder),
+        "weights_sha256": recipes.weights_hash(encoding.encoder),
         "encoder": encoding.encoder.model.model_dump(mode="json"),
         "dataset": str(videos.index.path),
         "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),
@@ -246,17 +247,6 @@ def _clips_per_part(num_clips: int, clip_bytes: int) -> int:
     """Depends on nothing that may differ from process to process, or the next time."""
     least, most = _CLIPS_PER_PART
     return max(1, min(max(least, -(-num_clips // _NUM_PARTS)), most, _PART_BYTES // clip_bytes))
-
-
-def _data(options: argparse.Namespace) -> config.Data:
-    """How clips are read: as the run was trained, where it is one; with what the options say instead."""
-    place = Path(options.model_path).resolve()
-    run = next((folder for folder in (place, *place.parents[:3]) if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()), None)
-    data = config.load(str(run / "config.yaml")).data if run else config.Data(train=options.dataset)
-    given = {name: getattr(options, name) for name in ("num_frames", "crop_px") if getattr(options, name) is not None}
-    if options.clip_fps is not None:
-        given |= {"clip_fps": options.clip_fps, "frame_step": None, "duration_s": None}
-    return data.model_copy(update=given)
 
 
 def _depths(level: str, num_blocks: int) -> tuple[int, ...] | None:
@@ -316,18 +306,16 @@ def _parser() -> argparse.ArgumentParser:
     add("num_clips", type=_positive(int), default=1, metavar="N", help="clips of each video, evenly in time (default: 1)")
     add("window_s", type=_positive(float), metavar="S", help="instead: windows that slide over each video; num_frames are spread over one")
     add("stride_s", type=_positive(float), metavar="S", help="from the start of a window to that of the next")
-    add("num_frames", type=_positive(int), metavar="T", help="frames of a clip (default: as in training, else 16)")
-    add("clip_fps", type=_positive(float), metavar="F", help="frames per second of a clip (default: as in training, else the whole video)")
-    add("crop_px", type=_positive(int), metavar="S", help="side of a clip in pixels (default: as in training, else 224)")
+    add("num_frames", type=_positive(int), metavar="T", help="frames of a clip (default: as the run was trained; 16 for other encoders)")
+    add("clip_fps", type=_positive(float), metavar="F", help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add("frame_step", type=_positive(int), metavar="N", help="every n-th frame instead")
+    add("crop_px", type=_positive(int), metavar="S", help="side of the crop (default: as the encoder was trained)")
     add("where", action="append", default=[], metavar="COL=V[,V2]", help="rows of the index; may be given for several columns (default: all)")
-    add(
-        "dtype",
-        default="fp32",
-        choices=DTYPES,
-        help="of what is stored; others than fp32 are computed in bf16 where this machine is fast at it (default: fp32)",
-    )
+    add("dtype", default="fp32", choices=DTYPES, help="of what is stored (default: fp32)")
     add("batch", type=_positive(int), default=16, metavar="N", help="clips that the encoder gets at a time (default: 16)")
-    add("workers", type=int, default=2, metavar="N", help="processes that decode; 0: decode in this one (default: 2)")
+    add("workers", type=int, metavar="N", help="processes that decode (default: as the run was trained, 2)")
+    add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
+    add("precision", choices=["auto", "fp32", "bf16"], help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)")
     add("shard", metavar="I/N", help="do part I of N, from 1 (default: all, or the share of the rank under torchrun)")
     add("which", default="target_encoder", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder)")
     add("format", metavar="FORMAT", help="of --model_path (default: recognised)")

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from vjepa.errors import UserError
 
@@ -37,15 +36,6 @@ def fingerprint(plan: Mapping[str, Any]) -> str:
     """Hex; equal for plans that give equal features."""
     facts = {key: value for key, value in plan.items() if key not in _PLACES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def weights_hash(network: nn.Module) -> str:
-    """sha256, hex, of the names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Parts:
