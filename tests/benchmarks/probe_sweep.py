@@ -3,8 +3,7 @@
 python tests/benchmarks/probe_sweep.py [--clips 256] [--epochs 20] [--timed_epochs 2] [--rounds 3]
 
 ViT-S/16, 16 frames of 112 px; random clips and classes, for neither changes the cost. Both use the precision that this machine is fast at.
-A few epochs of the sweep are timed, in turns with encoder batches, and scaled to --epochs; the set-up of the heads is scaled with them,
-so the ratio errs upwards.
+A few epochs of the sweep are timed, in turns with encoder batches, and scaled to --epochs, their set-up included, so the ratio errs upwards.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ weights, once for all heads; these fold into the query and, after the weighted s
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Final, Protocol
 
 import torch
@@ -52,24 +53,19 @@ def make_heads(num: int, width: int, attention_heads: int, depth: int, num_class
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
         first = AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes)
-    heads = [AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes) for _ in range(num)]
-    for head in heads:
-        head.load_state_dict(first.state_dict())
-    if depth > 1:
-        return SeparateHeads([head.to(device) for head in heads], dtype)
-    return StackedHeads(heads, device, dtype)
+    return SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype) if depth > 1 else StackedHeads(first, num, device, dtype)
 
 
 class StackedHeads:
     """Heads of depth 1: every weight is one tensor [H, ...]."""
 
-    def __init__(self, heads: list[AttentiveClassifier], device: torch.device, dtype: torch.dtype) -> None:
-        self.attention_heads = heads[0].pooler.cross_attention_block.xattn.heads
-        self.eps = heads[0].pooler.cross_attention_block.norm1.eps
+    def __init__(self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> None:
+        """`num` copies of `first`."""
+        self.attention_heads = first.pooler.cross_attention_block.xattn.heads
+        self.eps = first.pooler.cross_attention_block.norm1.eps
         self.device, self.dtype = device, dtype
-        states = [head.state_dict() for head in heads]
-        self.weights = {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
-        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(len(heads))]
+        self.weights = {name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()}
+        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)]
 
     def parameters(self) -> list[list[nn.Parameter]]:
         """Views of the stacked weights, so that an optimizer may give each head its own learning rate."""
