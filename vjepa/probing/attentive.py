@@ -7,8 +7,8 @@ weights, once for all heads; these fold into the query and, after the weighted s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from copy import deepcopy
+from typing import Final, Protocol
 
 import torch
 from einops import rearrange
@@ -18,6 +18,10 @@ from torch.nn import functional
 from vjepa.counter_rng import generator
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
 
+# numbers that a backward pass keeps: a few times these, 4 bytes each
+_SCORES_AT_ONCE: Final = 1 << 25
+_ACTIVATIONS_AT_ONCE: Final = 1 << 27
+
 
 class Heads(Protocol):
     """H heads on the same tokens."""
@@ -26,12 +30,18 @@ class Heads(Protocol):
         """[B, K, D] -> fp32 [H, B, C]"""
         ...
 
-    def losses(self, tokens: Tensor, classes: Tensor) -> Tensor:
-        """Mean cross-entropy of each head, [H], for tokens [B, K, D] of classes int64 [B]; its gradient is where `parameters` have theirs."""
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        """Of `share` times the mean cross-entropy of each head, for tokens [B, K, D] of classes int64 [B]."""
         ...
 
     def parameters(self) -> list[list[nn.Parameter]]:
-        """Those of each head, with their gradients."""
+        """Those of each head, with the gradients so far."""
+        ...
+
+    def zero_gradients(self) -> None: ...
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        """How many clips of K tokens `add_gradients` takes without much memory."""
         ...
 
 
@@ -43,24 +53,19 @@ def make_heads(num: int, width: int, attention_heads: int, depth: int, num_class
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
         first = AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes)
-    heads = [AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes) for _ in range(num)]
-    for head in heads:
-        head.load_state_dict(first.state_dict())
-    if depth > 1:
-        return SeparateHeads([head.to(device) for head in heads], dtype)
-    return StackedHeads(heads, device, dtype)
+    return SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype) if depth > 1 else StackedHeads(first, num, device, dtype)
 
 
 class StackedHeads:
     """Heads of depth 1: every weight is one tensor [H, ...]."""
 
-    def __init__(self, heads: list[AttentiveClassifier], device: torch.device, dtype: torch.dtype) -> None:
-        self.attention_heads = heads[0].pooler.cross_attention_block.xattn.heads
-        self.eps = heads[0].pooler.cross_attention_block.norm1.eps
+    def __init__(self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> None:
+        """`num` copies of `first`."""
+        self.attention_heads = first.pooler.cross_attention_block.xattn.heads
+        self.eps = first.pooler.cross_attention_block.norm1.eps
         self.device, self.dtype = device, dtype
-        states = [head.state_dict() for head in heads]
-        self.weights = {name: torch.stack([state[name] for state in states]).to(device).requires_grad_() for name in states[0]}
-        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(len(heads))]
+        self.weights = {name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()}
+        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)]
 
     def parameters(self) -> list[list[nn.Parameter]]:
         """Views of the stacked weights, so that an optimizer may give each head its own learning rate."""
@@ -69,12 +74,15 @@ class StackedHeads:
                 view.grad = None if weight.grad is None else weight.grad[number]
         return self._views
 
-    def losses(self, tokens: Tensor, classes: Tensor) -> Tensor:
+    def zero_gradients(self) -> None:
         for weight in self.weights.values():
             weight.grad = None
-        losses = _losses(self.logits(tokens), classes)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        return losses.detach()
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        return max(1, _SCORES_AT_ONCE // (len(self._views) * self.attention_heads * num_tokens))
+
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        (share * _losses(self.logits(tokens), classes).sum()).backward()  # type: ignore[no-untyped-call]
 
     def logits(self, tokens: Tensor) -> Tensor:
         with _autocast(self.device, self.dtype):
@@ -127,20 +135,20 @@ class SeparateHeads:
     def parameters(self) -> list[list[nn.Parameter]]:
         return [list(head.parameters()) for head in self.heads]
 
-    def losses(self, tokens: Tensor, classes: Tensor) -> Tensor:
-        losses = []
+    def zero_gradients(self) -> None:
         for head in self.heads:
             head.zero_grad()
-            loss = _losses(self._logits(head, tokens)[None], classes)[0]
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        return torch.stack(losses)
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        pooler = self.heads[0].pooler
+        return max(1, _ACTIVATIONS_AT_ONCE // (num_tokens * pooler.query_tokens.shape[-1] * 16 * len(pooler.blocks)))
+
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        for head in self.heads:
+            (share * _losses(self._logits(head, tokens)[None], classes)[0]).backward()  # type: ignore[no-untyped-call]
 
     def logits(self, tokens: Tensor) -> Tensor:
-        return torch.stack(list(self._each(tokens)))
-
-    def _each(self, tokens: Tensor) -> Iterator[Tensor]:
-        return (self._logits(head, tokens) for head in self.heads)
+        return torch.stack([self._logits(head, tokens) for head in self.heads])
 
     def _logits(self, head: AttentiveClassifier, tokens: Tensor) -> Tensor:
         with _autocast(tokens.device, self.dtype):

@@ -66,25 +66,28 @@ def train(
     grid: Grid,
     num_clips: int,
     tokens: Callable[[int, np.ndarray], Tensor],
+    num_tokens: int,
     classes: Tensor,
     watch: Callable[[Iterable[tuple[int, np.ndarray]]], Iterable[tuple[int, np.ndarray]]] = iter,
 ) -> None:
     """Train one head for each of `grid.settings`, all on the same batches in the same order.
 
-    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads. classes: int64 [num_clips], there too.
+    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads; num_tokens: K. classes: int64 [num_clips], there too.
     watch: wraps the passing of batches.
     """
     parameters = heads.parameters()
     fused = classes.device.type in ("cpu", "cuda")
     groups = [{"params": one, "lr": s["lr"], "weight_decay": s["weight_decay"]} for one, s in zip(parameters, grid.settings, strict=True)]
     optimizer = torch.optim.AdamW(groups, fused=fused)
-    size = grid.batch_for(num_clips)
+    size, at_once = grid.batch_for(num_clips), heads.clips_at_once(num_tokens)
     total = grid.epochs * -(-num_clips // size)
     for step, (epoch, places) in enumerate(watch(batches(num_clips, size, grid))):
         for group, setting in zip(optimizer.param_groups, grid.settings, strict=True):
             group["lr"] = setting["lr"] * 0.5 * (1 + math.cos(math.pi * step / total))
-        heads.losses(tokens(epoch, places), classes[torch.from_numpy(places).to(classes.device)])
-        heads.parameters()
+        heads.zero_gradients()
+        for part in np.array_split(places, -(-len(places) // at_once)):
+            heads.add_gradients(tokens(epoch, part), classes[torch.from_numpy(part).to(classes.device)], len(part) / len(places))
+        heads.parameters()  # which gives each head its gradients
         optimizer.step()
 
 
