@@ -1,119 +1,157 @@
-"""The probe command, with a fake index, encoder and run."""
+"""The probe command, on small real files and an untrained run."""
 
 import json
 import subprocess
 import sys
 import time
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
+from safetensors.torch import save_file
 
+from data_prep.index import build_index
 from vjepa import config, probe
-from vjepa.data import clip_index
 from vjepa.errors import UserError
-from vjepa.probing import evidence
-from vjepa.records import ClipBatch
-
-
-class FakeIndex:
-    def __init__(self, **columns):
-        self.path, self.columns = "clips.parquet", {"group": [None] * len(columns["label"]), **columns}
-
-    def column(self, name):
-        if name not in self.columns:
-            raise UserError(f"no column {name!r}")
-        return self.columns[name]
-
-    def select(self, where):
-        return np.array([i for i in range(len(self.columns["label"])) if all(self.columns[name][i] in values for name, values in where.items())])
-
-
-class Mean(torch.nn.Module):
-    def forward(self, video):
-        return video.mean((2, 3, 4))[:, None]
+from vjepa.jepa import untrained_encoder
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """A run folder of step 30, and a function that sets the columns of the index."""
-    (tmp_path / "checkpoints" / "step-00000030").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "latest").symlink_to("step-00000030")
-    settings = config.Config(data=config.Data(train="x.parquet", num_frames=2, crop_px=16), optim=config.Optim(total_steps=1))
-    # the training package may not be importable where only this room is tested
-    training, checkpoint, device = ModuleType("vjepa.training"), ModuleType("vjepa.training.checkpoint"), ModuleType("vjepa.training.device")
-    checkpoint.load_run = lambda run_dir, which="encoder": (Mean(), settings)
-    device.pick = lambda settings: (torch.device("cpu"), torch.float32)
-    training.checkpoint, training.device = checkpoint, device
-    for module in (training, checkpoint, device):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-
-    def loader(index, rows, data, batch, workers, shuffle_frames=False):
-        level = torch.tensor([[200, 20, 20] if index.column("label")[row] == "red" else [20, 20, 200] for row in rows], dtype=torch.uint8)
-        yield ClipBatch(level[:, :, None, None, None].expand(-1, -1, 2, 16, 16), torch.tensor(rows))
-
-    def use(**columns):
-        index = SimpleNamespace(open=lambda path: FakeIndex(**columns))
-        monkeypatch.setattr(clip_index, "ClipIndex", index)
-        monkeypatch.setattr(evidence, "ClipIndex", index)
-
-    monkeypatch.setattr(evidence, "eval_loader", loader)
-    use(label=["red", "blue"] * 40, hue=["warm", "cold"] * 40, split=["train"] * 50 + ["val"] * 30)
-    return SimpleNamespace(folder=tmp_path, use=use, arguments=["--model_path", str(tmp_path), "--dataset", "clips.parquet"])
+def index(make_video, tmp_path):
+    """20 short videos, half of them marked, in 4 folds and two splits."""
+    lines = ["file,label,hue,split,scene"]
+    for number in range(20):
+        make_video(f"clips/{number:02}.mp4", 6, size=(32, 32), mark=number % 2 == 0)
+        lines.append(f"{number:02}.mp4,{'plain' if number % 2 else 'marked'},{number % 3},{'train' if number < 14 else 'val'},s{number // 2 % 4}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
+    return tmp_path / "clips.parquet"
 
 
-@pytest.mark.fast
-def test_a_result_is_written_and_told_in_one_line(run, capsys):
-    assert probe.main([*run.arguments, "--eval_mode", "knn"]) == 0
-    (result,) = json.loads((run.folder / "probe.json").read_text())
-    assert result["accuracy"] == 1
-    assert result["low"] < 1
-    assert result["chance"]["accuracy"] == 0.5
-    assert result["step"] == 30
-    assert result["num_clips"] == {"train": 40, "selection": 10, "val": 30}
-    assert set(result["chosen"]) == {"k"}
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    assert "accuracy 1.000" in out
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of step 30 with untrained weights."""
+    folder = tmp_path / "run"
+    checkpoint = folder / "checkpoints" / "step-00000030"
+    checkpoint.mkdir(parents=True)
+    (folder / "checkpoints" / "latest").symlink_to("step-00000030")
+    tree = {
+        "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0},
+        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}},
+        "run": {"device": "cpu", "precision": "fp32"},
+        "optim": {"total_steps": 1},
+    }
+    settings = config.validate(tree, "test")
+    (folder / "config.yaml").write_text(json.dumps(tree))
+    encoder = untrained_encoder(settings.model_copy(update={"run": config.Run(seed=3)})).state_dict()
+    for which in ("encoder", "target_encoder", "predictor"):
+        save_file(encoder, checkpoint / f"{which}.safetensors")
+    (checkpoint / "state.json").write_text("{}")
+    return folder
 
 
-@pytest.mark.fast
-def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run):
-    for words in (["--eval_mode", "knn"], ["--eval_mode", "linear_probe"], ["--eval-mode", "knn", "--label", "hue"], ["--eval_mode", "knn"]):
-        probe.main([*run.arguments, *words])
-    results = json.loads((run.folder / "probe.json").read_text())
-    assert [(result["eval_mode"], result["label"]) for result in results] == [("linear_probe", "label"), ("knn", "hue"), ("knn", "label")]
-    assert [path.name for path in run.folder.glob("*probe*")] == ["probe.json"]
+@pytest.fixture
+def words(run, index, tmp_path):
+    """Arguments that every call has."""
+    return ["--model_path", str(run), "--dataset", str(index), "--cache", str(tmp_path / "cache")]
 
 
-@pytest.mark.fast
-def test_rows_are_chosen_by_column_and_values(run):
-    run.use(label=["red", "blue"] * 40, fold=[str(i // 2 % 4) for i in range(80)], split=[None] * 80)
-    with pytest.raises(UserError, match=r"no rows with split=train .*--train"):
-        probe.main([*run.arguments, "--eval_mode", "knn"])
-    out = run.folder / "deep" / "other.json"
-    probe.main([*run.arguments, "--eval_mode", "knn", "--train", "fold=0,1", "--selection", "fold=2", "--val", "fold=3", "--out", str(out)])
-    assert json.loads(out.read_text())[0]["num_clips"] == {"train": 40, "selection": 20, "val": 20}
+def results(run):
+    return json.loads((run / "probe.json").read_text())
 
 
-@pytest.mark.fast
+def test_attentive_beside_every_baseline(run, words, capsys):
+    quick = ["--lr", "3e-3,1e-3", "--weight_decay", ".01", "--epochs", "2"]
+    assert probe.main([*words, "--eval_mode", "attentive", *quick]) == 0
+    (result,) = results(run)
+    assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames"}
+    assert result["baselines"]["pixels"]["top1"]["value"] == 1
+    assert set(result["chosen"]) == {"lr", "weight_decay"} and len(result["selection"][0]) == 2
+    assert result["num_clips"] == {"train": 11, "selection": 3, "val": 6} and result["chance"]["accuracy"] == 0.5
+    assert len(result["data_hash"]) == len(result["weights_hash"]) == 64 and result["step"] == 30
+    said = capsys.readouterr()
+    for part in ("encoder, step 30", "reversed_frames", "chance", "class  ", result["data_hash"][:12], "probe.json"):
+        assert part in said.out
+    assert "features of" in said.err  # the size, before it is written
+    assert (run / "probe_attentive_label_confusion.png").is_file()
+
+    # the same features serve every other probe, and are not made again
+    for mode in ("attentive", "knn", "linear_probe"):
+        probe.main([*words, "--eval_mode", mode, *quick])
+        assert "features of" not in capsys.readouterr().err
+    assert [one["eval_mode"] for one in results(run)] == ["attentive", "knn", "linear_probe"]
+    assert results(run)[0] == result
+
+
+def test_folds_measure_every_clip_once(run, words):
+    probe.main([*words, "--eval_mode", "linear_probe", "--fold", "scene", "--baselines", "pixels", "--head", "ridge"])
+    (result,) = results(run)
+    assert set(result["folds"]["accuracy"]) == {"s0", "s1", "s2", "s3"} and result["num_clips"]["val"] == 20
+    assert result["scores"]["num_clips"] == 20 and set(result["chosen"]["s0"]) == {"alpha"}
+    assert result["baselines"]["pixels"]["folds"]["mean"] == 1
+
+
+def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run, words):
+    none = ["--baselines", "none"]
+    for more in (["--eval_mode", "knn"], ["--eval_mode", "linear_probe"], ["--eval-mode", "knn", "--label", "hue"], ["--eval_mode", "knn"]):
+        probe.main([*words, *none, *more])
+    assert [(result["eval_mode"], result["label"]) for result in results(run)] == [("linear_probe", "label"), ("knn", "hue"), ("knn", "label")]
+
+
+def test_rows_views_and_levels_are_chosen(run, words, tmp_path):
+    out = tmp_path / "deep" / "other.json"
+    rows = ["--train", "scene=s0,s1", "--selection", "scene=s2", "--val", "scene=s3"]
+    looks = ["--num_clips", "2", "--num_crops", "2", "--train_passes", "3", "--levels", "0,1"]
+    probe.main([*words, "--eval_mode", "knn", "--baselines", "none", "--no-cache", *rows, *looks, "--out", str(out)])
+    (result,) = json.loads(out.read_text())
+    assert result["num_clips"] == {"train": 12, "selection": 4, "val": 4}
+    assert "num_clips=2" in result["views"]["test"] and "num=3" in result["views"]["learn"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_checkpoint_file_is_measured_as_its_run(run, words):
+    file = run / "checkpoints" / "step-00000030" / "encoder.safetensors"
+    probe.main([*words, "--eval_mode", "knn", "--baselines", "none"])
+    probe.main(["--model_path", str(file), *words[2:], "--eval_mode", "knn", "--baselines", "none"])
+    one, other = results(run)
+    assert one["weights_hash"] == other["weights_hash"] and one["accuracy"] == other["accuracy"] and other["step"] == 30
+
+
+def test_digits_need_no_index(run, tmp_path):
+    words = ["--model_path", str(run), "--dataset", "digits", "--cache", str(tmp_path / "cache"), "--eval_mode", "knn"]
+    probe.main(words)
+    (result,) = results(run)
+    assert set(result["baselines"]) == {"random_init", "pixels"} and result["data"]["num_frames"] == 1
+    assert result["baselines"]["pixels"]["top1"]["value"] > 0.9
+    with pytest.raises(UserError, match="--fold: is for clip indexes"):
+        probe.main([*words, "--fold", "scene"])
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [(["--model_path", "/nowhere"], "/nowhere: no such run folder"), (["--label", "taste"], "no column 'taste'"), (["--val", "split"], "COLUMN=VALUE")],
+    ("more", "message"),
+    [
+        (["--model_path", "/nowhere"], "/nowhere: no such run folder"),
+        (["--label", "taste"], "no column 'taste'"),
+        (["--val", "split"], "COLUMN=VALUE"),
+        (["--train", "split=test"], "none of its"),
+        (["--levels", "7"], "--levels 7: give last"),
+        (["--baselines", "magic"], "no baseline 'magic'"),
+        (["--fold", "split"], "needs 3 or more values"),
+        (["--fold", "scene", "--val", "split=val"], "give one or the other"),
+        (["--crop_px", "12"], "--crop_px 12: is not a whole"),
+        (["--selection", "split=train"], "are in data.train too"),
+    ],
 )
-def test_bad_input_is_one_line(run, words, message):
+def test_bad_input_is_one_line(words, more, message):
     with pytest.raises(UserError, match=message) as error:
-        probe.main([*run.arguments, "--eval_mode", "knn", *words])
+        probe.main([*words, "--eval_mode", "knn", *more])
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.fast
-def test_a_foreign_file_is_not_overwritten(run):
-    (run.folder / "probe.json").write_text("my notes")
+def test_a_foreign_file_is_not_overwritten(run, words):
+    (run / "probe.json").write_text("my notes")
     with pytest.raises(UserError, match="--out"):
-        probe.main([*run.arguments, "--eval_mode", "knn"])
-    assert (run.folder / "probe.json").read_text() == "my notes"
+        probe.main([*words, "--eval_mode", "knn"])
+    assert (run / "probe.json").read_text() == "my notes"
 
 
 def test_help_loads_no_tensor_library():
@@ -124,3 +162,15 @@ def test_help_loads_no_tensor_library():
     assert done.stdout.splitlines()[-1] == ""
     assert "--eval-mode" in done.stdout
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.fast
+def test_the_same_weights_have_one_hash(run):
+    from vjepa import load_encoder
+    from vjepa.probing.recipes import untrained, weights_hash
+
+    encoder = load_encoder(run)
+    assert weights_hash(encoder) == weights_hash(load_encoder(run))
+    other = untrained(encoder)
+    assert weights_hash(untrained(encoder)) == weights_hash(other) != weights_hash(encoder)
+    assert np.all([not parameter.requires_grad for parameter in other.parameters()])

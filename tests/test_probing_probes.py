@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from vjepa.probing import heads, knn
 from vjepa.probing.sweep import choose
@@ -124,3 +124,24 @@ def test_a_class_that_train_lacks_counts_as_wrong(probe):
 def test_features_that_say_nothing_give_an_answer_all_the_same(probe):
     equal = np.full((20, 50), 0.3, dtype=np.float32)
     assert set(probe(equal, np.array(["a", "b"] * 10), equal, np.array(["a"] * 20), equal).predicted) <= {"a", "b"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("width", [12, 90])
+def test_ridge_agrees_with_scikit_learn(width):
+    (train, names), (val, _) = clusters(60, width, 2.0, 0), clusters(40, width, 2.0, 1)
+    targets = np.eye(4)[np.unique(names, return_inverse=True)[1]]
+    for alpha, model in zip(heads.ALPHA_CHOICES, heads.fit_ridge(train, names, heads.ALPHA_CHOICES), strict=True):
+        twin = Ridge(alpha=alpha).fit(train.astype(np.float64), targets)
+        assert model.scores(val) == pytest.approx(twin.predict(val), abs=1e-3)
+        assert model.scores(val).sum(1) == pytest.approx(1)
+        shares = heads.as_shares(model.scores(val))
+        assert (shares.argmax(1) == model.scores(val).argmax(1)).all() and shares.min() >= 0
+
+
+@pytest.mark.fast
+def test_without_batch_norm_features_are_scaled_by_one_number():
+    train, val = clusters(60, 8, 2.0, 0)[0], clusters(40, 8, 2.0, 1)[0]
+    scaled = heads.scale(train, val)
+    assert np.mean((scaled[0] ** 2).sum(1)) == pytest.approx(1)
+    assert scaled[1] / val == pytest.approx(scaled[0][0, 0] / train[0, 0])

@@ -19,6 +19,10 @@ STREAMS: Final = {
     "drop_path": 8,
     "turns": 9,
     "source_seeds": 10,
+    "bootstrap": 11,
+    "probe_views": 12,
+    "probe_order": 13,
+    "probe_weights": 14,
 }
 
 

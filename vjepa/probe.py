@@ -1,6 +1,6 @@
-"""Measure the frozen encoder of a run on a labelled clip index.
+"""Measure a frozen encoder by a probe, beside its baselines, on a clip index or an image data set.
 
-python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode knn
+python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode attentive
 """
 
 from __future__ import annotations
@@ -8,115 +8,283 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from vjepa import command, config
+from vjepa import command
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
-    from vjepa.probing.evidence import Probe
+    import torch
 
-# the name on the command line -> the name in reports
-MODES: dict[str, Probe] = {"knn": "knn", "linear_probe": "linear"}
-# a result replaces an older one that agrees in these
-KEY = ("dataset", "eval_mode", "label", "encoder")
+    from vjepa.config import Data
+    from vjepa.models.encoder import VisionTransformer
+    from vjepa.probing.comparison import Comparison
+    from vjepa.probing.datasets import Dataset
+    from vjepa.probing.protocol import Method, Mode
+    from vjepa.probing.recipes import Time
+    from vjepa.probing.store import Recipe
+
+# the name on the command line -> the name in the code
+MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
+BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames")
+# a result replaces an older one that agrees in these; older results of other versions have no fold
+KEY: Final = ("dataset", "eval_mode", "label", "encoder")
+_PUBLISHED_FRAMES: Final = 16  # of a clip of every published video probe but anticipation
+# of the baselines that show clips to the trained encoder in another order
+_ORDERS: Final[dict[str, Time]] = {"shuffled_frames": "shuffled", "reversed_frames": "reversed"}
+_PUBLISHED_PX: Final = {"rotation": 224, "vjepa2": 256}
 
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    path = Path(options.out or Path(options.model_path, "probe.json"))
-    if not Path(options.model_path).is_dir():
-        raise UserError(f"{options.model_path}: no such run folder")
+    from vjepa.probing import summary  # after --help, which must not wait for it
+
+    run = _run_of(Path(options.model_path))
+    path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
-    result = measure(options)
+    dataset, comparison, result = measure(options)
+    result["pictures"] = summary.write_pictures(path.with_name(f"{path.stem}_{options.eval_mode}_{options.label}"), dataset, comparison, options.batch)
     _save(path, result)
-    print(
-        f"{result['eval_mode']} {result['label']}: accuracy {result['accuracy']:.3f} [{result['low']:.3f}, {result['high']:.3f}] "
-        f"on {result['num_clips']['val']} clips, chance {result['chance']['accuracy']:.3f} ({options.encoder}, step {result['step']}) -> {path}"
-    )
+    print(summary.table(comparison, dataset, result))
+    print(f"-> {path}")
     return 0
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The result that goes into probe.json, from the options of the command line. Raises UserError with one line."""
-    from vjepa.probing import evidence, features, metrics
-    from vjepa.training import checkpoint, device
+def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]]:
+    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line."""
+    from vjepa import load_encoder
+    from vjepa.data.clips import Views
+    from vjepa.probing import comparison, datasets, recipes, store, summary
+    from vjepa.probing.datasets_images import IMAGE_SETS
+    from vjepa.probing.passes import Passes
 
-    data = _sources(options)
-    encoder, trained_with = checkpoint.load_run(Path(options.model_path), options.encoder)
-    settings = trained_with.model_copy(update={"data": trained_with.data.model_copy(update=data)})
-    where, dtype = device.pick(settings.run)
-    extractors = {"trained": features.encode(encoder.to(where), where, dtype)}
-    splits = vars(evidence.read_splits(settings.data, [options.label]))
-    extracted = {name: evidence.extract_split(split, settings, extractors)["trained"] for name, split in splits.items()}
-    prepared = evidence.prepare(MODES[options.eval_mode], extracted)
-    parts = evidence.label_parts(prepared, {name: split.labels for name, split in splits.items()}, options.label)
-    accuracy, setting = evidence.measure(MODES[options.eval_mode], parts, options.label)
-    return {
-        "dataset": str(Path(options.dataset).absolute()),
-        "eval_mode": options.eval_mode,
-        "label": options.label,
-        "encoder": options.encoder,
-        "step": _step(Path(options.model_path)),
-        **accuracy.to_dict(),
-        "chance": metrics.chance(parts["train"].classes, parts["val"].classes).to_dict(),
-        "chosen": {"k" if options.eval_mode == "knn" else "C": setting},
-        "num_clips": {name: len(part.classes) for name, part in parts.items()},
-        "num_unreadable": sum(len(part.failures) for part in extracted.values()),
-        "where": {name: source.where if source else "a fifth of train" for name, source in data.items()},
-    }
+    path = Path(options.model_path)
+    if not path.exists():
+        raise UserError(f"{options.model_path}: no such run folder, checkpoint or weights file")
+    encoder = load_encoder(path, which=options.encoder)
+    data, device, dtype = _settings(options, encoder)
+    where = {name: getattr(options, name) for name in ("train", "selection", "val")}
+    dataset = datasets.open_dataset(options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root))
+    if isinstance(dataset.source, datasets.ImageSource):
+        data = data.model_copy(update={"num_frames": 1})
+    method = _method(options, device, dtype)
+    sha256 = recipes.weights_hash(encoder)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if options.no_cache else options.cache or store.default_folder())
+        _make_folder(folder)
+        features = store.Store(folder, options.feature_dtype, _say, _watch("features"))
+        looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
+        found = comparison.compare(dataset, _recipes(options, encoder, sha256, device, dtype, data), method, looks, features, options.batch, _watch("heads"))
+        result = {
+            "dataset": options.dataset if options.dataset in IMAGE_SETS else str(Path(options.dataset).absolute()),
+            "eval_mode": options.eval_mode,
+            "label": options.label,
+            "encoder": options.encoder,
+            "fold": options.fold,
+            "model_path": str(path.absolute()),
+            "step": _step(path),
+            **summary.to_dict(found, dataset, method),
+            "views": {"learn": str(looks.learn), "test": str(looks.test)},
+            "data": {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")},
+            "levels": options.levels,
+            "data_hash": dataset.data_hash,
+            "weights_hash": sha256,
+            "where": dataset.where,
+        }
+    return dataset, found, result
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vjepa.probe", description="Measure the frozen encoder of a run on a labelled clip index.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vjepa.probe", description="Measure a frozen encoder by a probe, beside its baselines.", formatter_class=argparse.RawTextHelpFormatter
+    )
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **options)
 
-    add("model_path", required=True, metavar="RUN", help="run folder")
-    add("dataset", required=True, metavar="INDEX", help="clip index (Parquet) made by data_prep.index")
-    add("eval_mode", required=True, choices=list(MODES), help="k nearest neighbours, or logistic regression")
+    add("model_path", required=True, metavar="PATH", help="run or checkpoint folder, exported or published file, Hugging Face folder")
+    add("dataset", required=True, metavar="DATA", help="clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images")
+    add("eval_mode", required=True, choices=list(MODES), help="k nearest neighbours; a linear head; or heads that attend to all tokens")
+    add("encoder", default="encoder", choices=["encoder", "target_encoder"], help="which encoder of a run or training file (default: encoder)")
     add("label", default="label", metavar="COLUMN", help="column to predict (default: label)")
+    add("group", default="group", metavar="COLUMN", help="column whose equal rows stay together in selection and in the bootstrap (default: group)")
     add("train", metavar="COL=V[,V2]", help="rows to learn from (default: split=train)")
-    add("selection", metavar="COL=V[,V2]", help="rows to choose k or C on (default: split=selection if there are any, else a fifth of train)")
+    add("selection", metavar="COL=V[,V2]", help="rows to choose settings on (default: split=selection if there are any, else a fifth of train)")
     add("val", metavar="COL=V[,V2]", help="rows to measure on (default: split=val)")
-    add("encoder", default="encoder", choices=["encoder", "target_encoder"], help="which encoder of the run (default: encoder)")
-    add("out", metavar="FILE", help="where the result goes (default: RUN/probe.json); results of other probes in it are kept")
+    add("fold", metavar="COLUMN", help="cross-validation: measure on the rows of each value in turn, learn and choose on the others")
+    add("data_root", metavar="DIR", help="folder of an image data set that is known by name")
+    add("num_frames", type=_positive, help="frames of a clip (default: as the run was trained; 16 for other encoders)")
+    add("clip_fps", type=float, help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add("frame_step", type=_positive, help="every n-th frame instead")
+    add("crop_px", type=_positive, help="side of the crop (default: as the encoder was trained)")
+    add("num_clips", type=_positive, default=1, help="clips of a video to choose and measure on, evenly in time; their answers are averaged (default: 1)")
+    add("num_crops", type=_positive, default=1, help="crops of each, evenly along the longer side (default: 1)")
+    add("train_passes", type=int, default=0, metavar="N", help="random clips and crops of each video to learn from (default: 0, the central one)")
+    add("levels", default="last", help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)")
+    add("baselines", default="all", metavar="NAMES", help=f"all, none, or some of {','.join(BASELINES)} (default: all)")
+    add("k", metavar="K[,K2]", type=_numbers(int), help="k-NN: neighbours to choose from (default: 1,5,10,20,50)")
+    add("head", default="logistic", choices=["logistic", "ridge"], help="linear probe: the loss (default: logistic)")
+    add("batch_norm", default="yes", choices=["yes", "no"], help="linear probe: features standardised by train (default: yes)")
+    add("depth", type=int, default=1, choices=[1, 2, 3, 4], help="attentive: 1 for cross-attention alone, 4 with 3 blocks before it (default: 1)")
+    add("probe_heads", type=_positive, help="attentive: attention heads (default: 16, or the next fewer that divide the width)")
+    add("lr", metavar="X[,Y]", type=_numbers(float), help="attentive: learning rates to choose from (default: 5e-3,3e-3,1e-3,3e-4,1e-4)")
+    add("weight_decay", metavar="X[,Y]", type=_numbers(float), help="attentive: weight decays to choose from (default: .01,.1,.4,.8)")
+    add("epochs", type=_positive, default=20, help="attentive: passes over train (default: 20)")
+    add("probe_batch", type=_positive, help="attentive: clips per step (default: 256, or a sixteenth of train)")
+    add("seed", type=int, default=0, help="attentive: initial weights and order; augmented passes (default: 0)")
+    add("batch", type=_positive, default=64, help="views per forward pass of the encoder (default: 64)")
+    add("workers", type=int, help="processes that decode (default: as the run was trained, 2)")
+    add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
+    add("precision", choices=["auto", "fp32", "bf16"], help="default: as the run was trained, auto")
+    add("cache", metavar="DIR", help="where features are kept (default: $XDG_CACHE_HOME/vjepa/features)")
+    parser.add_argument("--no-cache", "--no_cache", action="store_true", help="keep no features after the command")
+    add("feature_dtype", default="fp16", choices=["fp16", "bf16"], help="of stored features (default: fp16)")
+    add("out", metavar="FILE", help="where the result goes (default: RUN/probe.json, or probe.json here); results of other probes in it are kept")
     return parser
 
 
-def _sources(options: argparse.Namespace) -> dict[str, config.Source | None]:
-    """The rows of `data.train`, `data.selection` and `data.val` that the options name."""
-    from vjepa.data.clip_index import ClipIndex
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: not a whole number from 1")
+    return int(text)
 
-    index = ClipIndex.open(options.dataset)
-    splits = {value for value in index.column("split") if value is not None}
-    sources: dict[str, config.Source | None] = {}
-    for name in ("train", "selection", "val"):
-        given = getattr(options, name)
-        if given is None and name not in splits:
-            if name != "selection":
-                found = f"its splits are {', '.join(sorted(splits))}" if splits else "it has no splits"
-                raise UserError(f"{options.dataset}: no rows with split={name} ({found}); say which with --{name} COLUMN=VALUE")
-            sources[name] = None
+
+def _numbers(kind: type) -> Any:
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(word) for word in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: numbers are written X,Y,Z") from None
+
+    return parse
+
+
+def _settings(options: argparse.Namespace, encoder: VisionTransformer) -> tuple[Data, torch.device, torch.dtype]:
+    """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was published; options win."""
+    from vjepa import config
+    from vjepa.training import device
+
+    run = _run_of(Path(options.model_path))
+    trained = config.load(str(run / "config.yaml")) if run else None
+    data = trained.data if trained else config.Data(train=config.Source(index=""), num_frames=_native_frames(encoder), crop_px=_native_px(options, encoder))
+    given = {name: getattr(options, name) for name in ("num_frames", "clip_fps", "frame_step", "crop_px", "workers") if getattr(options, name) is not None}
+    if {"clip_fps", "frame_step"} & given.keys():
+        given = {"clip_fps": None, "frame_step": None, "duration_s": None, **given}
+    try:
+        data = config.Data.model_validate({**data.model_dump(), "prepare": "none", "mix": [], **given})
+        encoder.model.grid(data.num_frames, data.crop_px, data.crop_px)
+    except ValueError as error:
+        raise UserError(f"{options.model_path}: " + " ".join(str(error).split())) from None
+    if data.crop_px % encoder.model.patch_px:
+        raise UserError(f"--crop_px {data.crop_px}: is not a whole number of patches of {encoder.model.patch_px} px")
+    where = trained.run if trained else config.Run()
+    where = where.model_copy(update={name: getattr(options, name) for name in ("device", "precision") if getattr(options, name)})
+    return data, *device.pick(where)
+
+
+def _native_frames(encoder: VisionTransformer) -> int:
+    model = encoder.model
+    if model.positions == "sincos_2d":
+        return 1
+    return model.sincos_grid[0] * model.tubelet_frames if model.sincos_grid else _PUBLISHED_FRAMES
+
+
+def _native_px(options: argparse.Namespace, encoder: VisionTransformer) -> int:
+    """Of a Hugging Face folder what its config says; else what the positions tell."""
+    model, config_path = encoder.model, Path(options.model_path, "config.json")
+    if config_path.is_file():
+        settings = json.loads(config_path.read_text(encoding="utf-8"))
+        size = settings.get("crop_size", settings.get("image_size"))
+        if isinstance(size, int):
+            return size
+    cells = model.sincos_grid[1] if model.sincos_grid else model.rope_grid
+    return cells * model.patch_px if cells else _PUBLISHED_PX[model.rope]
+
+
+def _method(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Method:
+    from vjepa.probing import knn, sweep
+    from vjepa.probing.protocol import Method
+
+    grid = sweep.Grid(
+        options.lr or sweep.LEARNING_RATES, options.weight_decay or sweep.WEIGHT_DECAYS, options.epochs, options.probe_batch, options.seed
+    )  # fmt: skip
+    return Method(
+        mode=MODES[options.eval_mode],
+        choices=options.k or knn.K_CHOICES,
+        head=options.head,
+        batch_norm=options.batch_norm == "yes",
+        depth=options.depth,
+        attention_heads=options.probe_heads,
+        grid=grid,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _recipes(options: argparse.Namespace, encoder: VisionTransformer, sha256: str, device: torch.device, dtype: torch.dtype, data: Data) -> dict[str, Recipe]:
+    """Kind of features -> how clips become them; `trained` first. Single images have no order of time."""
+    from vjepa.probing import recipes
+    from vjepa.probing.comparison import TRAINED
+
+    names = BASELINES if options.baselines == "all" else () if options.baselines == "none" else tuple(options.baselines.split(","))
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown:
+        raise UserError(f"--baselines {options.baselines}: no baseline {unknown[0]!r}; give all, none, or some of {','.join(BASELINES)}")
+    if data.num_frames == 1:
+        names = tuple(name for name in names if name in ("random_init", "pixels"))
+    outputs = ("tokens", "pooled") if MODES[options.eval_mode] == "attentive" else ("pooled",)
+    blocks = recipes.levels(encoder, options.levels)
+    encoder = encoder.to(device)
+    made = {TRAINED: recipes.encoder_recipe(encoder, sha256, blocks, outputs, device, dtype)}
+    for name in names:
+        if name in recipes.PLAIN:
+            made[name] = recipes.plain_recipe(name)
+        elif name == "random_init":
+            untrained = recipes.untrained(encoder)
+            made[name] = recipes.encoder_recipe(untrained.to(device), recipes.weights_hash(untrained), blocks, outputs, device, dtype)
         else:
-            sources[name] = config.Source(index=options.dataset, where=_where(given or f"split={name}", name))
-    return sources
+            made[name] = recipes.encoder_recipe(encoder, sha256, blocks, outputs, device, dtype, _ORDERS[name])
+    return made
 
 
-def _where(text: str, option: str) -> dict[str, str | int | list[str | int]]:
-    """`COL=V1,V2` as the `where` of a source."""
-    column, equals, values = text.partition("=")
-    if not (column and equals and values):
-        raise UserError(f"--{option} {text}: rows are written COLUMN=VALUE or COLUMN=VALUE1,VALUE2")
-    return {column: list(values.split(","))}
+def _run_of(path: Path) -> Path | None:
+    """The run folder that `path` is, or lies in as a checkpoint or a file of one."""
+    path = path.resolve()
+    return next((folder for folder in (path, *path.parents[:3]) if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()), None)
 
 
-def _step(run: Path) -> int:
-    """The step of the newest checkpoint, `checkpoints/step-00000123`, to which `latest` points."""
-    return int((run / "checkpoints" / "latest").resolve().name.removeprefix("step-"))
+def _step(path: Path) -> int | None:
+    """The step of a checkpoint, `checkpoints/step-00000123`, or of the newest of a run; None for an encoder of another kind."""
+    run = _run_of(path)
+    if run is None:
+        return None
+    resolved = path.resolve() if path.resolve() != run else (run / "checkpoints" / "latest").resolve()
+    names = [name.removeprefix("step-") for name in resolved.parts if name.startswith("step-")]
+    return int(names[-1]) if names and names[-1].isdigit() else None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: features cannot be kept there ({error.strerror}); name another folder with --cache, or give --no-cache") from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _watch(what: str) -> Any:
+    def watch(batches: Iterable[Any]) -> Iterable[Any]:
+        bar: Iterable[Any] = command.progress_bar(batches, shown=True, desc=what, leave=False)
+        return bar
+
+    return watch
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
@@ -134,7 +302,8 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 def _save(path: Path, result: dict[str, Any]) -> None:
     """Put `result` into the list in the file `path`, in place of one with the same key; all at once or not at all."""
-    others = [old for old in _results(path) if any(old[key] != result[key] for key in KEY)]
+    keys = (*KEY, "fold", "model_path")
+    others = [old for old in _results(path) if any(old.get(key, result[key] if key == "model_path" else None) != result[key] for key in keys)]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -156,7 +156,7 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
     if data.val is None:
         raise UserError("data.val: not set, so there is nothing to measure on")
     train, val = _read_split(data.train, labels), _read_split(data.val, labels)
-    train, selection = _hold_out(train, group) if data.selection is None else (train, _read_split(data.selection, labels))
+    train, selection = hold_out(train, group) if data.selection is None else (train, _read_split(data.selection, labels))
     splits = {"train": train, "selection": selection, "val": val}
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
@@ -174,7 +174,7 @@ def _read_split(source: config.Source, labels: Sequence[str]) -> Split:
     return Split(index, rows, columns)
 
 
-def _hold_out(train: Split, column: str) -> tuple[Split, Split]:
+def hold_out(train: Split, column: str) -> tuple[Split, Split]:
     """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one value in `column` stay together."""
     names = train.index.column(column)
     groups = [f"group {names[row]}" if names[row] is not None else f"row {row}" for row in train.rows]

@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen features."""
+"""Linear probes on frozen features: multinomial logistic regression, and ridge regression to the classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from vjepa.probing.metrics import Classes, Floats
 from vjepa.probing.sweep import Probed, choose
 
+ALPHA_CHOICES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 C_CHOICES = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 MAX_ITERATIONS = 1000
 # a fit ends where a step lowers the loss by less than this share of it; the loss is then within a few 1e-6 of the least (measured)
@@ -30,8 +31,13 @@ class LinearModel:
 
     def predict(self, features: Floats) -> Classes:
         """[N, D] -> classes [N]"""
-        predicted: Classes = self.names[(features @ self.weights + self.bias).argmax(1)]
+        predicted: Classes = self.names[self.scores(features).argmax(1)]
         return predicted
+
+    def scores(self, features: Floats) -> Floats:
+        """[N, D] -> [N, K]"""
+        scores: Floats = features @ self.weights + self.bias
+        return scores
 
 
 def prepare(train: Floats, *others: Floats) -> list[Floats]:
@@ -59,6 +65,12 @@ def standardise(train: Floats, *others: Floats) -> list[Floats]:
     constant = std <= 1e-6 * np.abs(mean)
     scale = np.where(constant, 0.0, 1.0 / np.where(constant, 1.0, std)) / np.sqrt(train.shape[1])
     return [(features - mean) * scale for features in (train, *others)]
+
+
+def scale(train: Floats, *others: Floats) -> list[Floats]:
+    """Each [., D] times one number, which gives the clips of `train` a mean square length of 1: `standardise` without batch norm."""
+    factor = 1 / max(float(np.sqrt(np.mean(np.sum(np.square(train, dtype=np.float64), 1)))), np.finfo(np.float64).tiny)
+    return [np.asarray(features, dtype=np.float64) * factor for features in (train, *others)]
 
 
 def rotate(train: Floats, *others: Floats) -> list[Floats]:
@@ -117,3 +129,35 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
         curvature = max(float((p * (1 - p)).mean()), np.finfo(np.float64).eps)
         models.append(LinearModel(names, weights, bias, float(found.fun)))
     return models
+
+
+def fit_ridge(features: Floats, classes: Classes, choices: Sequence[float]) -> list[LinearModel]:
+    """Ridge regression of `features` [N, D] to 1 for the class of a clip and 0 for the others, for each alpha of `choices`.
+
+    Minimises |features weights + bias - targets|^2 + alpha |weights|^2, bias free: the loss of scikit-learn's Ridge. One
+    decomposition serves every alpha. The outputs of a clip sum to 1 and estimate the probability of each class.
+    """
+    names, ids = np.unique(classes, return_inverse=True)
+    mean, share = features.mean(0), np.eye(len(names))[ids].mean(0)
+    targets = np.eye(len(names))[ids] - share
+    with threadpool_limits(1):
+        left, values, right = np.linalg.svd(features - mean, full_matrices=False)
+        models = []
+        for alpha in choices:
+            weights = right.T @ ((values / (values**2 + alpha))[:, None] * (left.T @ targets))
+            bias = share - mean @ weights
+            error = features @ weights + bias - np.eye(len(names))[ids]
+            models.append(LinearModel(names, weights, bias, float((error**2).sum() + alpha * (weights**2).sum())))
+    return models
+
+
+def softmax(scores: Floats) -> Floats:
+    """[N, K] -> probabilities [N, K]"""
+    return np.exp(log_softmax(scores, axis=1))  # type: ignore[no-any-return]
+
+
+def as_shares(scores: Floats) -> Floats:
+    """Outputs of ridge regression [N, K], which sum to 1 -> probabilities [N, K]; the largest stays the largest."""
+    positive = np.maximum(scores, 0)
+    shares: Floats = positive / positive.sum(1, keepdims=True)
+    return shares

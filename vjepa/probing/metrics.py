@@ -36,7 +36,7 @@ class Accuracy:
         return {"accuracy": self.accuracy, "low": self.low, "high": self.high}
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
     """Confidence interval of a share (Wilson 1927): unlike the normal one it stays within 0..1 and is honest near both ends."""
     share, spread = correct / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)

@@ -8,9 +8,9 @@ from torch import nn
 
 from vjepa import config
 from vjepa.data.loader import eval_loader
-from vjepa.probing import knn
 from vjepa.probing.evidence import Labelled, Split, read_splits
 from vjepa.probing.features import Extractor, Features, encode, extract
+from vjepa.probing.knn import Neighbours
 
 K = 10
 
@@ -47,7 +47,9 @@ class OnlineProbe:
                 Labelled.of(features, split.labels[label], name)
                 for features, split, name in ((bank, self.train, f"train, {label}"), (seen, self.selection, f"selection, {label}"))
             )
-            found[f"knn_{label}"] = float(np.mean(knn.classify(train.features, train.classes, selection.features, K) == selection.classes))
+            neighbours = Neighbours(train.features, train.classes, [K])
+            (votes,) = neighbours.probabilities(selection.features, neighbours.settings).values()
+            found[f"knn_{label}"] = float(np.mean(neighbours.names[votes.argmax(1)] == selection.classes))
         return {"knn": float(np.mean(list(found.values()))), **(found if len(found) > 1 else {})}
 
     def _extract(self, split: Split, extractors: dict[str, Extractor]) -> Features:

@@ -1,0 +1,156 @@
+"""Features on disk: made once, found by what they depend on, never half there."""
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa.data.clips import Views
+from vjepa.errors import UserError
+from vjepa.probing.passes import Passes
+from vjepa.probing.recipes import in_time, plain_recipe
+from vjepa.probing.store import Recipe, Store, default_folder
+from vjepa.records import ClipBatch
+
+pytestmark = pytest.mark.fast
+IDS = np.arange(10, 17)
+
+
+@dataclass
+class Samples:
+    """Seven clips whose grey level is their number, of which some cannot be read."""
+
+    broken: tuple[int, ...] = ()
+    passes: list[Views] = field(default_factory=list)
+    die_at: int | None = None
+
+    def facts(self, clip_ids, views):
+        return {"ids": clip_ids.tolist(), "views": str(views)}
+
+    def loader(self, clip_ids, views, batch):
+        self.passes.append(views)
+        num = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
+        for start in range(0, len(clip_ids), batch):
+            ids = [int(i) for i in clip_ids[start : start + batch]]
+            if self.die_at in ids:
+                raise KeyboardInterrupt
+            read = torch.tensor([i for i in ids if i not in self.broken for _ in range(num)], dtype=torch.int64)
+            video = read[:, None, None, None, None].expand(-1, 3, 4, 8, 8).to(torch.uint8)
+            yield ClipBatch(video, read, tuple((i, "broken") for i in ids if i in self.broken))
+
+
+def level(factor=1.0, outputs=("pooled",)):
+    """Features that are the grey level times `factor`; `tokens` has three."""
+
+    def run(video, clip_ids):
+        pooled = factor * video.float().mean((1, 2, 3, 4))[:, None, None].expand(-1, 1, 2)
+        return {name: pooled if name == "pooled" else pooled.expand(-1, 3, -1) for name in outputs}
+
+    return Recipe({"factor": factor}, outputs, run)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, said):
+    return Store(tmp_path, say=said.append)
+
+
+def test_features_are_made_once_and_mapped(store, said):
+    samples = Samples(broken=(12,))
+    for _ in range(2):
+        banks = store.banks(samples, IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens", "pooled"))}, 4)
+        assert banks["a"]["pooled"].values.shape == (6, 2, 1, 2) and banks["b"]["tokens"].values.shape == (6, 2, 3, 2)
+        assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == ((12, "broken"),)
+        assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
+        assert banks["a"]["pooled"].values.dtype is torch.float16
+    assert len(samples.passes) == 1 and len(said) == 1 and "7 clips x 2 views" in said[0]
+
+
+def test_what_differs_is_made_anew(store):
+    samples = Samples()
+    keys = set()
+    for views, recipe, dtype in [
+        (Views(), level(), "fp16"),
+        (Views(num_crops=2), level(), "fp16"),
+        (Passes(2, seed=1), level(), "fp16"),
+        (Passes(2, seed=2), level(), "fp16"),
+        (Views(), level(3.0), "fp16"),
+        (Views(), level(), "bf16"),
+    ]:
+        keys.add(Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": recipe}, 4)["a"]["pooled"].key)
+    store.banks(samples, IDS[:3], Views(), {"a": level()}, 4)
+    assert len(keys) == 6 and len(samples.passes) == 7
+
+
+def test_a_pass_makes_what_is_missing_alone(store):
+    samples = Samples()
+    store.banks(samples, IDS, Views(), {"a": level()}, 4)
+    banks = store.banks(samples, IDS, Views(), {"a": Recipe({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)}, 4)
+    assert banks["b"]["pooled"].key == banks["same as b"]["pooled"].key
+    assert len(samples.passes) == 2
+
+
+def test_a_broken_off_write_leaves_nothing(store, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        store.banks(Samples(die_at=16), IDS, Views(), {"a": level()}, 2)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(store.banks(Samples(), IDS, Views(), {"a": level()}, 2)["a"]["pooled"].values) == 7
+
+
+def test_what_was_cut_short_is_made_again_and_what_was_left_is_removed(store, tmp_path):
+    store.banks(Samples(), IDS, Views(), {"a": level()}, 4)
+    (values,) = tmp_path.rglob("values.bin")
+    values.write_bytes(values.read_bytes()[:-1])
+    left = values.parent.parent / ".partial-of-a-crash-1"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    samples = Samples()
+    assert len(store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"].values) == 7
+    assert len(samples.passes) == 1 and not left.exists()
+
+
+@pytest.mark.parametrize(("factor", "message"), [(torch.inf, "a: .*diverged"), (1e5, "a: .*--feature_dtype bf16")])
+def test_features_that_cannot_be_stored_are_one_line(store, tmp_path, factor, message):
+    with pytest.raises(UserError, match=message):
+        store.banks(Samples(), IDS, Views(), {"a": level(factor)}, 4)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(store, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    with pytest.raises(UserError, match=r"take 0.00 MB, and 0.00 MB are free; name another folder with --cache"):
+        store.banks(Samples(), IDS, Views(), {"a": level()}, 4)
+
+
+def test_nothing_readable_is_one_line(store):
+    with pytest.raises(UserError, match="row 10: broken"):
+        store.banks(Samples(broken=tuple(IDS)), IDS, Views(), {"a": level()}, 4)
+
+
+def test_the_folder_follows_the_convention(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "vjepa" / "features"
+
+
+def test_clips_in_another_order_are_those_of_the_loader(make_video):
+    from data_prep.index import build_index
+    from vjepa import config
+    from vjepa.data.clip_index import ClipIndex
+    from vjepa.data.loader import eval_loader
+
+    folder = make_video("clips/a.mp4", 12, size=(32, 32)).parent
+    make_video("clips/b.mp4", 9, size=(32, 32))
+    build_index(folder, folder.parent / "clips.parquet", workers=1, progress=False)
+    index = ClipIndex.open(folder.parent / "clips.parquet")
+    data = config.Data(train="x", num_frames=8, crop_px=16, workers=0)
+    read = {time: next(iter(eval_loader(index, np.arange(2), data, 2, 0, Views(time=time)))) for time in ("forward", "shuffled", "reversed")}
+    for time, batch in read.items():
+        assert torch.equal(in_time(read["forward"].video, batch.clip_ids, time), batch.video)
+    assert not torch.equal(read["forward"].video, read["shuffled"].video)
+    assert plain_recipe("pixels").run(read["forward"].video, batch.clip_ids)["pooled"].shape == (2, 1, 8 * 3 * 16 * 16)

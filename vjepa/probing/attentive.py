@@ -1,0 +1,166 @@
+"""Many attentive heads at once on the same frozen tokens, each with weights of its own: what `AttentiveClassifier` computes, in few large products.
+
+One query per head reads all tokens, and no token is projected (see models/attentive_pool.py), so H heads of h attention heads
+cost H h products with each token: all scores are one product, [H h, D] with [D, K]. The norm of the tokens is computed without its
+weights, once for all heads; these fold into the query and, after the weighted sum, into the values. No gradient reaches a token.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Final, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vjepa.counter_rng import generator
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
+
+# numbers that a backward pass keeps: a few times these, 4 bytes each
+_SCORES_AT_ONCE: Final = 1 << 25
+_ACTIVATIONS_AT_ONCE: Final = 1 << 27
+
+
+class Heads(Protocol):
+    """H heads on the same tokens."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, K, D] -> fp32 [H, B, C]"""
+        ...
+
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        """Of `share` times the mean cross-entropy of each head, for tokens [B, K, D] of classes int64 [B]."""
+        ...
+
+    def parameters(self) -> list[list[nn.Parameter]]:
+        """Those of each head, with the gradients so far."""
+        ...
+
+    def zero_gradients(self) -> None: ...
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        """How many clips of K tokens `add_gradients` takes without much memory."""
+        ...
+
+
+def make_heads(num: int, width: int, attention_heads: int, depth: int, num_classes: int, seed: int, device: torch.device, dtype: torch.dtype) -> Heads:
+    """`num` heads that start from the same weights, drawn by `seed`. dtype: of matrix products; weights are fp32.
+
+    depth: 1, the query alone; 4, after 3 self-attention blocks (V-JEPA 2, section 4.1), which no two heads share.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
+        first = AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes)
+    return SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype) if depth > 1 else StackedHeads(first, num, device, dtype)
+
+
+class StackedHeads:
+    """Heads of depth 1: every weight is one tensor [H, ...]."""
+
+    def __init__(self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> None:
+        """`num` copies of `first`."""
+        self.attention_heads = first.pooler.cross_attention_block.xattn.heads
+        self.eps = first.pooler.cross_attention_block.norm1.eps
+        self.device, self.dtype = device, dtype
+        self.weights = {name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()}
+        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)]
+
+    def parameters(self) -> list[list[nn.Parameter]]:
+        """Views of the stacked weights, so that an optimizer may give each head its own learning rate."""
+        for number, views in enumerate(self._views):
+            for view, weight in zip(views, self.weights.values(), strict=True):
+                view.grad = None if weight.grad is None else weight.grad[number]
+        return self._views
+
+    def zero_gradients(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        return max(1, _SCORES_AT_ONCE // (len(self._views) * self.attention_heads * num_tokens))
+
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        (share * _losses(self.logits(tokens), classes).sum()).backward()  # type: ignore[no-untyped-call]
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        with _autocast(self.device, self.dtype):
+            pooled = self._attend(functional.layer_norm(tokens.float(), tokens.shape[-1:], eps=self.eps).to(self.dtype))
+            query = self._weight("pooler.query_tokens").flatten(1)[:, None] + pooled
+            query = query + self._mlp(self._norm(query, "pooler.cross_attention_block.norm2"))
+            logits: Tensor = self._linear(query, "linear").float()
+            return logits
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Normed tokens without the weights of the norm [B, K, D] -> [H, B, D]."""
+        block, h = "pooler.cross_attention_block", self.attention_heads
+        query = self._linear(self._weight("pooler.query_tokens").flatten(1)[:, None], f"{block}.xattn.q")  # [H, 1, D]
+        query = rearrange(query, "H 1 (h d) -> (H h) 1 d", h=h)
+        to_key, to_value = rearrange(self._weight(f"{block}.xattn.kv.weight"), "H (two h d) c -> two (H h) d c", two=2, h=h)
+        gain, shift = self._weight(f"{block}.norm1.weight"), self._weight(f"{block}.norm1.bias")
+        folded = (query * query.shape[-1] ** -0.5) @ to_key  # [H h, 1, D]
+        folded = rearrange(folded, "(H h) 1 c -> H h c", h=h) * gain[:, None]
+        # of the shift of the norm and the bias of the keys, softmax sees nothing: they move all scores of a clip alike
+        scores = rearrange(folded, "H h c -> 1 (H h) c").to(tokens.dtype).expand(len(tokens), -1, -1) @ tokens.transpose(1, 2)
+        pooled = rearrange(scores.softmax(-1) @ tokens, "b (H h) c -> (H h) b c", h=h)
+        to_value = rearrange(to_value, "(H h) d c -> H (h d) c", h=h)
+        bias = self._weight(f"{block}.xattn.kv.bias").chunk(2, dim=1)[1] + (to_value @ shift[:, :, None])[..., 0]
+        values = pooled @ rearrange(to_value * gain[:, None], "H (h d) c -> (H h) c d", h=h)
+        mixed: Tensor = rearrange(values, "(H h) b d -> H b (h d)", h=h) + bias[:, None]
+        return mixed
+
+    def _mlp(self, query: Tensor) -> Tensor:
+        hidden = functional.gelu(self._linear(query, "pooler.cross_attention_block.mlp.fc1"))
+        return self._linear(hidden, "pooler.cross_attention_block.mlp.fc2")
+
+    def _norm(self, query: Tensor, name: str) -> Tensor:
+        normed = functional.layer_norm(query.float(), query.shape[-1:], eps=self.eps)
+        return normed * self._weight(f"{name}.weight")[:, None] + self._weight(f"{name}.bias")[:, None]
+
+    def _linear(self, inputs: Tensor, name: str) -> Tensor:
+        """[H, B, D] -> [H, B, E], each head by its own weights."""
+        return torch.baddbmm(self._weight(f"{name}.bias")[:, None], inputs, self._weight(f"{name}.weight").transpose(1, 2))
+
+    def _weight(self, name: str) -> Tensor:
+        return self.weights[name]
+
+
+class SeparateHeads:
+    """Heads one after the other, so that the activations of only one are held at a time; their self-attention blocks share nothing."""
+
+    def __init__(self, heads: list[AttentiveClassifier], dtype: torch.dtype) -> None:
+        self.heads, self.dtype = heads, dtype
+
+    def parameters(self) -> list[list[nn.Parameter]]:
+        return [list(head.parameters()) for head in self.heads]
+
+    def zero_gradients(self) -> None:
+        for head in self.heads:
+            head.zero_grad()
+
+    def clips_at_once(self, num_tokens: int) -> int:
+        pooler = self.heads[0].pooler
+        return max(1, _ACTIVATIONS_AT_ONCE // (num_tokens * pooler.query_tokens.shape[-1] * 16 * len(pooler.blocks)))
+
+    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+        for head in self.heads:
+            (share * _losses(self._logits(head, tokens)[None], classes)[0]).backward()  # type: ignore[no-untyped-call]
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        return torch.stack([self._logits(head, tokens) for head in self.heads])
+
+    def _logits(self, head: AttentiveClassifier, tokens: Tensor) -> Tensor:
+        with _autocast(tokens.device, self.dtype):
+            logits: Tensor = head(tokens.float())
+        return logits.float()
+
+
+def _losses(logits: Tensor, classes: Tensor) -> Tensor:
+    """fp32 [H, B, C], int64 [B] -> [H]"""
+    each = functional.cross_entropy(logits.flatten(0, 1), classes.repeat(len(logits)), reduction="none")
+    return each.view(len(logits), -1).mean(1)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

@@ -1,0 +1,229 @@
+"""What a probe learns from and is measured on: labelled samples, cut into trials, and how they are read.
+
+A clip index, or an image data set of `datasets_images`. Whatever it is, the probe sees a `Dataset`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from vjepa.config import Data
+from vjepa.config import Source as IndexSource
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.clips import Views
+from vjepa.data.loader import ClipLoader, eval_loader
+from vjepa.errors import UserError
+from vjepa.probing.datasets_images import IMAGE_SETS, ImageClips, ImageSet, open_images
+from vjepa.probing.evidence import Split, hold_out, read_splits
+from vjepa.probing.passes import AugmentedClips, Passes
+from vjepa.records import ClipBatch
+
+# What a clip depends on beside its file.
+_READING: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")
+_AUGMENTING: Final = ("crop_scale", "crop_aspect", "flip")
+_CONTENT: Final = ("content_hash", "offset", "length", "first_frame", "start_s", "end_s", "num_frames", "rotation", "decoder")
+
+
+class Source(Protocol):
+    """Where samples are read from. A sample is named by its clip id."""
+
+    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
+        """Every sample once, in order, its views side by side; those that cannot be read are named in `failures`."""
+        ...
+
+    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
+        """All that the clips of `loader` depend on, as plain values: equal facts mean equal clips."""
+        ...
+
+    def uri(self, clip_id: int) -> str:
+        """Where a reader of the report finds the sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Clip ids, int64 [n] each, disjoint: probes learn from `train`, choose on `selection`, and are measured once, on `test`.
+
+    name: the value of the fold column that `test` has; empty where there are no folds.
+    """
+
+    name: str
+    train: np.ndarray
+    selection: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """labels, groups: one value, or None, for every clip id; groups is None where no sample has one. where: the rows of each part, in words."""
+
+    source: Source
+    labels: Sequence[str | None]
+    groups: Sequence[str | None] | None
+    trials: tuple[Trial, ...]
+    where: dict[str, Any]
+
+    @property
+    def clip_ids(self) -> np.ndarray:
+        """Every sample that some trial uses, int64 [n], ascending."""
+        return np.unique(np.concatenate([part for trial in self.trials for part in (trial.train, trial.selection, trial.test)]))
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 of the samples in use, how they are read once each, and their labels."""
+        facts = [self.source.facts(self.clip_ids, Views()), [self.labels[i] for i in self.clip_ids]]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a data set.
+
+    train, selection, val: rows as COLUMN=VALUE1,VALUE2; None: those whose split has this name, and for selection else a part of train.
+    group: column whose equal rows stay together. fold: column of cross-validation, in place of train, selection and val.
+    data_root: folder of an image data set that is known by name.
+    """
+
+    label: str = "label"
+    group: str = "group"
+    fold: str | None = None
+    where: dict[str, str | None] = field(default_factory=dict)
+    data_root: str | None = None
+
+
+def open_dataset(name: str, data: Data, request: Request) -> Dataset:
+    """The clip index, image data set or folder of images `name`, read as the settings `data` say. Raises UserError."""
+    if name not in IMAGE_SETS and not Path(name).is_dir():
+        return _clips(name, data, request)
+    rows = [f"--{part}" for part, value in request.where.items() if value is not None]
+    if request.fold or rows or request.label != "label":
+        given = next(iter([*(["--fold"] if request.fold else []), *rows, "--label"]))
+        raise UserError(f"{given}: is for clip indexes; {name} has its own labels and splits")
+    return _images(open_images(name, request.data_root), data)
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Rows of a clip index."""
+
+    index: ClipIndex
+    data: Data
+
+    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
+        if isinstance(views, Views):
+            return eval_loader(self.index, clip_ids, self.data, batch, self.data.workers, views)
+        clips = AugmentedClips(self.index, clip_ids, self.data, batch, views)
+        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s)
+
+    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
+        names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
+        return {"rows": _rows_hash(self.index, clip_ids), "views": _words(views), **{name: getattr(self.data, name) for name in names}}
+
+    def uri(self, clip_id: int) -> str:
+        return self.index.row(clip_id).uri
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images of a data set, clips of one frame."""
+
+    images: ImageSet
+    data: Data
+
+    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
+        if isinstance(views, Passes):
+            raise UserError("--train_passes: augmented passes are for clips; leave it out for images")
+        clips = ImageClips(self.images.images, clip_ids, self.data.crop_px, batch, views.num_crops)
+        return ClipLoader(clips, range(len(clips)), self.data.workers, self.data.deadline_s)
+
+    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
+        rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()
+        return {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
+
+    def uri(self, clip_id: int) -> str:
+        paths = getattr(self.images.images, "paths", None)
+        return paths[clip_id] if paths else f"{self.images.name} image {clip_id}"
+
+
+def _images(images: ImageSet, data: Data) -> Dataset:
+    trial = Trial("", images.splits["train"], images.splits["selection"], images.splits["val"])
+    return Dataset(ImageSource(images, data), images.labels, None, (trial,), {part: part for part in images.splits})
+
+
+def _clips(path: str, data: Data, request: Request) -> Dataset:
+    index = ClipIndex.open(path)
+    if request.fold is not None:
+        where: dict[str, Any] = {"folds": request.fold}
+        splits = _folds(index, request)
+    else:
+        sources = _sources(index, request.where)
+        found = read_splits(data.model_copy(update=sources), [request.label], request.group)
+        splits = {"": (found.train, found.selection, found.val)}
+        where = {name: source.where if source else "a fifth of train" for name, source in sources.items()}
+    trials = tuple(Trial(name, *(split.rows for split in parts)) for name, parts in splits.items())
+    groups = index.column(request.group)
+    return Dataset(ClipSource(index, data), index.column(request.label), groups if any(group is not None for group in groups) else None, trials, where)
+
+
+def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, Split]]:
+    """Value of the fold column -> train, selection and test; selection keeps groups, or where there are none folds, whole."""
+    given = [f"--{part}" for part, value in request.where.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]}: --fold {request.fold} takes all rows in turn; give one or the other")
+    labels, folds = index.column(request.label), index.column(str(request.fold))
+    usable = [row for row in index.select({}) if labels[row] is not None and folds[row] is not None]
+    values = sorted({str(folds[row]) for row in usable})
+    if len(values) < 3:
+        found = ", ".join(values) or "none"
+        raise UserError(f"{index.path}: cross-validation needs 3 or more values in {request.fold}, to learn, choose and measure on; found {found}")
+    grouped = any(group is not None for group in index.column(request.group))
+    parts = {}
+    for value in values:
+        inside, outside = (np.array([row for row in usable if (folds[row] == value) is same], dtype=np.int64) for same in (True, False))
+        rest = Split(index, outside, {request.label: labels})
+        parts[value] = (*hold_out(rest, request.group if grouped else str(request.fold)), Split(index, inside, {request.label: labels}))
+    return parts
+
+
+def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexSource | None]:
+    """The rows of `data.train`, `data.selection` and `data.val` that the options name."""
+    splits = {value for value in index.column("split") if value is not None}
+    sources: dict[str, IndexSource | None] = {}
+    for name in ("train", "selection", "val"):
+        wanted = given.get(name)
+        if wanted is None and name not in splits:
+            if name != "selection":
+                found = f"its splits are {', '.join(sorted(splits))}" if splits else "it has no splits"
+                raise UserError(f"{index.path}: no rows with split={name} ({found}); say which with --{name} COLUMN=VALUE")
+            sources[name] = None
+        else:
+            sources[name] = IndexSource(index=str(index.path), where=_where(wanted or f"split={name}", name))
+    return sources
+
+
+def _where(text: str, option: str) -> dict[str, str | int | list[str | int]]:
+    """`COL=V1,V2` as the `where` of a source."""
+    column, equals, values = text.partition("=")
+    if not (column and equals and values):
+        raise UserError(f"--{option} {text}: rows are written COLUMN=VALUE or COLUMN=VALUE1,VALUE2")
+    return {column: list(values.split(","))}
+
+
+def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
+    """sha256 of the numbers of the rows and of what they hold; a file without a content hash goes by its address."""
+    digest = hashlib.sha256(np.ascontiguousarray(clip_ids, dtype=np.int64).tobytes())
+    columns = {name: index.column(name) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")}
+    for i in clip_ids.tolist():
+        names = _CONTENT if columns["content_hash"][i] is not None else columns
+        digest.update("\0".join(str(columns[name][i]) for name in names).encode())
+    return digest.hexdigest()
+
+
+def _words(views: Views | Passes) -> dict[str, Any]:
+    return {"kind": type(views).__name__, **asdict(views)}

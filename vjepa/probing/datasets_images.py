@@ -1,0 +1,253 @@
+"""Image data sets for probes: digits, CIFAR, ImageNet, and any folder with a folder of images for each class.
+
+digits     scikit-learn's 1,797 handwritten digits of 8x8 px; comes with scikit-learn
+cifar10    from torchvision, which downloads it once; also cifar100
+imagenet   unpacked, with the folders train/ and val/
+FOLDER     train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+
+from vjepa.data.augment import crop_resize, view_boxes
+from vjepa.data.clips import Clips, one_thread
+from vjepa.data.decode import DecodeError, read_image
+from vjepa.errors import UserError
+from vjepa.records import Clip, ClipBatch
+
+_DOWNLOAD_TIMEOUT_S: Final = 20.0
+
+
+class Images(Protocol):
+    """Where the pictures are. Copies of it in other processes read the same ones."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> np.ndarray:
+        """uint8 [H, W, 3] of image number `i`, upright. Raises DecodeError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A labelled image data set, cut into rows to learn from, to choose on, and to measure on.
+
+    labels: the class of each image. names: the classes, in the order of the data set.
+    splits: train, selection, val -> numbers of images, int64 [n], ascending, disjoint.
+    data_hash: hex; of pixels and labels, or of a folder of the names and sizes of its files.
+    """
+
+    name: str
+    images: Images
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    splits: dict[str, np.ndarray]
+    data_hash: str
+
+
+class ImageClips(Clips):
+    """Item number k holds images rows[k * batch : (k + 1) * batch], clips of one frame uint8 [B, 3, 1, S, S]; nothing is random.
+
+    The crops of an image lie side by side, as those of `vjepa.data.clips.EvalClips`. Clip ids are numbers of images.
+    """
+
+    def __init__(self, images: Images, rows: np.ndarray, crop_px: int, batch: int, num_crops: int = 1) -> None:
+        super().__init__()
+        self.images, self.rows, self.crop_px, self.batch, self.num_crops = images, rows, crop_px, batch, num_crops
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.rows) // self.batch)
+
+    @property
+    def batch_bytes(self) -> int:
+        return 3 * self.crop_px**2 * self.batch * self.num_crops
+
+    def __getitem__(self, k: int) -> ClipBatch:
+        """An image that cannot be read is left out and named in `failures`; B may be 0."""
+        clips: list[Clip] = []
+        failures = []
+        with one_thread():
+            for i in self.rows[k * self.batch : (k + 1) * self.batch].tolist():
+                try:
+                    frames = self.images.read(i)[None]
+                except DecodeError as error:
+                    failures.append((i, str(error)))
+                    continue
+                boxes = view_boxes(frames.shape[1], frames.shape[2], self.num_crops)
+                clips += [Clip(crop_resize(frames, box, self.crop_px), i) for box in boxes]
+        video = torch.stack([clip.video for clip in clips]) if clips else torch.empty((0, 3, 1, self.crop_px, self.crop_px), dtype=torch.uint8)
+        return ClipBatch(video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), tuple(failures))
+
+
+def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:
+    """One of IMAGE_SETS, or the folder of images `name`.
+
+    data_root: the folder that holds CIFAR or ImageNet, or that CIFAR is downloaded to; None: the cache folder of the user (ImageNet: required).
+    Raises UserError with one line where it is not there and cannot be downloaded, or where no split would have an image.
+    """
+    if name in IMAGE_SETS:
+        return IMAGE_SETS[name](name, Path(data_root) if data_root else None)
+    if data_root:
+        raise UserError(f"--data_root {data_root}: is for {', '.join(IMAGE_SETS)}; a folder of images is named by --dataset alone")
+    return _folder(name, Path(name))
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Pictures in memory. pixels: uint8 [N, H, W, 3]."""
+
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, i: int) -> np.ndarray:
+        picture: np.ndarray = self.pixels[i]
+        return picture
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Pictures in files."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, i: int) -> np.ndarray:
+        return read_image(Path(self.paths[i]))
+
+
+def _digits(name: str, data_root: Path | None) -> ImageSet:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
+    labels = [str(label) for label in digits.target]
+    keys = [hashlib.sha256(picture.tobytes()).digest() for picture in grey]
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    splits = hash_split(keys, labels, {"train": 0.6, "selection": 0.2, "val": 0.2})
+    return ImageSet(name, ArrayImages(pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels))
+
+
+def _cifar(name: str, data_root: Path | None) -> ImageSet:
+    from torchvision import datasets
+
+    loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = data_root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "datasets")
+    train, val = (_downloaded(loader, root, is_train) for is_train in (True, False))
+    names = tuple(train.classes)
+    labels = [names[i] for i in (*train.targets, *val.targets)]
+    pixels = np.concatenate([train.data, val.data])
+    keys = [hashlib.sha256(picture.tobytes()).digest() for picture in train.data]
+    splits = _held_out(keys, labels) | {"val": np.arange(len(train.data), len(pixels))}
+    return ImageSet(name, ArrayImages(pixels), tuple(labels), names, splits, _hash_pixels(pixels, labels))
+
+
+def _downloaded(loader: Any, root: Path, is_train: bool) -> Any:
+    """A torchvision data set in `root`, downloaded where it is not there yet."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # torchvision sets none, and would wait for ever on a network that swallows packets
+    try:
+        return loader(str(root), train=is_train, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{loader.__name__}: not in {root}, and cannot be downloaded ({reason}); "
+            f"unpack {loader.url} there, or name the folder that holds {loader.base_folder}/ with --data_root"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _imagenet(name: str, data_root: Path | None) -> ImageSet:
+    if data_root is None:
+        raise UserError("imagenet: needs an account at https://image-net.org to be downloaded; name the folder that holds train/ and val/ with --data_root")
+    if not ((data_root / "train").is_dir() and (data_root / "val").is_dir()):
+        raise UserError(f"{data_root}: no folders train/ and val/; unpack ImageNet there, a folder for each class (torchvision.datasets.ImageNet does it)")
+    return _folder(name, data_root)
+
+
+IMAGE_SETS: Final[dict[str, Callable[[str, Path | None], ImageSet]]] = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagenet": _imagenet}
+
+
+def _folder(name: str, root: Path) -> ImageSet:
+    """train/, val/ and perhaps selection/ with a folder for each class, or folders of classes alone."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of images; the data sets known by name are {', '.join(IMAGE_SETS)}")
+    parts = [part for part in ("train", "selection", "val") if (root / part).is_dir()]
+    if parts and not {"train", "val"} <= set(parts):
+        raise UserError(f"{root}: has {parts[0]}/ but not both train/ and val/; name them so, or give a folder with a folder for each class")
+    paths: list[str] = []
+    labels: list[str] = []
+    splits: dict[str, np.ndarray] = {}
+    for part in parts or ["."]:
+        found = _listed(root / part)
+        splits[part] = np.arange(len(paths), len(paths) + len(found))
+        paths += [path for path, _ in found]
+        labels += [label for _, label in found]
+    relative = [Path(path).relative_to(root).as_posix() for path in paths]
+    keys = [hashlib.sha256(path.encode()).digest() for path in relative]
+    if not parts:
+        splits = hash_split(keys, labels, {"train": 0.6, "val": 0.2, "selection": 0.2})
+    elif "selection" not in parts:
+        splits |= _held_out(keys[: len(splits["train"])], labels)
+    for part, rows in splits.items():
+        if not len(rows):
+            raise UserError(f"{root}: too few images to have some in {part}; give 5 or more of each class")
+    files = [f"{path} {os.stat(full).st_size}" for path, full in zip(relative, paths, strict=True)]
+    data_hash = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    return ImageSet(name, FileImages(tuple(paths)), tuple(labels), tuple(sorted(set(labels))), splits, data_hash)
+
+
+def _listed(root: Path) -> list[tuple[str, str]]:
+    """(path, class) of every image under `root`/CLASS."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        folder = ImageFolder(str(root), allow_empty=True)
+    except FileNotFoundError:
+        raise UserError(f"{root}: no folders of classes; images lie in {root}/CLASS/") from None
+    if not folder.samples:
+        raise UserError(f"{root}: no image in the folders of its classes")
+    return [(path, folder.classes[number]) for path, number in folder.samples]
+
+
+def _held_out(keys: Sequence[bytes], labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """train and selection of the first len(keys) images: a fifth of each class is held out."""
+    return hash_split(keys, labels[: len(keys)], {"train": 0.8, "selection": 0.2})
+
+
+def hash_split(keys: Sequence[bytes], labels: Sequence[str], shares: dict[str, float]) -> dict[str, np.ndarray]:
+    """Split name -> numbers of images, int64 [n], ascending: its share of each class, in the order of the hashes `keys`.
+
+    Equal keys, such as those of equal pictures, stay together; the order of the images plays no part.
+    """
+    members: dict[str, dict[bytes, list[int]]] = {}
+    for i, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        members.setdefault(label, {}).setdefault(key, []).append(i)
+    splits: dict[str, list[int]] = {name: [] for name in shares}
+    ends = np.cumsum(list(shares.values()))
+    for by_key in members.values():
+        for place, key in enumerate(sorted(by_key)):
+            split = int(np.searchsorted(ends, (place + 0.5) / len(by_key)))
+            splits[list(shares)[split]] += by_key[key]
+    return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in splits.items()}
+
+
+def _hash_pixels(pixels: np.ndarray, labels: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{pixels.shape} {' '.join(labels)}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""The features that a probe compares: those of a frozen encoder, on clips in order, shuffled and reversed, and two that need no encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vjepa.counter_rng import generator
+from vjepa.data.augment import normalise
+from vjepa.errors import UserError
+from vjepa.models.encoder import VisionTransformer
+from vjepa.probing.features import motion_energy, pixels
+from vjepa.probing.store import Recipe
+
+Time = Literal["forward", "shuffled", "reversed"]
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"pixels": pixels, "motion_energy": motion_energy}
+_PLAIN_VERSION = 1  # raise it when what `pixels` or `motion_energy` computes changes
+
+
+def weights_hash(encoder: VisionTransformer) -> str:
+    """sha256 of every tensor of an encoder, and of its settings."""
+    digest = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
+    tensors = dict(encoder.state_dict())
+    table = getattr(getattr(encoder, "positions", None), "table", None)
+    if isinstance(table, Tensor):
+        tensors["positions.table"] = table
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def untrained(encoder: VisionTransformer) -> VisionTransformer:
+    """An encoder of the same architecture with initial weights of seed 0, frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = VisionTransformer(encoder.model)
+    if hasattr(encoder, "positions"):  # a table that a file brought
+        fresh.positions.table = encoder.positions.table
+    return fresh.requires_grad_(False).eval()
+
+
+def levels(encoder: VisionTransformer, wish: str) -> tuple[int, ...]:
+    """Blocks after which features are read: `last`, `quarters` (of the depth), or numbers such as 2,5,8,11. Raises UserError."""
+    depth = len(encoder.blocks)
+    if wish == "last":
+        return (depth - 1,)
+    if wish == "quarters":
+        return tuple(sorted({max(0, quarter * depth // 4 - 1) for quarter in (1, 2, 3, 4)}))
+    numbers = wish.split(",")
+    if not all(number.isdigit() and int(number) < depth for number in numbers):
+        raise UserError(f"--levels {wish}: give last, quarters, or blocks from 0 to {depth - 1}, such as {depth // 2},{depth - 1}")
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+def encoder_recipe(
+    encoder: VisionTransformer, sha256: str, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype, time: Time = "forward"
+) -> Recipe:
+    """Features of a frozen encoder on `device`, forward passes in `dtype`, after `blocks`, with the frames of each clip in the order `time`.
+
+    outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, 1, L * D], the mean over the tokens of each.
+    """
+
+    def run(video: Tensor, clip_ids: Tensor) -> dict[str, Tensor]:
+        clips = normalise(in_time(video, clip_ids, time).to(device), dtype)
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            # the last block goes through `forward`, which is what every other use of an encoder sees
+            found = [encoder(clips)] if list(blocks) == [len(encoder.blocks) - 1] else encoder.intermediate(clips, blocks)
+        values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([level.float().mean(1, keepdim=True) for level in found], -1)}
+        return {output: values[output] for output in outputs}
+
+    facts = {"weights": sha256, "blocks": list(blocks), "time": time, "precision": str(dtype), "device": device.type}
+    return Recipe(facts, outputs, run)
+
+
+def plain_recipe(name: str) -> Recipe:
+    """Raw pixels or motion energy, as `pooled` [B, 1, D]."""
+    facts: dict[str, Any] = {"plain": name, "version": _PLAIN_VERSION}
+    return Recipe(facts, ("pooled",), lambda video, clip_ids: {"pooled": rearrange(PLAIN[name](video), "b d -> b 1 d")})
+
+
+def in_time(video: Tensor, clip_ids: Tensor, time: Time) -> Tensor:
+    """[B, 3, T, S, S] with its frames in another order: what `Views(time=...)` reads, from clips that were read forward."""
+    if time == "reversed":
+        return video.flip(2)
+    if time == "shuffled":
+        orders = [torch.from_numpy(generator(0, "shuffled_frames", clip_id).permutation(video.shape[2])) for clip_id in clip_ids.tolist()]
+        return torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
+    return video
