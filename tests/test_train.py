@@ -248,7 +248,7 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
     run = settings(clips, "run", optim={"total_steps": 1})
     train(run, progress=False)
     for mode in ("knn", "linear_probe"):
-        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode]
+        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert answer.returncode == 0, answer.stderr
     results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())
