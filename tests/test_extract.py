@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import level
+from conftest import level, scanned
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vjepa
-from data_prep.scan import scan
 from vjepa import config, extract
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex, write_index
@@ -37,7 +36,7 @@ def files(make_video, tmp_path):
     """Paths of an index of 10 videos and of an encoder's weights."""
     rows = [
         {"uri": f"v/{i}.mp4", "label": "even" if i % 2 == 0 else "odd", "label_id": i % 2, "split": "val" if i >= 6 else "train", "hand": f"Händ {i}"}
-        | scan(make_video(f"v/{i}.mp4", length, size=(32, 24)))
+        | scanned(make_video(f"v/{i}.mp4", length, size=(32, 24)))
         for i, length in enumerate(LENGTHS)
     ]
     write_index(tmp_path / "x.parquet", rows)

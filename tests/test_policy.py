@@ -123,7 +123,8 @@ def test_commands_named_in_the_readme_exist() -> None:
 @pytest.mark.fast
 def test_help_imports_no_heavy_library() -> None:
     heavy = ("torch", "decord", "av", "sklearn", "matplotlib")
-    code = f"import sys, vjepa.train, vjepa.probe, vjepa.bench, vjepa.export, data_prep.index; print([name for name in {heavy} if name in sys.modules])"
+    commands = "vjepa.train, vjepa.probe, vjepa.extract, vjepa.bench, vjepa.export, data_prep.index, data_prep.describe"
+    code = f"import sys, {commands}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.strip() == "[]"
 

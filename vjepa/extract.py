@@ -67,7 +67,7 @@ def extract(options: argparse.Namespace) -> str:
     from vjepa.probing.windows import Cut, CutVideos
 
     encoder = vjepa.load_encoder(options.model_path, options.format, which=options.which)
-    data, device, computed = probe._settings(options, encoder)
+    data, device, computed = probe.how_to_read(options, encoder)
     encoding = _Encoding.of(encoder, options, device, computed)
     videos = CutVideos.of(index, selected, data, Cut(options.num_clips, options.window_s, options.stride_s))
     clips_per_part = _clips_per_part(len(videos), encoding.clip_bytes(videos.data))

@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     if not path.exists():
         raise UserError(f"{options.model_path}: no such run folder, checkpoint or weights file")
     encoder = load_encoder(path, which=options.encoder)
-    data, device, dtype = _settings(options, encoder)
+    data, device, dtype = how_to_read(options, encoder)
     where = {name: getattr(options, name) for name in ("train", "selection", "val")}
     dataset = datasets.open_dataset(options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root))
     if isinstance(dataset.source, datasets.ImageSource):
@@ -165,7 +165,7 @@ def _numbers(kind: type) -> Any:
     return parse
 
 
-def _settings(options: argparse.Namespace, encoder: VisionTransformer) -> tuple[Data, torch.device, torch.dtype]:
+def how_to_read(options: argparse.Namespace, encoder: VisionTransformer) -> tuple[Data, torch.device, torch.dtype]:
     """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was published; options win."""
     from vjepa import config
     from vjepa.training import device
