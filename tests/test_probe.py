@@ -7,11 +7,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from data_prep.index import build_index
-from vjepa import config, probe
+from vjepa import config, load_encoder, probe
 from vjepa.errors import UserError
+from vjepa.interop import load, own
 from vjepa.jepa import untrained_encoder
 
 
@@ -116,6 +118,20 @@ def test_a_checkpoint_file_is_measured_as_its_run(run, words):
     assert one["weights_hash"] == other["weights_hash"] and one["accuracy"] == other["accuracy"] and other["step"] == 30
 
 
+def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "best.pth"
+    state = {f"module.backbone.{name}": tensor for name, tensor in load_encoder(run).state_dict().items()}
+    torch.save({"encoder": state, "target_encoder": state, "predictor": {}, "epoch": 3}, file)
+    size = ["--num_frames", "4", "--crop_px", "16"]
+    with pytest.raises(UserError, match="heads="):
+        probe.main(["--model_path", str(file), *words[2:], "--eval_mode", "knn", *size])
+    own.write(load.read(run), tmp_path / "export.safetensors")
+    probe.main(["--model_path", str(tmp_path / "export.safetensors"), *words[2:], "--eval_mode", "knn", "--baselines", "none", *size])
+    (result,) = json.loads((tmp_path / "probe.json").read_text())
+    assert result["encoder"] == "target_encoder" and result["step"] is None and result["data"]["crop_px"] == 16
+
+
 def test_digits_need_no_index(run, tmp_path):
     words = ["--model_path", str(run), "--dataset", "digits", "--cache", str(tmp_path / "cache"), "--eval_mode", "knn"]
     probe.main(words)
@@ -166,7 +182,6 @@ def test_help_loads_no_tensor_library():
 
 @pytest.mark.fast
 def test_the_same_weights_have_one_hash(run):
-    from vjepa import load_encoder
     from vjepa.probing.recipes import untrained, weights_hash
 
     encoder = load_encoder(run)

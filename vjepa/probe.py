@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     from vjepa.probing import summary  # after --help, which must not wait for it
 
     run = _run_of(Path(options.model_path))
+    options.encoder = options.encoder or ("encoder" if run else "target_encoder")
     path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
     dataset, comparison, result = measure(options)
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model_path", required=True, metavar="PATH", help="run or checkpoint folder, exported or published file, Hugging Face folder")
     add("dataset", required=True, metavar="DATA", help="clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images")
     add("eval_mode", required=True, choices=list(MODES), help="k nearest neighbours; a linear head; or heads that attend to all tokens")
-    add("encoder", default="encoder", choices=["encoder", "target_encoder"], help="which encoder of a run or training file (default: encoder)")
+    add("encoder", choices=["encoder", "target_encoder"], help="which of them (default: encoder of a run, target_encoder of a published file)")
     add("label", default="label", metavar="COLUMN", help="column to predict (default: label)")
     add("group", default="group", metavar="COLUMN", help="column whose equal rows stay together in selection and in the bootstrap (default: group)")
     add("train", metavar="COL=V[,V2]", help="rows to learn from (default: split=train)")
@@ -276,7 +277,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)  # above a bar, not into it
 
 
 def _watch(what: str) -> Any:

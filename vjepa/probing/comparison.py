@@ -82,10 +82,7 @@ def compare(
 
     Pixels and motion energy have no tokens, so where the method is attentive they are measured by logistic regression.
     """
-    learned_from = _union(trial.train for trial in dataset.trials)
-    measured_on = _union(part for trial in dataset.trials for part in (trial.selection, trial.test))
-    learn = store.banks(dataset.source, learned_from, looks.learn, {name: one for name, one in recipes.items() if name != REVERSED}, batch)
-    test = store.banks(dataset.source, measured_on, looks.test, recipes, batch)
+    learn, test = _features(dataset, recipes, looks, store, batch)
     output = "tokens" if method.mode == "attentive" else "pooled"
     kinds: dict[str, Measured] = {}
     for name in (name for name in recipes if name != REVERSED):
@@ -99,6 +96,25 @@ def compare(
     return Comparison(
         kinds, _chance(dataset, of_learn, of_test), _num_clips(dataset, of_learn, of_test), tuple(sorted({*of_learn.failures, *of_test.failures}))
     )
+
+
+_Banks = dict[str, dict[str, Bank]]
+
+
+def _features(dataset: Dataset, recipes: Mapping[str, Recipe], looks: Looks, store: Store, batch: int) -> tuple[_Banks, _Banks]:
+    """The banks to learn from and those to choose and measure on; one pass over the clips where it can serve both."""
+    learned_from = _union(trial.train for trial in dataset.trials)
+    measured_on = _union(part for trial in dataset.trials for part in (trial.selection, trial.test))
+    learnt = {name: one for name, one in recipes.items() if name != REVERSED}
+    if looks.learn != looks.test:
+        learn = store.banks(dataset.source, learned_from, looks.learn, learnt, batch)
+        return learn, store.banks(dataset.source, measured_on, looks.test, recipes, batch)
+    if len(measured_on) == len(dataset.clip_ids):
+        both = store.banks(dataset.source, measured_on, looks.test, recipes, batch)
+        return both, both
+    both = store.banks(dataset.source, dataset.clip_ids, looks.test, learnt, batch)
+    backwards = {name: one for name, one in recipes.items() if name == REVERSED}  # of the clips that it is measured on alone
+    return both, both | store.banks(dataset.source, measured_on, looks.test, backwards, batch)
 
 
 def _measure(

@@ -94,7 +94,9 @@ class Store:
         for name, recipe in recipes.items():  # an encoder at step 0 and the untrained one are the same features
             if not all(self._is_whole(key) for key in keys[name].values()) and keys[name] not in [keys[other] for other in missing]:
                 missing[name] = recipe
-        if missing:
+        if not missing:
+            self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
+        else:
             num_views = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
             writers = {
                 name: {output: _Writer(self, key, {"clips": clips, "recipe": dict(recipes[name].facts), "output": output}) for output, key in outputs.items()}
