@@ -218,7 +218,7 @@ def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_pa
 
 
 def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
-    found = measured(actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=60)))
+    found = measured(actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20)))
     assert found.kinds[ROLLOUT].scores.top1.value > found.kinds[TRAINED].scores.top1.value + 0.2
 
 
@@ -335,6 +335,7 @@ def test_both_are_measured_side_by_side(run, words, capsys, mode):
     assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor"}
     for shares in (result, result["with_rollout"], *result["baselines"].values()):  # of 7 verbs
         assert 0 <= shares["recall_at_5"]["low"] <= shares["recall_at_5"]["value"] <= shares["recall_at_5"]["high"] <= 1
+    assert result["chance_recall_at_5"] == 5 / sum(one["num"] > 0 for one in result["scores"]["per_class"])
     said = capsys.readouterr().out
     for part in ("class-mean recall@5", "with roll-out", "clips end 0.5 s before the action; roll-out of 2 time slots after 2, trained on 2"):
         assert part in said

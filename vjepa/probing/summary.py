@@ -13,7 +13,7 @@ from vjepa.probing import pictures
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Comparison, Measured
 from vjepa.probing.datasets import Dataset
 from vjepa.probing.protocol import Method
-from vjepa.probing.scores import Share
+from vjepa.probing.scores import TOP, Share
 
 _MOST_CLASSES: Final = 20  # that are printed; all are in the JSON
 _MOST_MISTAKES: Final = 5
@@ -36,6 +36,7 @@ def to_dict(comparison: Comparison, dataset: Dataset, method: Method) -> dict[st
         "selection": [answer.selection for answer in trained.answers],
         "folds": _folds(trained) if len(dataset.trials) > 1 else None,
         "recall_at_5": asdict(trained.recall_at_5) if trained.recall_at_5 else None,
+        "chance_recall_at_5": _chance_recall(trained),
         "baselines": {name: _baseline(one, len(dataset.trials) > 1) for name, one in comparison.kinds.items() if name not in (TRAINED, ROLLOUT)},
         "with_rollout": _baseline(comparison.kinds[ROLLOUT], len(dataset.trials) > 1) if ROLLOUT in comparison.kinds else None,
         "scores": scores,
@@ -74,7 +75,8 @@ def table(comparison: Comparison, dataset: Dataset, result: dict[str, Any]) -> s
         row = f"{names.get(kind, kind):24}{_told(one.scores.top1):24}{recall}{top5:8}{one.scores.mean_class.value:<12.3f}"
         lines.append((row + (f"{mean:.3f} ± {spread:.3f}" if folds else "")).rstrip())
     chance = comparison.chance
-    lines.append(f"{'chance':24}{_told(Share(chance.accuracy, chance.low, chance.high))}")
+    recall = f"{_number(result['chance_recall_at_5'])}" if ahead else ""
+    lines.append(f"{'chance':24}{_told(Share(chance.accuracy, chance.low, chance.high)):24}{recall}".rstrip())
     if len(measured.scores.per_class) <= _MOST_CLASSES:
         lines += ["", f"{'class':24}{'clips':8}{'recall':8}{'precision':8}".rstrip()]
         lines += [f"{one.name[:22]:24}{one.num:<8}{_number(one.recall):8}{_number(one.precision):8}".rstrip() for one in measured.scores.per_class]
@@ -103,6 +105,12 @@ def write_pictures(stem: Path, dataset: Dataset, comparison: Comparison, batch: 
     ids = np.array(sorted(mistake.clip_id for mistake in scores.worst))
     pictures.worst_picture(paths[1], scores.worst, pictures.middle_frames(dataset.source.loader(ids, Views(), batch)), stem.name)
     return [str(path) for path in paths]
+
+
+def _chance_recall(measured: Measured) -> float | None:
+    """Class-mean recall at 5 of always answering the same 5 of the classes that have clips."""
+    present = sum(one.num > 0 for one in measured.scores.per_class)
+    return min(1.0, TOP / present) if measured.recall_at_5 else None
 
 
 def _anticipation(result: dict[str, Any]) -> str:
