@@ -237,7 +237,7 @@ def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path) -> None:
     assert "nowhere" in fails(*train_it, "data.train.where.split=nowhere", "run.dir=new")
     assert "1x1 cells" in fails(*train_it, "data.crop_px=8", "run.dir=new")
     assert "no_such" in fails("data_prep.index", "no_such", "--out", "new.parquet")
-    assert "not a run folder" in fails("vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn")
+    assert "neither a run" in fails("vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn")
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
     latest = tmp_path / "run" / "checkpoints" / "latest"
@@ -249,7 +249,7 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
     run = settings(clips, "run", optim={"total_steps": 1})
     train(run, progress=False)
     for mode in ("knn", "linear_probe"):
-        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode]
+        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert answer.returncode == 0, answer.stderr
     results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
 from vjepa.probing.metrics import Classes, Floats
@@ -101,6 +99,8 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
     the inverse curvature, diagonal for features along their axes (`rotate`). With that it needs a tenth of the
     iterations; without, at large C, it stops (scikit-learn at its default tolerance) far from the least loss.
     """
+    from scipy.optimize import minimize  # a second that other probes need not wait for
+
     names, ids = np.unique(classes, return_inverse=True)
     truth, energy = np.eye(len(names))[ids], (features**2).sum(0)[:, None]
     weights, bias = np.zeros((features.shape[1], len(names))), np.zeros(len(names))
@@ -113,7 +113,7 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
         def loss(scaled: Floats, scale: Floats = scale, penalty: float = penalty) -> tuple[float, Floats]:
             both = scaled.reshape(-1, len(names)) * scale
             weights, bias = both[:-1], both[-1]
-            log_p = log_softmax(features @ weights + bias, axis=1)
+            log_p = log_softmax(features @ weights + bias)
             error = np.exp(log_p) - truth
             gradient = np.vstack([features.T @ error + penalty * weights, error.sum(0)]) * scale
             return float(penalty / 2 * (weights**2).sum() - (log_p * truth).sum()), gradient.ravel()
@@ -125,7 +125,7 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
             found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-10})
             both = found.x.reshape(-1, len(names)) * scale
             weights, bias = both[:-1], both[-1]
-            p = np.exp(log_softmax(features @ weights + bias, axis=1))
+            p = np.exp(log_softmax(features @ weights + bias))
         curvature = max(float((p * (1 - p)).mean()), np.finfo(np.float64).eps)
         models.append(LinearModel(names, weights, bias, float(found.fun)))
     return models
@@ -153,7 +153,15 @@ def fit_ridge(features: Floats, classes: Classes, choices: Sequence[float]) -> l
 
 def softmax(scores: Floats) -> Floats:
     """[N, K] -> probabilities [N, K]"""
-    return np.exp(log_softmax(scores, axis=1))  # type: ignore[no-any-return]
+    probabilities: Floats = np.exp(log_softmax(scores))
+    return probabilities
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """[N, K] -> logarithms of probabilities [N, K]"""
+    shifted = scores - scores.max(1, keepdims=True)
+    logs: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return logs
 
 
 def as_shares(scores: Floats) -> Floats:

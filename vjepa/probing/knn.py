@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from vjepa.probing.metrics import Classes, Floats
 from vjepa.probing.sweep import Probed, choose
@@ -32,6 +31,8 @@ class Neighbours:
 
     def __init__(self, train: Floats, classes: Classes, choices: Sequence[int]) -> None:
         """`train` [N, D] of `classes` [N]."""
+        from sklearn.neighbors import NearestNeighbors  # a second that other probes need not wait for
+
         self.names, self.ids = np.unique(classes, return_inverse=True)
         self.settings: list[float] = [k for k in sorted(choices) if k <= len(train)] or [len(train)]
         self.bank = NearestNeighbors(metric="cosine", algorithm="brute").fit(train)
