@@ -1,17 +1,20 @@
 """Measure a frozen encoder by a probe, beside its baselines, on a clip index or an image data set.
 
 python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode attentive
+python -m vjepa.probe --model_path runs/demo --dataset actions.parquet --eval_mode attentive --anticipation_s 1 --rollout both
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from vjepa.config import Data
     from vjepa.models.encoder import VisionTransformer
+    from vjepa.probing.anticipation import RollOut
     from vjepa.probing.comparison import Comparison
     from vjepa.probing.datasets import Dataset
     from vjepa.probing.protocol import Method, Mode
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
 
 # the name on the command line -> the name in the code
 MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
-BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames")
-# a result replaces an older one that agrees in these; older results of other versions have no fold
+BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor")
+# a result replaces an older one that agrees in these; older results of other versions lack those that `_save` adds
 KEY: Final = ("dataset", "eval_mode", "label", "encoder")
 _PUBLISHED_FRAMES: Final = 16  # of a clip of every published video probe but anticipation
 # of the baselines that show clips to the trained encoder in another order
@@ -49,18 +53,23 @@ def main(arguments: Sequence[str]) -> int:
     path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
     dataset, comparison, result = measure(options)
-    result["pictures"] = summary.write_pictures(path.with_name(f"{path.stem}_{options.eval_mode}_{options.label}"), dataset, comparison, options.batch)
+    result["pictures"] = summary.write_pictures(path.with_name(_stem(path, options)), dataset, comparison, options.batch)
     _save(path, result)
     print(summary.table(comparison, dataset, result))
     print(f"-> {path}")
     return 0
 
 
+def _stem(path: Path, options: argparse.Namespace) -> str:
+    ahead = "" if options.anticipation_s is None else f"_{options.anticipation_s:g}s_ahead_{options.rollout}"
+    return f"{path.stem}_{options.eval_mode}_{options.label}{ahead}"
+
+
 def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]]:
     """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line."""
     from vjepa import load_encoder
     from vjepa.data.clips import Views
-    from vjepa.probing import comparison, datasets, recipes, store, summary
+    from vjepa.probing import anticipation, comparison, datasets, recipes, store, summary
     from vjepa.probing.datasets_images import IMAGE_SETS
     from vjepa.probing.passes import Passes
 
@@ -73,20 +82,27 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     dataset = datasets.open_dataset(options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root))
     if isinstance(dataset.source, datasets.ImageSource):
         data = data.model_copy(update={"num_frames": 1})
+    if options.anticipation_s is not None:
+        dataset = anticipation.ahead(dataset, options.anticipation_s)
     method = _method(options, device, dtype)
+    roll_out = _roll_out(options, encoder.to(device), data)
     sha256 = recipes.weights_hash(encoder)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if options.no_cache else options.cache or store.default_folder())
         _make_folder(folder)
         features = store.Store(folder, options.feature_dtype, _say, _watch("features"))
         looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
-        found = comparison.compare(dataset, _recipes(options, encoder, sha256, device, dtype, data), method, looks, features, options.batch, _watch("heads"))
+        made = _recipes(options, encoder, roll_out, sha256, device, dtype, data)
+        found = comparison.compare(dataset, made, method, looks, features, options.batch, _watch("heads"))
         result = {
             "dataset": options.dataset if options.dataset in IMAGE_SETS else str(Path(options.dataset).absolute()),
             "eval_mode": options.eval_mode,
             "label": options.label,
             "encoder": options.encoder,
             "fold": options.fold,
+            "anticipation_s": options.anticipation_s,
+            "rollout": options.rollout if options.anticipation_s is not None else None,
+            "time_slots": roll_out.time_slots(data) if roll_out else None,
             "model_path": str(path.absolute()),
             "step": _step(path),
             **summary.to_dict(found, dataset, method),
@@ -128,6 +144,16 @@ def _parser() -> argparse.ArgumentParser:
     add("train_passes", type=int, default=0, metavar="N", help="random clips and crops of each video to learn from (default: 0, the central one)")
     add("levels", default="last", help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)")
     add("baselines", default="all", metavar="NAMES", help=f"all, none, or some of {','.join(BASELINES)} (default: all)")
+    add(
+        "anticipation_s", type=_seconds, metavar="S",
+        help="action anticipation: each row of the index ends where an action starts (in a manifest for data_prep.index:\n"
+        "end_s, and start_s as far back as may be seen, or none); the clip ends so many seconds before it",
+    )  # fmt: skip
+    add(
+        "rollout", default="none", choices=["none", "predictor", "both"],
+        help="anticipation: tokens that the predictor expects to follow, until the action starts, beside those of the\n"
+        "encoder; both: measured with and without (default: none)",
+    )  # fmt: skip
     add("k", metavar="K[,K2]", type=_numbers(int), help="k-NN: neighbours to choose from (default: 1,5,10,20,50)")
     add("head", default="logistic", choices=["logistic", "ridge"], help="linear probe: the loss (default: logistic)")
     add("batch_norm", default="yes", choices=["yes", "no"], help="linear probe: features standardised by train (default: yes)")
@@ -153,6 +179,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: not a whole number from 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: not a number of seconds from 0")
+    return seconds
 
 
 def _numbers(kind: type) -> Any:
@@ -227,10 +263,34 @@ def _method(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _recipes(options: argparse.Namespace, encoder: VisionTransformer, sha256: str, device: torch.device, dtype: torch.dtype, data: Data) -> dict[str, Recipe]:
-    """Kind of features -> how clips become them; `trained` first. Single images have no order of time."""
+def _roll_out(options: argparse.Namespace, encoder: VisionTransformer, data: Data) -> RollOut | None:
+    """What --rollout asks for, on the device of `encoder`. Raises UserError for a model without a predictor, or one that cannot reach so far."""
+    from vjepa import config, load_predictor
+    from vjepa.probing.anticipation import RollOut
+
+    if options.rollout == "none":
+        return None
+    if options.anticipation_s is None:
+        raise UserError(f"--rollout {options.rollout}: says what follows until an action; give --anticipation_s too")
+    try:
+        predictor = load_predictor(options.model_path, which=options.encoder)
+    except UserError as error:
+        raise UserError(f"{error}; --rollout {options.rollout} needs one: name a run, checkpoint or training file, or give --rollout none") from None
+    run = _run_of(Path(options.model_path))
+    trained_frames = config.load(str(run / "config.yaml")).data.num_frames if run else _native_frames(encoder)
+    device = next(encoder.parameters()).device
+    return RollOut.of(encoder, predictor.to(device), data, options.anticipation_s, trained_frames)
+
+
+def _recipes(
+    options: argparse.Namespace, encoder: VisionTransformer, roll_out: RollOut | None, sha256: str, device: torch.device, dtype: torch.dtype, data: Data
+) -> dict[str, Recipe]:
+    """Kind of features -> how clips become them; `trained` first. Single images have no order of time.
+
+    With --rollout predictor, whatever uses the encoder has the roll-out too; with both, one kind of its own has it.
+    """
     from vjepa.probing import recipes
-    from vjepa.probing.comparison import TRAINED
+    from vjepa.probing.comparison import ROLLOUT, TRAINED
 
     names = BASELINES if options.baselines == "all" else () if options.baselines == "none" else tuple(options.baselines.split(","))
     unknown = [name for name in names if name not in BASELINES]
@@ -240,16 +300,30 @@ def _recipes(options: argparse.Namespace, encoder: VisionTransformer, sha256: st
         names = tuple(name for name in names if name in ("random_init", "pixels"))
     outputs = ("tokens", "pooled") if MODES[options.eval_mode] == "attentive" else ("pooled",)
     blocks = recipes.levels(encoder, options.levels)
-    encoder = encoder.to(device)
-    made = {TRAINED: recipes.encoder_recipe(encoder, sha256, blocks, outputs, device, dtype)}
+    everywhere = roll_out if options.rollout == "predictor" else None
+
+    def recipe(time: Time = "forward") -> Recipe:
+        if everywhere:
+            return everywhere.recipe(blocks, outputs, device, dtype, time)
+        return recipes.encoder_recipe(encoder.to(device), sha256, blocks, outputs, device, dtype, time)
+
+    made = {TRAINED: recipe()}
+    if options.rollout == "both" and roll_out:
+        made[ROLLOUT] = roll_out.recipe(blocks, outputs, device, dtype)
     for name in names:
         if name in recipes.PLAIN:
             made[name] = recipes.plain_recipe(name)
         elif name == "random_init":
-            untrained = recipes.untrained(encoder)
-            made[name] = recipes.encoder_recipe(untrained.to(device), recipes.weights_hash(untrained), blocks, outputs, device, dtype)
+            untrained = recipes.untrained(encoder).to(device)
+            if everywhere:
+                made[name] = replace(everywhere.with_untrained_predictor(), encoder=untrained).recipe(blocks, outputs, device, dtype)
+            else:
+                made[name] = recipes.encoder_recipe(untrained, recipes.weights_hash(untrained), blocks, outputs, device, dtype)
+        elif name == "untrained_predictor":
+            if roll_out:
+                made[name] = roll_out.with_untrained_predictor().recipe(blocks, outputs, device, dtype)
         else:
-            made[name] = recipes.encoder_recipe(encoder, sha256, blocks, outputs, device, dtype, _ORDERS[name])
+            made[name] = recipe(_ORDERS[name])
     return made
 
 
@@ -305,7 +379,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 def _save(path: Path, result: dict[str, Any]) -> None:
     """Put `result` into the list in the file `path`, in place of one with the same key; all at once or not at all."""
-    keys = (*KEY, "fold", "model_path")
+    keys = (*KEY, "fold", "anticipation_s", "rollout", "model_path")
     others = [old for old in _results(path) if any(old.get(key, result[key] if key == "model_path" else None) != result[key] for key in keys)]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

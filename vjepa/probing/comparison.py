@@ -15,17 +15,19 @@ from vjepa.probing.metrics import Floats
 from vjepa.probing.passes import Passes
 from vjepa.probing.protocol import Answer, Examples, Method, answer
 from vjepa.probing.recipes import PLAIN
-from vjepa.probing.scores import Scores, score
+from vjepa.probing.scores import TOP, Scores, Share, class_mean_recall, score
 from vjepa.probing.store import Bank, Recipe, Store
 
 TRAINED: Final = "trained"
 REVERSED: Final = "reversed_frames"
+ROLLOUT: Final = "rollout"
 BASELINES: Final = {
     "random_init": "the same encoder, untrained (seed 0)",
     "pixels": "frames of 32x32 px as they are",
     "motion_energy": "how much each of 32x32 px changes from frame to frame",
     "shuffled_frames": "the encoder on clips shuffled in time, learned and measured so",
     REVERSED: "the encoder's probe, test clips played backwards",
+    "untrained_predictor": "the encoder, with the roll-out of an untrained predictor (seed 0)",
 }
 
 
@@ -33,11 +35,12 @@ BASELINES: Final = {
 class Measured:
     """One kind of features under one probe.
 
-    scores: of all test clips together. folds: name of a trial -> share of right answers on its test clips.
-    answers: of each trial.
+    scores: of all test clips together. recall_at_5: mean over the classes, the measure of action anticipation; None up to 5 classes.
+    folds: name of a trial -> share of right answers on its test clips. answers: of each trial.
     """
 
     scores: Scores
+    recall_at_5: Share | None
     folds: dict[str, float]
     answers: tuple[Answer, ...]
 
@@ -50,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """kinds: `trained` first, then the baselines. chance: of always answering the most frequent class of train.
+    """kinds: `trained` first, then `rollout` if both are measured, then the baselines. chance: of always answering the most frequent class of train.
 
     num_clips: train, selection, val -> clips that were used, of all trials together. failures: clips that could not be read, as (clip id, reason).
     """
@@ -143,8 +146,9 @@ def _score(dataset: Dataset, tests: Sequence[Examples], answers: Sequence[Answer
     truth, clip_ids = np.concatenate([test.classes for test in tests]), np.concatenate([test.clip_ids for test in tests])
     groups = None if dataset.groups is None else [dataset.groups[clip_id] for clip_id in clip_ids]
     scores = score(probabilities, names.tolist(), truth.tolist(), clip_ids, groups)
+    recall = class_mean_recall(probabilities, names.tolist(), truth.tolist(), groups=groups) if len(names) > TOP else None
     right = [float(np.mean(one.names[one.probabilities[number].argmax(1)] == test.classes)) for one, test in zip(answers, tests, strict=True)]
-    return Measured(scores, {trial.name: share for trial, share in zip(dataset.trials, right, strict=True)}, tuple(answers))
+    return Measured(scores, recall, {trial.name: share for trial, share in zip(dataset.trials, right, strict=True)}, tuple(answers))
 
 
 def _widen(probabilities: Floats, names: np.ndarray, all_names: np.ndarray) -> Floats:

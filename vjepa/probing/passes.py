@@ -35,8 +35,11 @@ class AugmentedClips(EvalClips):
         views = []
         for number in range(self.passes.num):
             rng = generator(self.passes.seed, "probe_views", row.clip_id * _PASSES_PER_ROW + number)
-            ids = frame_ids(row, self.data, rng.random())
+            ids = self._frame_ids(row, rng.random())
             box = random_crop_box(rng, row.height, row.width, self.data.crop_scale, self.data.crop_aspect)
             flip = bool(self.data.flip and rng.random() < 0.5)
             views += self.crops(row, (0, row.clip_id), ids, [box], [flip], self.data.crop_px)
         return views
+
+    def _frame_ids(self, row: IndexRow, position: float) -> np.ndarray:
+        return frame_ids(row, self.data, position)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
@@ -24,9 +24,14 @@ _PLAIN_VERSION = 1  # raise it when what `pixels` or `motion_energy` computes ch
 
 def weights_hash(encoder: VisionTransformer) -> str:
     """sha256 of every tensor of an encoder, and of its settings."""
-    digest = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
-    tensors = dict(encoder.state_dict())
-    table = getattr(getattr(encoder, "positions", None), "table", None)
+    return network_hash(encoder.model.model_dump_json(exclude={"predictor"}), encoder)
+
+
+def network_hash(settings: str, network: nn.Module) -> str:
+    """sha256 of every tensor of a network, a table of positions included, and of its settings."""
+    digest = hashlib.sha256(settings.encode())
+    tensors = dict(network.state_dict())
+    table = getattr(getattr(network, "positions", None), "table", None)
     if isinstance(table, Tensor):
         tensors["positions.table"] = table
     for name, tensor in sorted(tensors.items()):
@@ -65,17 +70,32 @@ def encoder_recipe(
 
     outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, 1, L * D], the mean over the tokens of each.
     """
+    return levels_recipe({"weights": sha256, "blocks": list(blocks)}, lambda clips: read_levels(encoder, clips, blocks), outputs, device, dtype, time)
+
+
+def levels_recipe(
+    facts: Mapping[str, Any],
+    read: Callable[[Tensor], list[Tensor]],
+    outputs: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    time: Time,
+) -> Recipe:
+    """See `encoder_recipe`. read: normalised clips [B, 3, T, S, S] -> levels of features, [B, N, D] each. facts: all that it depends on."""
 
     def run(video: Tensor, clip_ids: Tensor) -> dict[str, Tensor]:
         clips = normalise(in_time(video, clip_ids, time).to(device), dtype)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            # the last block goes through `forward`, which is what every other use of an encoder sees
-            found = [encoder(clips)] if list(blocks) == [len(encoder.blocks) - 1] else encoder.intermediate(clips, blocks)
+            found = read(clips)
         values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([level.float().mean(1, keepdim=True) for level in found], -1)}
         return {output: values[output] for output in outputs}
 
-    facts = {"weights": sha256, "blocks": list(blocks), "time": time, "precision": str(dtype), "device": device.type}
-    return Recipe(facts, outputs, run)
+    return Recipe({**facts, "time": time, "precision": str(dtype), "device": device.type}, outputs, run)
+
+
+def read_levels(encoder: VisionTransformer, clips: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    """[B, 3, T, H, W] -> features [B, N, D] after each of `blocks`; the last block goes through `forward`, which is what every other use of an encoder sees."""
+    return [encoder(clips)] if list(blocks) == [len(encoder.blocks) - 1] else encoder.intermediate(clips, blocks)
 
 
 def plain_recipe(name: str) -> Recipe:

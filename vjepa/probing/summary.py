@@ -10,10 +10,10 @@ import numpy as np
 
 from vjepa.data.clips import Views
 from vjepa.probing import pictures
-from vjepa.probing.comparison import TRAINED, Comparison, Measured
+from vjepa.probing.comparison import ROLLOUT, TRAINED, Comparison, Measured
 from vjepa.probing.datasets import Dataset
 from vjepa.probing.protocol import Method
-from vjepa.probing.scores import Share
+from vjepa.probing.scores import TOP, Share
 
 _MOST_CLASSES: Final = 20  # that are printed; all are in the JSON
 _MOST_MISTAKES: Final = 5
@@ -35,7 +35,10 @@ def to_dict(comparison: Comparison, dataset: Dataset, method: Method) -> dict[st
         "chosen": chosen[0] if len(chosen) == 1 else {trial.name: one for trial, one in zip(dataset.trials, chosen, strict=True)},
         "selection": [answer.selection for answer in trained.answers],
         "folds": _folds(trained) if len(dataset.trials) > 1 else None,
-        "baselines": {name: _baseline(one, len(dataset.trials) > 1) for name, one in comparison.kinds.items() if name != TRAINED},
+        "recall_at_5": asdict(trained.recall_at_5) if trained.recall_at_5 else None,
+        "chance_recall_at_5": _chance_recall(trained),
+        "baselines": {name: _baseline(one, len(dataset.trials) > 1) for name, one in comparison.kinds.items() if name not in (TRAINED, ROLLOUT)},
+        "with_rollout": _baseline(comparison.kinds[ROLLOUT], len(dataset.trials) > 1) if ROLLOUT in comparison.kinds else None,
         "scores": scores,
         "method": {"head": method.head, "batch_norm": method.batch_norm, "depth": method.depth, "epochs": method.grid.epochs, "seed": method.grid.seed},
         "num_clips": comparison.num_clips,
@@ -51,24 +54,29 @@ def _folds(measured: Measured) -> dict[str, Any]:
 
 def _baseline(measured: Measured, folds: bool) -> dict[str, Any]:
     scores = measured.scores
-    shares = {name: asdict(share) if share else None for name, share in (("top1", scores.top1), ("top5", scores.top5), ("mean_class", scores.mean_class))}
+    named = {"top1": scores.top1, "top5": scores.top5, "mean_class": scores.mean_class, "recall_at_5": measured.recall_at_5}
+    shares = {name: asdict(share) if share else None for name, share in named.items()}
     return {**shares, "chosen": [dict(answer.chosen) for answer in measured.answers], **({"folds": _folds(measured)} if folds else {})}
 
 
 def table(comparison: Comparison, dataset: Dataset, result: dict[str, Any]) -> str:
     """The encoder beside its baselines, its classes, its worst mistakes, and what was measured."""
     measured = comparison.kinds[TRAINED]
-    names = {TRAINED: result["encoder"] + (f", step {result['step']}" if result["step"] is not None else "")}
+    ahead = result["anticipation_s"] is not None
+    names = {TRAINED: result["encoder"] + (f", step {result['step']}" if result["step"] is not None else ""), ROLLOUT: "with roll-out"}
     folds = len(dataset.trials) > 1
     head = f"{result['eval_mode']} {result['label']}"
-    lines = [f"{head:24}{'top-1 [95 %]':24}{'top-5':8}{'mean class':12}{'folds, mean ± std' if folds else ''}".rstrip()]
+    recall = f"{'class-mean recall@5':24}" if ahead else ""
+    lines = [f"{head:24}{'top-1 [95 %]':24}{recall}{'top-5':8}{'mean class':12}{'folds, mean ± std' if folds else ''}".rstrip()]
     for kind, one in comparison.kinds.items():
         mean, spread = one.mean_and_spread
         top5 = f"{one.scores.top5.value:.3f}" if one.scores.top5 else "-"
-        row = f"{names.get(kind, kind):24}{_told(one.scores.top1):24}{top5:8}{one.scores.mean_class.value:<12.3f}"
+        recall = f"{_told(one.recall_at_5) if one.recall_at_5 else '-':24}" if ahead else ""
+        row = f"{names.get(kind, kind):24}{_told(one.scores.top1):24}{recall}{top5:8}{one.scores.mean_class.value:<12.3f}"
         lines.append((row + (f"{mean:.3f} ± {spread:.3f}" if folds else "")).rstrip())
     chance = comparison.chance
-    lines.append(f"{'chance':24}{_told(Share(chance.accuracy, chance.low, chance.high))}")
+    recall = f"{_number(result['chance_recall_at_5'])}" if ahead else ""
+    lines.append(f"{'chance':24}{_told(Share(chance.accuracy, chance.low, chance.high)):24}{recall}".rstrip())
     if len(measured.scores.per_class) <= _MOST_CLASSES:
         lines += ["", f"{'class':24}{'clips':8}{'recall':8}{'precision':8}".rstrip()]
         lines += [f"{one.name[:22]:24}{one.num:<8}{_number(one.recall):8}{_number(one.precision):8}".rstrip() for one in measured.scores.per_class]
@@ -79,6 +87,7 @@ def table(comparison: Comparison, dataset: Dataset, result: dict[str, Any]) -> s
     lines.append(
         f"{measured.scores.num_clips} clips measured, {len(comparison.failures)} unreadable; intervals over {_units(measured)}; {result['views']['test']}"
     )
+    lines += [_anticipation(result)] if ahead else []
     lines += [f"unreadable: {line}" for line in result["unreadable"][:_MOST_MISTAKES]]
     lines.append(f"data {result['data_hash'][:12]}, weights {result['weights_hash'][:12]}")
     return "\n".join(lines)
@@ -96,6 +105,21 @@ def write_pictures(stem: Path, dataset: Dataset, comparison: Comparison, batch: 
     ids = np.array(sorted(mistake.clip_id for mistake in scores.worst))
     pictures.worst_picture(paths[1], scores.worst, pictures.middle_frames(dataset.source.loader(ids, Views(), batch)), stem.name)
     return [str(path) for path in paths]
+
+
+def _chance_recall(measured: Measured) -> float | None:
+    """Class-mean recall at 5 of always answering the same 5 of the classes that have clips."""
+    present = sum(one.num > 0 for one in measured.scores.per_class)
+    return min(1.0, TOP / present) if measured.recall_at_5 else None
+
+
+def _anticipation(result: dict[str, Any]) -> str:
+    said = f"clips end {result['anticipation_s']:g} s before the action"
+    if result["rollout"] == "none":
+        return f"{said}; no roll-out"
+    slots = result["time_slots"]
+    who = "row `with roll-out`" if result["rollout"] == "both" else "all rows of the encoder"
+    return f"{said}; roll-out of {slots['predicted']} time slots after {slots['observed']}, trained on {slots['trained']}: {who}"
 
 
 def _told(share: Share) -> str:
