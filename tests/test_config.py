@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import yaml
 
-from vjepa import config
+from vjepa import command, config
 
 pytestmark = pytest.mark.fast
 MINIMAL = "data: {train: a.parquet}\noptim: {total_steps: 10, lr: 1e-4}\n"
@@ -141,3 +141,10 @@ def test_an_unknown_config_lists_the_shipped_ones() -> None:
 def test_command_prints_one_line_and_fails() -> None:
     answer = subprocess.run([sys.executable, "-m", "vjepa.train", "demo", "optim.lrr=1"], capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 2 and answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+
+
+@pytest.mark.fast
+def test_overrides_may_stand_before_and_after_options():
+    parser = command.config_parser("train", "")
+    given = parser.parse_args(["demo", "--print-config", "run.seed=3"])
+    assert given.print_config and command.read_config(given).run.seed == 3

@@ -11,9 +11,16 @@ from vjepa import config
 from vjepa.errors import UserError
 
 
+class _Parser(argparse.ArgumentParser):
+    """Overrides may stand before and after options."""
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        return self.parse_intermixed_args(*arguments, **options)
+
+
 def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """The arguments that every command with a config shares; `--help` lists every setting."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m vjepa.{command}",
         description=purpose,
         epilog="settings (section.key = default  meaning):\n" + "\n".join(config.describe()),
