@@ -15,6 +15,7 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -301,20 +302,28 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 def _mappable_copy(path: Path) -> Path:
     """The copy of a Parquet index in Arrow's file format, made where there is none of this very file.
 
-    It lies beside the index, or in the cache folder of the user where that cannot be written to.
+    It lies beside the index, or where that cannot be written to in the cache folder of the user, or among temporary files.
     """
     facts = path.stat()
     source = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
     beside = path.with_name(f".{path.name}.arrow")
+    name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa")
-    elsewhere = cache / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
-    for copy in (beside, elsewhere):
+    places = [beside, cache / name, Path(tempfile.gettempdir(), f"vjepa-{os.getuid()}", name)]
+    for copy in places:
         if _source_of(copy) == source:
             return copy
-    copy = beside if os.access(path.parent, os.W_OK) else elsewhere
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy = next((copy for copy in places if _can_write(copy.parent, make=copy is not beside)), places[-1])
     _write_copy(path, copy, source)
     return copy
+
+
+def _can_write(folder: Path, make: bool) -> bool:
+    with suppress(OSError):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK)
+    return False
 
 
 def _write_copy(path: Path, copy: Path, source: str) -> None:
@@ -324,15 +333,15 @@ def _write_copy(path: Path, copy: Path, source: str) -> None:
     facts = {"source": source, "first_rows": np.cumsum([0, *groups]).tolist()}
     packed = pa.field(_PACKED_COLUMN, pa.binary(_PACKED.itemsize))
     schema = file.schema_arrow.append(packed).with_metadata({_SOURCE_KEY: json.dumps(facts)})
-    handle, temporary = tempfile.mkstemp(dir=copy.parent, prefix=f"{copy.name}.", suffix=".tmp")
+    temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with temporary.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for number, num_rows in enumerate(groups):
                 table = file.read_row_group(number).combine_chunks()
                 writer.write_table(table.append_column(packed, _pack(table)).cast(schema), max_chunksize=max(1, num_rows))
         os.replace(temporary, copy)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _pack(table: pa.Table) -> pa.Array:
