@@ -58,7 +58,9 @@ class Samples:
         yield np.arange(max(0, last - _NEIGHBOURS), last + 1)
         for key in keys[1 :: max(1, len(keys) // _NUM_RUNS)]:
             yield np.arange(key - 1, min(key + 1, last) + 1)
-        for single in sorted({0, last, keys[-1] if keys else 0, self.spread.kept[len(self.spread.kept) // 2]}):
+        middle = self.spread.kept[len(self.spread.kept) // 2]
+        # behind a single keyframe every read decodes from the start, wherever it goes: one is enough
+        for single in sorted({0, last, keys[-1], middle}) if len(keys) > 1 else [middle]:
             yield np.array([single])
 
     def is_frame(self, i: int, frame: np.ndarray) -> bool:
