@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from vjepa.models.layers import Block, gather_tokens
 from vjepa.training import device, flops
 
 Step = Callable[[int, torch.Tensor], Any]
+Runs = dict[str, Callable[[int], torch.Tensor]]
 USABLE = 0.97  # of the memory of a GPU: what fragments of it leave
 
 
@@ -57,7 +58,7 @@ class Bench:
     def row(self, name: str, batch: int, seconds: float, clip_flops: int, memory: int) -> str:
         achieved = batch * clip_flops / seconds
         return (
-            f"{name:28} {batch:5} clips  {1000 * seconds:9.1f} ms  {batch / seconds:8.2f} clips/s  {achieved / 1e12:7.1f} TFLOP/s  "
+            f"{name:42} {batch:4} clips  {1000 * seconds:9.1f} ms  {batch / seconds:8.2f} clips/s  {achieved / 1e12:7.1f} TFLOP/s  "
             f"{100 * achieved / self.peak:5.1f} %  {memory / 2**30:6.1f} GiB"
         )
 
@@ -69,48 +70,54 @@ def compile_blocks(*networks: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def forward(bench: Bench) -> list[str]:
+def forward(bench: Bench) -> Iterator[str]:
     """Encoder, and encoder with predictor, of the same weights: theirs, and ours read from their folder."""
-    settings = bench.settings
+    settings, grid = bench.settings, bench.settings.grid
     theirs = VJEPA2Model(published_networks(settings)).eval()
     with TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         encoder, predictor = vjepa.load_encoder(folder), vjepa.load_predictor(folder)
     networks = [network.to(bench.where) for network in (theirs, encoder, predictor)]
-    batch, grid = bench.batches[-1], settings.grid
-    mask = plan(settings.masks, grid).draw(batch, 0, 0, 0, 1)[0].to(bench.where)
     single = normalise(bench.clips(1), torch.float32)
-    rows = [f"fp32: features of one clip differ by {difference(encoder(single), theirs(single.transpose(1, 2), skip_predictor=True).last_hidden_state):.1e}"]
+    apart = difference(encoder(single), theirs(single.transpose(1, 2), skip_predictor=True).last_hidden_state)
+    yield f"features of one clip in fp32 differ by {apart:.1e} of their norm"
     for network in networks:
         network.to(bench.dtype)
+    batch = bench.batches[-1]
+    mask = plan(settings.masks, grid).draw(batch, 0, 0, 0, 1)[0].to(bench.where)
     video = normalise(bench.clips(batch), bench.dtype)
     frames = video.transpose(1, 2)
-    index = 1 % len(settings.masks)  # the mask token that theirs reads
 
-    def both() -> torch.Tensor:
-        context = gather_tokens(encoder(video), mask.context_ids)
+    def predict(_: int) -> torch.Tensor:
+        context, index = gather_tokens(encoder(video), mask.context_ids), 1 % len(settings.masks)  # the mask token that theirs reads
         return predictor(context, mask.context_ids, mask.target_ids, grid, index)  # type: ignore[no-any-return]
 
-    runs: dict[str, Callable[[int], torch.Tensor]] = {
-        "transformers, encoder": lambda _: theirs(frames, skip_predictor=True).last_hidden_state,
-        "ours, encoder": lambda _: encoder(video),
-        "transformers, with predictor": lambda _: theirs(frames, context_mask=[mask.context_ids], target_mask=[mask.target_ids]).predictor_output[0],
-        "ours, with predictor": lambda _: both(),
+    encoders: Runs = {"transformers": lambda _: theirs(frames, skip_predictor=True).last_hidden_state, "ours": lambda _: encoder(video)}
+    both: Runs = {
+        "transformers": lambda _: theirs(frames, context_mask=[mask.context_ids], target_mask=[mask.target_ids]).predictor_output.last_hidden_state,
+        "ours": predict,
     }
     encoder_flops = flops.encoder_flops(settings.model, grid, grid.num_tokens)
-    with_predictor = encoder_flops + flops.predictor_flops(settings.model, mask.context_ids.shape[1], mask.target_ids.shape[1], dense=False)
+    both_flops = encoder_flops + flops.predictor_flops(settings.model, mask.context_ids.shape[1], mask.target_ids.shape[1], dense=False)
     for how in ("eager", "compiled"):
         if how == "compiled":
             compile_blocks(*networks)
-        pairs = [("encoder", encoder_flops), ("with predictor", with_predictor)]
-        medians = alternating_medians(runs, bench.steps, bench.where)
-        for name, arithmetic in pairs:
-            for whose in ("transformers", "ours"):
-                key = f"{whose}, {name}"
-                rows.append(bench.row(f"{key}, {how}"[:28], batch, medians[key], arithmetic, peak_memory_bytes(bench.where)))
-            ratio, apart = medians[f"transformers, {name}"] / medians[f"ours, {name}"], difference(*(runs[f"{whose}, {name}"](0) for whose in ("ours", "transformers")))
-            rows.append(f"{how}, {name}: ours is x{ratio:.2f}; the outputs differ by {apart:.1e}")
-    return rows
+        for what, runs, arithmetic in (("encoder", encoders, encoder_flops), ("encoder, predictor", both, both_flops)):
+            medians = alternating_medians(runs, bench.steps, bench.where)
+            for whose, run in runs.items():
+                yield bench.row(f"{how}, {what}, {whose}", batch, medians[whose], arithmetic, working_bytes(run, bench.where))
+            apart = difference(*(run(0) for run in runs.values()))
+            yield f"{how}, {what}: ours is {medians['transformers'] / medians['ours']:.2f} times as fast; outputs differ by {apart:.1e}"
+
+
+def working_bytes(run: Callable[[int], Any], where: torch.device) -> int:
+    """Most memory of a GPU that `run` takes beside what is there: weights and inputs."""
+    if where.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(where)
+    before = torch.cuda.memory_allocated(where)
+    run(0)
+    return peak_memory_bytes(where) - before
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -130,23 +137,21 @@ def published(bench: Bench, compiled: bool) -> Step:
     return step
 
 
-def measure(make: Callable[[Bench, bool], Step], name: str, compiled: bool, bench: Bench) -> list[str]:
+def measure(make: Callable[[Bench, bool], Step], name: str, compiled: bool, bench: Bench) -> Iterator[str]:
     """A row for each batch that fits, and for the largest."""
     step = make(bench, compiled)
     masks = plan(bench.settings.masks, bench.settings.grid).draw(1, 0, 0, 0, 1)
     clip_flops = flops.step_flops(bench.settings, bench.settings.grid, masks)
-    rows, peaks = [], {}
+    peaks: dict[int, int] = {}
     for batch in bench.batches:
         peaks[batch], seconds = trial(step, bench, batch, bench.steps)
         if seconds is None:
             break
-        rows.append(bench.row(name, batch, seconds, clip_flops, peaks[batch]))
-        print(rows[-1], flush=True)
+        yield bench.row(name, batch, seconds, clip_flops, peaks[batch])
     if bench.where.type == "cuda" and bench.largest_s:
         limit = USABLE * torch.cuda.get_device_properties(bench.where).total_memory
         fits, fails = largest_batch(lambda batch: trial(step, bench, batch, 1)[0], peaks, limit, bench.multiple, bench.largest_s)
-        rows.append(f"{name}: {fits} clips fit ({peaks.get(fits, 0) / 2**30:.1f} GiB), {fails or 'more were not tried'} do not")
-    return rows
+        yield f"{name}: {fits} clips fit ({peaks.get(fits, 0) / 2**30:.1f} GiB); {'more were not tried' if fails is None else f'{fails} do not'}"
 
 
 def trial(step: Step, bench: Bench, batch: int, steps: int) -> tuple[int, float | None]:
@@ -186,7 +191,7 @@ def largest_batch(peak_of: Callable[[int], int], peaks: dict[int, int], limit: f
         peaks[guess] = peak_of(guess)
 
 
-PARTS: dict[str, Callable[[Bench], list[str]]] = {
+PARTS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "forward": forward,
     "eager": partial(measure, ours, "ours, eager", False),
     "published": partial(measure, published, "published, eager", False),
@@ -211,7 +216,9 @@ def main() -> None:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
     rows = [f"{Path(options.config).stem}, {name}, torch {torch.__version__}, {dtype}: {bench.peak / 1e12:.2f} TFLOP/s of matrix products"]
     for part in options.parts:
-        rows += PARTS[part](bench)
+        for row in PARTS[part](bench):
+            print(row, flush=True)
+            rows.append(row)
         gc.collect()
         if where.type == "cuda":
             torch.cuda.empty_cache()
