@@ -103,7 +103,7 @@ def moment(where: torch.device) -> Any:
 
     if where.type != "cuda":
         return perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
