@@ -48,6 +48,17 @@ def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(loa
     assert [(grid.t, grid.h, grid.w) for grid in settings.grids.values()] == [(8, 2, 2), (1, 2, 2), (8, 2, 2)]
 
 
+def test_short_names_stand_for_settings_in_files_and_overrides(load) -> None:
+    text = "mask_ratio: 0.5\nbatch_size: 256\nlearning_rate: 1e-4\nepochs: 100\nema_decay: 0.99\nloss_type: mse\n"
+    settings = load("data.train=a.parquet", text=text)
+    found = (settings.masks[0].ratio, settings.data.global_batch, settings.optim.lr, settings.optim.epochs, settings.optim.ema_decay, settings.objective.loss)
+    assert found == (0.5, 256, 1e-4, 100, 0.99, "mse")
+    assert load("data.train=a.parquet", "mask_ratio=.6", "masks.0.num_blocks=4", text=text).masks == [config.TubeMask(ratio=0.6, num_blocks=4)]
+    assert load("learning_rate=2e-4").optim.lr == load("optim.lr=2e-4", text="data: {train: a}\nlearning_rate: 1\nepochs: 1").optim.lr == 2e-4
+    assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
+    assert set(config.describe_aliases()) >= {"  mask_ratio = masks.0.ratio", "  epochs = optim.epochs"}
+
+
 def test_mask_sets_are_told_apart_by_kind_and_are_tubes_without_one(load) -> None:
     settings = load("masks=[{num_blocks: 2}, {kind: random, ratio: .9}, {kind: multiblock}, {kind: ijepa}]", "masks.2.temporal_scale=[.5, 1]")
     assert [type(mask) for mask in settings.masks] == list(config.MASK_KINDS.values())
@@ -85,6 +96,9 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("masks=[{kind: multiblock, trim: raster, num_context: 9}]", "masks.0.trim: raster takes its counts from the batch"),
         ("masks=[{kind: multiblock, full_complement: true, num_target: 9}]", "masks.0.num_target: with full_complement it follows from the context"),
         ("masks=[{kind: multiblock, max_keep: 9, num_context: 9}]", "masks.0.max_keep: num_context is exact already"),
+        ("mask_ration=.5", "mask_ration: unknown key; did you mean 'mask_ratio'?"),
+        ("mask_ratio=1", "masks.0.ratio: Input should be less than 1, got 1"),
+        ("learning_rate.x=1", "lr is a value, it has no settings inside"),
         ("data.zzz=1", "data.zzz: unknown key; known here: prepare, train"),
         ("data.workers=two", "data.workers: Input should be a valid integer, got 'two'"),
         ("data.workers=1.5", "data.workers: Input should be a valid integer, got 1.5"),
@@ -122,7 +136,11 @@ def test_bad_settings_are_one_line_with_the_path(load, override: str, message: s
         ("data: {train: a.parquet", "not valid YAML"),
         ("- 1", "a config is a mapping of sections, this is a list"),
         ("data: {train: a}\ndata: {train: b}\n", "the key 'data' is given twice"),
-        ("optim: {total_steps: 1}", "data: required, and not given"),
+        ("optim: {total_steps: 1}", "data.train: required, and not given; `python -m data_prep.index FOLDER --out x.parquet` makes"),
+        ("optim: {total_steps: 1, lr: 1}\nlearning_rate: 1", "learning_rate is short for optim.lr, which is given too"),
+        ("mask_ratio: .5\nmasks: [{kind: random, ratio: .5}]", "mask_ratio is short for masks.0.ratio, which is given too"),
+        ("mask_ratio: .5\nmasks: tube", "mask_ratio: masks is a value, it has no settings inside"),
+        ("mask_ratio: .5\nmasks: []", "mask_ratio: '0' is not a place in a list of 0"),
         ("data: {train: a}\noptim: {total_steps: 1}\nrun: {seed: 2020-01-01}", "date is not JSON serializable"),
     ],
 )
