@@ -22,7 +22,7 @@ ROOMS = {
     "vjepa.models": BASE,
     "vjepa.objectives": BASE,
     "vjepa.jepa": BASE | {"vjepa.models", "vjepa.objectives"},
-    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models", "vjepa.data", "vjepa.masking"},
+    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models", "vjepa.objectives", "vjepa.data", "vjepa.masking"},
     "vjepa.interop": BASE | {"vjepa.models"},
     "vjepa.probing": BASE | {"vjepa.data", "vjepa.models"},
     "data_prep": BASE | {"vjepa.command", "vjepa.data"},

@@ -98,6 +98,11 @@ class Model(Section):
                 raise ValueError(f"{name}.heads: heads of {head_width} features cannot be rotated along 3 axes; an even number, 6 or more, can")
         return self
 
+    @property
+    def patch_values(self) -> int:
+        """Numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
+        return 3 * self.tubelet_frames * self.patch_px**2
+
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.
 

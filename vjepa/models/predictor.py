@@ -38,7 +38,7 @@ class Predictor(nn.Module):
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D].
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D.
 
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
@@ -81,11 +81,11 @@ class MlpPredictor(nn.Module):
         layers = (nn.Sequential(nn.LayerNorm(shape.width, eps=1e-6), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
-        self.predictor_proj = nn.Linear(shape.width, features)
+        self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or model.encoder.width))
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D]."""
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D."""
         tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
         tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
         for layer in self.layers:

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
 
-checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network
+checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network of `Objective.networks`
                           optimizer.safetensors                            AdamW's moments, by parameter name
                           state.json                                       step, failures so far, format version
 checkpoints/latest        a link to the newest
@@ -29,7 +29,6 @@ from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
-NETWORKS = ("encoder", "target_encoder", "predictor")
 
 
 @dataclass
@@ -68,7 +67,7 @@ def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: Tr
     partial = root / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for network in NETWORKS:
+    for network in model.objective.networks:
         _write_tensors(partial / f"{network}.safetensors", getattr(model, network).state_dict())
     _write_tensors(partial / "optimizer.safetensors", _moments(model, optimizer))
     (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(state)}, indent=1))
@@ -101,9 +100,9 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
 
 
 def load_networks(path: Path, model: Jepa) -> None:
-    """Load all three networks of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
+    """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
     folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
-    for network in NETWORKS:
+    for network in model.objective.networks:
         file = folder / f"{network}.safetensors"
         load_strictly(getattr(model, network), read_tensors(file), file)
 
