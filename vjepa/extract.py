@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
     add("precision", choices=["auto", "fp32", "bf16"], help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)")
     add("shard", metavar="I/N", help="do part I of N, from 1 (default: all, or the share of the rank under torchrun)")
-    add("which", default="target_encoder", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder)")
+    add("which", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder, where there is one)")
     add("format", metavar="FORMAT", help="of --model_path (default: recognised)")
     return parser
 

@@ -27,9 +27,7 @@ from vjepa.records import TokenGrid, TokenMask
 class Jepa(nn.Module):
     """Context encoder, predictor, projector and, where targets are its features, target encoder; the forward pass gives the loss terms."""
 
-    def __init__(
-        self, model: config.Model, objective: config.Objective, num_masks: int, num_crops: int = 1, teacher: VisionTransformer | None = None
-    ) -> None:
+    def __init__(self, model: config.Model, objective: config.Objective, num_masks: int, num_crops: int = 1, teacher: VisionTransformer | None = None) -> None:
         """num_crops: clips that lie side by side in a batch and are crops of one. teacher: the frozen target encoder of `targets: frozen`."""
         super().__init__()
         if (teacher is None) == (objective.targets == "frozen"):

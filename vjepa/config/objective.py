@@ -18,8 +18,8 @@ class Objective(Section):
 
     targets: Literal["ema", "frozen", "pixels", "none"] = Field(
         "ema",
-        description="what is predicted: features of the moving average of the encoder (V-JEPA), of the frozen `teacher` (SALT, second stage), normalised pixels "
-        "(SALT, first stage; VideoMAE), or, with no target encoder, features of the encoder itself, whose gradient is not stopped (LeJEPA)",
+        description="what is predicted: features of the moving average of the encoder (V-JEPA) or of the frozen `teacher` (SALT, second stage), normalised "
+        "pixels (SALT, first stage; VideoMAE), or, with no target encoder, features of the encoder itself, whose gradient is not stopped (LeJEPA)",
     )
     teacher: str | None = Field(None, description="targets: frozen: a run, checkpoint or weights file of any known format; the run keeps a copy")
     loss: Literal["l1", "smooth_l1", "huber", "mse"] = Field("l1", description="distance to layer-normed targets (V-JEPA: l1; I-JEPA: smooth_l1)")

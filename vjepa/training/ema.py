@@ -26,11 +26,11 @@ def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
 class Shadow:
     """The target encoder as its forward pass wants it: matrices in `dtype`, cast once per update and not in every pass.
 
-    The fp32 average stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
+    The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
     """
 
     def __init__(self, target: VisionTransformer, dtype: torch.dtype) -> None:
-        self.encoder = target
+        self.average, self.encoder = target, target
         self.pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
         if dtype is torch.float32:
             return

@@ -25,9 +25,9 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.largest_batch = max(data.global_batch for data in settings.data.sources.values())
         self.shadow = None
-        if settings.objective.targets == "ema":
+        if model.target_encoder is not None and settings.objective.targets == "ema":
             self.shadow = ema.Shadow(model.target_encoder, dtype)
-        elif settings.objective.targets == "frozen":
+        elif model.target_encoder is not None:
             ema.cast_matrices(model.target_encoder, dtype)
         model.train()
         if settings.run.compile:
@@ -46,7 +46,7 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.shadow is not None:
-            ema.update(self.model.target_encoder, self.model.encoder, self.ema_decay(step))
+            ema.update(self.shadow.average, self.model.encoder, self.ema_decay(step))
             self.shadow.refresh()
         return terms
 
