@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.encoder import Patches, VisionTransformer, patchify
+from vjepa.models.backbone import make_encoder
+from vjepa.models.encoder import Encoder, Patches, patchify
 from vjepa.models.layers import gather_tokens
 from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.objectives import vicreg
@@ -27,12 +28,12 @@ class Jepa(nn.Module):
         super().__init__()
         self.objective = objective
         self.dense = objective.context_weight > 0
-        self.encoder = VisionTransformer(model)
+        self.encoder = make_encoder(model)
         self.predictor = make_predictor(model, num_masks, self.dense)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
     def forward(
-        self, video: Tensor, masks: Sequence[TokenMask], context_weight: float = 0.0, target_encoder: VisionTransformer | None = None
+        self, video: Tensor, masks: Sequence[TokenMask], context_weight: float = 0.0, target_encoder: Encoder | None = None
     ) -> dict[str, Tensor]:
         """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
 
@@ -79,7 +80,7 @@ class Jepa(nn.Module):
         return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
     @torch.no_grad()
-    def targets(self, patches: Patches, target_encoder: VisionTransformer) -> Tensor:
+    def targets(self, patches: Patches, target_encoder: Encoder) -> Tensor:
         """-> [B, N, levels * D]: features of every token, each level layer-normed without affine (V-JEPA section 3.1)."""
         features = target_encoder.encode(patches).float()
         levels = rearrange(features, "b n (l d) -> b n l d", d=self.encoder.width)
@@ -93,6 +94,6 @@ def build(settings: config.Config) -> Jepa:
         return Jepa(settings.model, settings.objective, len(settings.masks))
 
 
-def untrained_encoder(settings: config.Config) -> VisionTransformer:
+def untrained_encoder(settings: config.Config) -> Encoder:
     """The context encoder as it was before the first step: the baseline that training has to beat."""
     return build(settings).encoder.requires_grad_(False).eval()

@@ -55,8 +55,8 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     model = build(settings).to(job.device)
     optimizer = optim.make_optimizer(model, settings.optim)
     state = checkpoint.restore(job.folder, model, optimizer)
-    if state.step == 0 and settings.run.init_from is not None:
-        checkpoint.load_networks(Path(settings.run.init_from), model)
+    if state.step == 0:
+        checkpoint.initialise(model, settings)
     stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
     if progress:
         dtype = str(job.dtype).removeprefix("torch.")
@@ -74,6 +74,7 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     from vjepa.data.clips import open_sources
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
+    from vjepa.models.backbone import encoder_width
     from vjepa.probing.evidence import read_splits
     from vjepa.training import checkpoint, device, run_log
 
@@ -90,8 +91,9 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     for grid in settings.grids.values():
         plan(settings.masks, grid)
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
-    if settings.run.init_from is not None and not started:  # a run that goes on needs its own checkpoint alone
-        checkpoint.load_networks(Path(settings.run.init_from), build(settings))
+    encoder_width(settings.model)  # is an error where timm has no such network
+    if (settings.run.init_from or settings.model.pretrained) and not started:  # a run that goes on needs its own checkpoint alone
+        checkpoint.initialise(build(settings), settings)
     total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
     return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
 

@@ -90,6 +90,8 @@ class Config(Section):
     def _fits(self) -> Self:
         if self.eval.every_steps is not None and self.data.val is None:
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
+        if self.run.init_from is not None and self.model.pretrained:
+            raise ValueError("run.init_from: model.pretrained names other weights to start from; keep one of them")
         if self.objective.context_weight and self.model.predictor.kind == "mlp":
             raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
         if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):
