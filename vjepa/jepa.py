@@ -12,7 +12,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vjepa import config
-from vjepa.models.encoder import Patches, VisionTransformer, patchify
+from vjepa.models.backbone import make_encoder
+from vjepa.models.encoder import Encoder, Patches, patchify
 from vjepa.models.layers import gather_tokens
 from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.models.projector import make_projector
@@ -27,16 +28,16 @@ from vjepa.records import TokenGrid, TokenMask
 class Jepa(nn.Module):
     """Context encoder, predictor, projector and, where targets are its features, target encoder; the forward pass gives the loss terms."""
 
-    def __init__(self, model: config.Model, objective: config.Objective, num_masks: int, num_crops: int = 1, teacher: VisionTransformer | None = None) -> None:
+    def __init__(self, model: config.Model, objective: config.Objective, num_masks: int, num_crops: int = 1, teacher: Encoder | None = None) -> None:
         """num_crops: clips that lie side by side in a batch and are crops of one. teacher: the frozen target encoder of `targets: frozen`."""
         super().__init__()
         if (teacher is None) == (objective.targets == "frozen"):
             raise ValueError(f"targets: {objective.targets} {'needs a' if teacher is None else 'has no'} teacher")
         self.objective, self.num_crops = objective, num_crops
         self.dense = objective.context_weight > 0
-        self.encoder = VisionTransformer(model)
+        self.encoder = make_encoder(model)
         self.predictor = make_predictor(model, num_masks, self.dense) if objective.predicts else nn.Identity()
-        widths = [model.levels * model.encoder.width, *objective.projector_widths]
+        widths = [model.levels * self.encoder.width, *objective.projector_widths]
         self.projector, self.embedding_width = make_projector(widths), widths[-1]
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False) if objective.targets == "ema" else teacher
         self.distance = partial(prediction_loss, objective.loss, huber_delta=objective.huber_delta)
@@ -47,7 +48,7 @@ class Jepa(nn.Module):
         masks: Sequence[TokenMask],
         context_weight: float = 0.0,
         directions: Tensor | None = None,
-        target_encoder: VisionTransformer | None = None,
+        target_encoder: Encoder | None = None,
     ) -> dict[str, Tensor]:
         """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
 
@@ -96,7 +97,7 @@ class Jepa(nn.Module):
         predictions: Tensor = self.predictor(seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index)
         return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
-    def targets(self, patches: Patches, target_encoder: VisionTransformer | None = None) -> Tensor:
+    def targets(self, patches: Patches, target_encoder: Encoder | None = None) -> Tensor:
         """-> [B, N, P], for every token: features, each level layer-normed without affine (V-JEPA section 3.1), or pixels, each colour likewise.
 
         Without a target encoder they are features of the context encoder, and their gradient is not stopped (LeJEPA).
@@ -110,23 +111,24 @@ class Jepa(nn.Module):
             return layer_normed(encoder.encode(patches), encoder.width)
 
     def train(self, mode: bool = True) -> Jepa:
-        """As that of any module, save that targets are never noisy: the target encoder has no drop path."""
+        """As that of any module, save that targets are never noisy: the target encoder has no drop path. A moving average measures BatchNorm's statistics."""
         super().train(mode)
         if self.target_encoder is not None:
-            self.target_encoder.eval()
+            for module in self.target_encoder.modules():
+                module.training = mode and self.objective.targets == "ema" and isinstance(module, nn.BatchNorm2d)
         return self
 
 
-def build(settings: config.Config, teacher: VisionTransformer | None = None) -> Jepa:
+def build(settings: config.Config, teacher: Encoder | None = None) -> Jepa:
     """The networks of a run at their initialisation, a pure function of run.seed; other random state is left alone."""
     with _seeded(settings):
         return Jepa(settings.model, settings.objective, len(settings.masks), settings.data.clips_per_decode, teacher)
 
 
-def untrained_encoder(settings: config.Config) -> VisionTransformer:
+def untrained_encoder(settings: config.Config) -> Encoder:
     """The context encoder as it was before the first step: the baseline that training has to beat."""
     with _seeded(settings):  # it is what `build` draws first
-        return VisionTransformer(settings.model).requires_grad_(False).eval()
+        return make_encoder(settings.model).requires_grad_(False).eval()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vjepa.data.clips import Part, TrainSource
     from vjepa.jepa import Jepa
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.probing.evidence import Split
     from vjepa.probing.online import OnlineProbe
     from vjepa.training.checkpoint import TrainingState
@@ -37,7 +37,7 @@ class Job:
     settings: config.Config
     folder: Path
     sources: list[TrainSource]
-    teacher: VisionTransformer | None
+    teacher: Encoder | None
     device: torch.device
     dtype: torch.dtype
     total_steps: int
@@ -57,8 +57,8 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     model = build(settings, job.teacher).to(job.device)
     optimizer = optim.make_optimizer(model, settings.optim)
     state = checkpoint.restore(job.folder, model, optimizer)
-    if state.step == 0 and settings.run.init_from is not None:
-        checkpoint.load_networks(Path(settings.run.init_from), model)
+    if state.step == 0:
+        checkpoint.initialise(model, settings)
     stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
     if progress:
         dtype = str(job.dtype).removeprefix("torch.")
@@ -77,6 +77,7 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     from vjepa.interop.teacher import keep_teacher, read_teacher
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
+    from vjepa.models.backbone import encoder_width
     from vjepa.probing.evidence import read_splits
     from vjepa.training import checkpoint, device, run_log
 
@@ -95,8 +96,9 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     weights = read_teacher(settings)
     teacher = weights.build_encoder() if weights else None
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
-    if settings.run.init_from is not None and not started:  # a run that goes on needs its own checkpoint alone
-        checkpoint.load_networks(Path(settings.run.init_from), build(settings, teacher))
+    encoder_width(settings.model)  # is an error where timm has no such network
+    if (settings.run.init_from or settings.model.pretrained) and not started:  # a run that goes on needs its own checkpoint alone
+        checkpoint.initialise(build(settings, teacher), settings)
     total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
     folder = run_log.open_run(settings)
     if weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 ALIASES: Final[dict[str, str]] = {
+    "backbone": "model.backbone",
     "mask_ratio": "masks.0.ratio",
     "batch_size": "data.global_batch",
     "learning_rate": "optim.lr",

@@ -83,9 +83,11 @@ class Config(Section):
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
         if self.eval.encoder not in self.objective.networks:
             raise ValueError(f"eval.encoder: with objective.targets: {self.objective.targets} there is no target_encoder; set eval.encoder: encoder")
+        if self.run.init_from is not None and self.model.pretrained:
+            raise ValueError("run.init_from: model.pretrained names other weights to start from; keep one of them")
         if self.objective.context_weight and self.model.predictor.kind == "mlp":
             raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
-        if self.objective.cycle and self.model.predictor.out_width not in (None, self.model.encoder.width):
+        if self.objective.cycle and self.model.predictor.out_width not in (None, self.model.known_width):
             raise ValueError("objective.cycle: predictions go into the predictor again, so they need the width of the encoder; leave predictor.out_width out")
         if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):
             raise ValueError("objective.context_weight: masks of kind ijepa predict each target apart, with no loss on visible tokens; use another kind")
@@ -116,8 +118,8 @@ class Config(Section):
             return self
         if targets == "pixels" and model.levels > 1:
             raise ValueError("model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema")
-        wanted = model.patch_values if targets == "pixels" else model.encoder.width
-        if model.predictor.out_width not in (None, wanted):
+        wanted = model.patch_values if targets == "pixels" else model.known_width
+        if wanted is not None and model.predictor.out_width not in (None, wanted):
             raise ValueError(f"model.predictor.out_width: with objective.targets: {targets} it is {wanted}, not {model.predictor.out_width}; leave it out")
         if targets != "pixels" or model.predictor.out_width == wanted:
             return self

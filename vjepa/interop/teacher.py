@@ -10,6 +10,7 @@ from vjepa import config
 from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.weights import Weights
+from vjepa.models.backbone import encoder_width
 
 COPY: Final = "teacher.safetensors"  # in the run folder: what the teacher was at the first step, whatever becomes of its own run
 
@@ -31,8 +32,8 @@ def read_teacher(settings: config.Config) -> Weights | None:
         grid = theirs.grid(data.num_frames, data.crop_px, data.crop_px)
         if grid != settings.grids[name]:
             raise UserError(f"objective.teacher: {teacher.origin} cuts {name} into {grid}, this run into {settings.grids[name]}; give both one image_mode")
-    wanted = theirs.levels * theirs.encoder.width
-    predicted = ours.levels * (ours.predictor.out_width or ours.encoder.width)
+    wanted = theirs.levels * encoder_width(theirs)
+    predicted = ours.levels * (ours.predictor.out_width or encoder_width(ours))
     if wanted != predicted:
         remedy = "set model.levels: 1" if wanted % ours.levels else f"set model.predictor.out_width: {wanted // ours.levels}"
         raise UserError(f"objective.teacher: {teacher.origin} has {wanted} features a token, {predicted} are predicted; {remedy}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa import config
+from vjepa.models.backbone import encoder_width
 from vjepa.models.layers import Mlp, initialise, make_blocks
 from vjepa.models.positions import SinCos, rotation
 from vjepa.records import TokenGrid
@@ -17,12 +18,12 @@ class Predictor(nn.Module):
     def __init__(self, model: config.Model, num_masks: int, dense: bool = False) -> None:
         """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA 2.1)."""
         super().__init__()
-        shape, levels = model.predictor, model.levels
+        shape, levels, width = model.predictor, model.levels, encoder_width(model)
         self.model, self.width = model, shape.width
-        features = levels * model.encoder.width
+        features = levels * width
         embed = nn.Linear(features, shape.width)
         if levels > 1:
-            embed = nn.Sequential(nn.Linear(features, model.encoder.width), nn.GELU(), nn.Linear(model.encoder.width, shape.width))  # type: ignore[assignment]
+            embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))  # type: ignore[assignment]
         self.predictor_embed = embed
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
         if model.modality_embedding:
@@ -31,7 +32,7 @@ class Predictor(nn.Module):
             self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
         self.predictor_blocks = make_blocks(shape)
         self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
-        out = levels * (shape.out_width or model.encoder.width)
+        out = levels * (shape.out_width or width)
         self.predictor_proj = nn.Linear(shape.width, out)
         if dense:
             self.predictor_proj_context = nn.Linear(shape.width, out)
@@ -74,14 +75,14 @@ class MlpPredictor(nn.Module):
     def __init__(self, model: config.Model, num_masks: int) -> None:
         """`num_masks`: mask sets, each of which has its own mask token."""
         super().__init__()
-        shape, features = model.predictor, model.levels * model.encoder.width
-        self.predictor_embed = nn.Linear(features, shape.width)
+        shape, width = model.predictor, encoder_width(model)
+        self.predictor_embed = nn.Linear(model.levels * width, shape.width)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
         self.positions = SinCos("sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid)
         layers = (nn.Sequential(nn.LayerNorm(shape.width, eps=1e-6), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
-        self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or model.encoder.width))
+        self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or width))
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, untrained_encoder
-from vjepa.models.encoder import VisionTransformer
+from vjepa.models.encoder import Encoder
+from vjepa.models.timm_backbone import load_pretrained
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 
@@ -99,6 +100,16 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     return TrainingState(**stored)
 
 
+def initialise(model: Jepa, settings: config.Config) -> None:
+    """Give the networks the weights that the first step starts from, where those are not random. Raises UserError where they cannot be had."""
+    if settings.run.init_from is not None:
+        load_networks(Path(settings.run.init_from), model)
+    if settings.model.pretrained:
+        load_pretrained(model.encoder)
+        if model.target_encoder is not None and model.objective.targets == "ema":
+            model.target_encoder.load_state_dict(model.encoder.state_dict())
+
+
 def load_networks(path: Path, model: Jepa) -> None:
     """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
     folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
@@ -107,7 +118,7 @@ def load_networks(path: Path, model: Jepa) -> None:
         load_strictly(getattr(model, network), read_tensors(file), file)
 
 
-def load_run(run_dir: Path | str, which: str) -> tuple[VisionTransformer, config.Config]:
+def load_run(run_dir: Path | str, which: str) -> tuple[Encoder, config.Config]:
     """The frozen `encoder` or `target_encoder` of the newest checkpoint of a run, on the CPU, and the run's config."""
     folder = Path(run_dir)
     if not (folder / "config.yaml").is_file():

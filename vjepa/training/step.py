@@ -24,12 +24,12 @@ class TrainingStep:
         self.settings, self.model, self.optimizer, self.dtype, self.total_steps = settings, model, optimizer, dtype, total_steps
         self.device = next(model.parameters()).device
         self.largest_batch = max(data.global_batch for data in settings.data.sources.values())
+        model.train()
         self.shadow = None
         if model.target_encoder is not None and settings.objective.targets == "ema":
             self.shadow = ema.Shadow(model.target_encoder, dtype)
         elif model.target_encoder is not None:
             ema.cast_matrices(model.target_encoder, dtype)
-        model.train()
         if settings.run.compile:
             for block in {*model.modules(), *(self.shadow.encoder.modules() if self.shadow else ())}:
                 if isinstance(block, Block):
