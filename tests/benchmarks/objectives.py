@@ -30,7 +30,7 @@ from vjepa import config
 from vjepa.data.clips import open_sources
 from vjepa.data.loader import eval_loader, train_loader
 from vjepa.jepa import Jepa, build, untrained_encoder
-from vjepa.models.encoder import VisionTransformer as Encoder
+from vjepa.models.encoder import Encoder
 from vjepa.probing.datasets_images import open_images
 from vjepa.probing.evidence import evidence, read_splits
 from vjepa.probing.features import encode, extract
@@ -63,8 +63,15 @@ LOSSES: Final[dict[str, dict[str, Any]]] = {
     "l1": {"loss": "l1"},
     "huber": {"loss": "huber"},
     "vicreg": {"prediction": 0, "vicreg_invariance": 1.0, "vicreg_variance": 1.0, "vicreg_covariance": 0.04},  # 25 : 25 : 1, as published
+    "l1 + vicreg": {"loss": "l1", "vicreg_variance": 1.0, "vicreg_covariance": 0.8},  # as configs/demo.yaml
     "l1 + cycle": {"loss": "l1", "cycle": 1.0},
     "l1 + sigreg": {"loss": "l1", "sigreg": 0.05},
+}
+BACKBONES: Final[dict[str, dict[str, Any]]] = {
+    "energy transformer": {"model": {"backbone": "energy"}},
+    "timm test_vit": {"model": {"backbone": "test_vit"}},
+    "timm test_resnet": {"model": {"backbone": "test_resnet"}},
+    "timm test_convnext": {"model": {"backbone": "test_convnext"}},
 }
 TEACHER: Final = {"loss": "mse", "targets": "pixels"}
 VARIANTS: Final[dict[str, Tree]] = {
@@ -75,12 +82,14 @@ VARIANTS: Final[dict[str, Tree]] = {
     },
     # alone, a distance to one's own features would be least where all are the same; the config refuses it
     "vicreg, none": {"objective": {**LOSSES["vicreg"], "targets": "none"}},
+    "l1 + vicreg, none": {"objective": {**LOSSES["l1 + vicreg"], "targets": "none"}},
     "l1 + sigreg, none": {"objective": {**LOSSES["l1 + sigreg"], "targets": "none"}},
     "l1 + cycle + sigreg, none": {"objective": {**LOSSES["l1 + cycle"], "sigreg": 0.05, "targets": "none"}},
     "views + sigreg, none": {"objective": {"prediction": 0, "view_invariance": 1.0, "sigreg": 0.05, "targets": "none"}, "masks": [TUBE, TUBE]},
     "mse, pixels": {"objective": TEACHER},
     "l1 + context, ema": {"objective": {"loss": "l1", "context_weight": 0.5}},
     "l1, ema, MLP predictor": {"objective": {"loss": "l1"}, "predictor": {"kind": "mlp"}},
+    **{f"l1, ema, {name}": {"objective": {"loss": "l1"}, **changes} for name, changes in BACKBONES.items()},
     "l1, ema, ratio .5 to .9": {"objective": {"loss": "l1"}, "masks": [{**TUBE, "ratio": 0.5, "final_ratio": 0.9}]},
 }
 
@@ -135,7 +144,9 @@ def settings_of(folder: Path, data: str, change: Tree, seed: int, steps: int) ->
     """BASE, then DATA, then what a variant changes, the later ones winning setting by setting."""
     parts = (BASE, DATA[data], change)
     tree: dict[str, Any] = {name: {key: value for part in parts for key, value in part.get(name, {}).items()} for name in BASE}
-    tree["model"] |= {name: tree.pop(name) for name in ("encoder", "predictor")}
+    encoder, tree["model"]["predictor"] = tree.pop("encoder"), tree.pop("predictor")
+    if tree["model"].get("backbone") in (None, "energy"):  # a network of timm has a shape of its own
+        tree["model"]["encoder"] = encoder
     sources = {name: {"index": str(folder / data / "index.parquet"), "where": {"split": name}} for name in ("train", "selection", "val")}
     tree |= {"run": {"seed": seed}, "data": tree["data"] | sources, "optim": tree["optim"] | {"total_steps": steps}}
     return config.validate({**tree, "masks": change.get("masks", [TUBE])}, "sweep")
