@@ -102,7 +102,7 @@ def test_shipped_configs_are_valid_and_open_with_their_command() -> None:
     assert paths
     for path in paths:
         config.load(str(path))
-        assert re.match(rf"# python -m vjepa\.\w+ +{path.stem}\b", path.read_text()) or (
+        assert re.match(rf"# python -m vjepa\.\w+ +(--config configs/)?{path.stem}\b", path.read_text()) or (
             path.stem == "demo" and "python -m vjepa.train" in path.read_text().splitlines()[0]
         ), path.name
 

@@ -75,7 +75,8 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
 
     path = Path(options.model_path)
     if not path.exists():
-        raise UserError(f"{options.model_path}: no such run folder, checkpoint or weights file")
+        runs = [] if path.is_absolute() else sorted(Path("runs").glob(f"*/{path}"), key=lambda file: file.stat().st_mtime)
+        raise UserError(f"{path}: no such run folder, checkpoint or weights file" + (f"; there is {runs[-1]}" if runs else ""))
     encoder = load_encoder(path, which=options.encoder)
     data, device, dtype = how_to_read(options, encoder)
     where = {name: getattr(options, name) for name in ("train", "selection", "val")}

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vjepa.config.aliases import ALIASES
 from vjepa.config.masks import MASK_KINDS
+from vjepa.config.model import Backbone
 from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config
 
@@ -77,11 +78,18 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 def validate(tree: Mapping[str, Any], origin: str) -> Config:
     """A `Config` from plain data; `origin` names the source in the one-line ConfigError."""
     try:
-        return Config.model_validate_json(json.dumps({"data": {}, **tree}))  # with no data at all, what is missing is data.train
+        return Config.model_validate_json(json.dumps(_filled(tree)))
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
             raise ConfigError(f"{origin}: {error}") from None
         raise ConfigError(f"{origin}: " + "; ".join(_explain(one) for one in error.errors())) from None
+
+
+def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With a section `data`, so that without one it is data.train that is missing; of single frames for a network of timm, which reads images."""
+    model, data = tree.get("model", {}), tree.get("data", {})
+    of_timm = isinstance(model, dict) and model.get("backbone", "vit") not in get_args(Backbone)
+    return {**tree, "data": {"num_frames": 1, **data} if of_timm and isinstance(data, dict) else data}
 
 
 def dump(config: Config) -> str:
