@@ -1,6 +1,6 @@
 """Every objective, target and backbone at one budget, on the demo clips and on images of digits: the tables of configs/RESULTS.md.
 
-python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 300] [--only NAME ...]
+python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 200] [--only NAME ...]
 python tests/benchmarks/objectives.py --out FOLDER --table
 
 Each finished run is a line of FOLDER/results.jsonl, and the same command goes on behind the last one. BASE and DATA are the settings of all
@@ -14,7 +14,7 @@ import csv
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from time import process_time
@@ -32,7 +32,7 @@ from vjepa.data.loader import eval_loader, train_loader
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.probing.datasets_images import open_images
-from vjepa.probing.evidence import evidence, read_splits
+from vjepa.probing.evidence import PROBES, evidence, read_splits
 from vjepa.probing.features import encode, extract
 from vjepa.records import ClipBatch
 from vjepa.training.optim import make_optimizer
@@ -99,11 +99,13 @@ class Clips:
     """Decoded once for all variants of a seed, as vjepa.train reads them.
 
     batches: uint8 [B, 3, T, S, S] of each step. labels: split (train, selection, val) -> column -> one value per row. evaluated: split -> batches.
+    untrained: settings of an encoder -> what it shows before the first step.
     """
 
     batches: list[Tensor]
     evaluated: dict[str, list[ClipBatch]]
     labels: dict[str, dict[str, list[str | None]]]
+    untrained: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: config.Config) -> Clips:
@@ -123,11 +125,19 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
         of_teacher = config.validate({**settings.model_dump(mode="json"), "objective": TEACHER}, "teacher")
         teacher = learn(of_teacher, first)[0].encoder.requires_grad_(False)
     model, clips_per_s = learn(settings, batches, teacher)
-    cpu = torch.device("cpu")
-    encoders = {"trained": model.encoder, "random_init": untrained_encoder(settings)}
-    extractors = {name: encode(encoder.eval(), cpu, torch.float32) for name, encoder in encoders.items()}
-    found = evidence({name: extract(batches, extractors) for name, batches in clips.evaluated.items()}, clips.labels)
-    return {"steps": len(batches), "clips_per_s": clips_per_s, **found}
+    untrained = settings.model.model_copy(update={"predictor": config.Predictor()}).model_dump_json()
+    if untrained not in clips.untrained:
+        clips.untrained[untrained] = measure(untrained_encoder(settings), clips)
+    return {"steps": len(batches), "clips_per_s": clips_per_s, "trained": measure(model.encoder, clips), "random_init": clips.untrained[untrained]}
+
+
+def measure(encoder: Encoder, clips: Clips) -> dict[str, Any]:
+    """Label -> probe -> accuracy on val; effective rank and deviation of features."""
+    extractor = encode(encoder.eval(), torch.device("cpu"), torch.float32)
+    features = {name: extract(batches, {"trained": extractor}) for name, batches in clips.evaluated.items()}
+    found = evidence(features, clips.labels)
+    accuracies = {label: {probe: found[label][probe]["trained"]["accuracy"] for probe in PROBES} for label in clips.labels["val"]}
+    return {**accuracies, "effective_rank": found["effective_rank"], "feature_std": found["feature_std"]}
 
 
 def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder | None = None) -> tuple[Jepa, float]:
@@ -176,20 +186,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]], data: str) -> Iterator[str]:
     """Lines of Markdown: mean and standard deviation over seeds, and in brackets the mean of the same encoders untrained."""
     labels = DATA[data].get("eval", config.Eval().model_dump())["labels"]
-    columns = [(label, probe) for label in labels for probe in ("knn", "linear")]
+    columns = [(label, probe) for label in labels for probe in PROBES]
     yield "| objective, targets | " + " | ".join(f"{label}, {'k-NN' if probe == 'knn' else probe}" for label, probe in columns) + " | rank | clips/s |"
     yield "|---|" + "--:|" * (len(columns) + 2)
     for variant in VARIANTS:
         runs = [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
         if runs:
-            cells = [accuracies([row[label][probe] for row in runs]) for label, probe in columns]
-            cells += [f"{statistics.mean(row[name] for row in runs):.{digits}f}" for name, digits in (("effective_rank", 1), ("clips_per_s", 0))]
+            cells = [accuracies(*([row[kind][label][probe] for row in runs] for kind in ("trained", "random_init"))) for label, probe in columns]
+            cells.append(f"{statistics.mean(row['trained']['effective_rank'] for row in runs):.1f}")
+            cells.append(f"{statistics.mean(row['clips_per_s'] for row in runs):.0f}")
             yield f"| {variant} | " + " | ".join(cells) + " |"
 
 
-def accuracies(runs: list[dict[str, Any]]) -> str:
+def accuracies(trained: Sequence[float], untrained: Sequence[float]) -> str:
     """`.81 ± .02 (.45)`, in bold where the trained encoder of every seed is better than the same one untrained."""
-    trained, untrained = ([run[kind]["accuracy"] for run in runs] for kind in ("trained", "random_init"))
     spread = f" ± {statistics.stdev(trained):.3f}" if len(trained) > 1 else ""
     mark = "**" if all(one > other for one, other in zip(trained, untrained, strict=True)) else ""
     return f"{mark}{statistics.mean(trained):.3f}{spread}{mark} ({statistics.mean(untrained):.3f})".replace("0.", ".")
@@ -200,7 +210,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data, runs, and results.jsonl")
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300, help="of each run")
+    parser.add_argument("--steps", type=int, default=200, help="of each run")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="only print the results that are there")
     options = parser.parse_args()
