@@ -116,10 +116,16 @@ NEXT_TO = {
         ("objective.huber_delta=.5", "objective.huber_delta: loss: l1 has none; set loss: huber, or leave it out"),
         ("objective.targets=frozen", "objective.teacher: targets: frozen needs one; name a run, a checkpoint or a weights file"),
         ("objective.teacher=x", "objective.teacher: targets: ema has none; set targets: frozen, or leave it out"),
-        ("objective.targets=none", "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg or vicreg_variance a weight"),
+        (
+            "objective.targets=none",
+            "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg or vicreg_variance a weight",
+        ),
         ("objective.prediction=0", "objective.prediction: nothing is predicted, and no views have to agree"),
         ("objective={prediction: 0, view_invariance: 1, sigreg: 1}", "objective.targets: nothing is predicted, so ema is of no use; set targets: none"),
-        ("objective={view_invariance: 1, sigreg: 1}", "objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2"),
+        (
+            "objective={view_invariance: 1, sigreg: 1}",
+            "objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2",
+        ),
         ("objective={view_invariance: 1}", "objective.sigreg: the same features for all clips would be perfect here (collapse)"),
         ("objective.projector_widths=[64]", "objective.projector_widths: no term reads embeddings"),
         ("objective={sigreg: 1, projector_widths: [0]}", "objective.projector_widths: widths are 1 or more, got [0]"),
