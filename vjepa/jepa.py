@@ -110,9 +110,9 @@ class Jepa(nn.Module):
             return layer_normed(encoder.encode(patches), encoder.width)
 
     def train(self, mode: bool = True) -> Jepa:
-        """As that of any module, save that targets are never noisy: the target encoder has no drop path."""
+        """As that of any module, save that a frozen teacher is never in training: no drop path, and no statistics are measured."""
         super().train(mode)
-        if self.target_encoder is not None:
+        if self.target_encoder is not None and self.objective.targets == "frozen":
             self.target_encoder.eval()
         return self
 
