@@ -82,6 +82,15 @@ def test_run_folder_is_named_after_the_config(load) -> None:
     assert load().run.dir == "runs/x"
 
 
+# What else a config says that an override goes wrong with.
+NEXT_TO = {
+    "data.global_batch=1": "objective: {sigreg: 1}\n",
+    "objective.cycle=1": "model: {predictor: {out_width: 9}}\n",
+    "objective.targets=pixels": "model: {levels: 4, level_norms: true}\n",
+    "eval.encoder=target_encoder": "objective: {targets: pixels}\n",
+}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -117,6 +126,29 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("data.mix=[{index: i, ratoi: .1}]", "data.mix.0.ratoi: unknown key; did you mean 'ratio'?"),
         ("data.mix=[{index: i, ratio: .7}, {index: j, ratio: .2}, {index: k, ratio: .1}]", "data.mix: the ratios sum to 1, which leaves data.train no step"),
         ("data.mix=[{index: i, ratio: .1}, {index: j, ratio: .1, num_frames: 5}]", "data.mix.1.num_frames: 5 is not a whole number of tubelets"),
+        ("objective.loss=hubert", "objective.loss: Input should be 'l1', 'smooth_l1', 'huber' or 'mse', got 'hubert'"),
+        ("objective.huber_delta=.5", "objective.huber_delta: loss: l1 has none; set loss: huber, or leave it out"),
+        ("objective.targets=frozen", "objective.teacher: targets: frozen needs one; name a run, a checkpoint or a weights file"),
+        ("objective.teacher=x", "objective.teacher: targets: ema has none; set targets: frozen, or leave it out"),
+        (
+            "objective.targets=none",
+            "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg or vicreg_variance a weight",
+        ),
+        ("objective.prediction=0", "objective.prediction: nothing is predicted, and no views have to agree"),
+        ("objective={prediction: 0, view_invariance: 1, sigreg: 1}", "objective.targets: nothing is predicted, so ema is of no use; set targets: none"),
+        (
+            "objective={view_invariance: 1, sigreg: 1}",
+            "objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2",
+        ),
+        ("objective={view_invariance: 1}", "objective.sigreg: the same features for all clips would be perfect here (collapse)"),
+        ("objective.projector_widths=[64]", "objective.projector_widths: no term reads embeddings"),
+        ("objective={sigreg: 1, projector_widths: [0]}", "objective.projector_widths: widths are 1 or more, got [0]"),
+        ("objective={targets: pixels, cycle: 1}", "objective.cycle: the context is predicted back from predicted features, and targets: pixels predicts none"),
+        ("data.global_batch=1", "data.global_batch: terms of objective compare clips, and a batch shows a single one; set 2 or more"),
+        ("model.predictor.out_width=9", "model.predictor.out_width: with objective.targets: ema it is 192, not 9; leave it out"),
+        ("objective.cycle=1", "objective.cycle: predictions go into the predictor again, so they need the width of the encoder"),
+        ("objective.targets=pixels", "model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema"),
+        ("eval.encoder=target_encoder", "eval.encoder: with objective.targets: pixels there is no target_encoder; set eval.encoder: encoder"),
         ("masks=[]", "masks: List should have at least 1 item"),
         ("masks.3.ratio=.5", "'3' is not a place in a list"),
         ("optim.lr.x=1", "lr is a value, it has no settings inside"),
@@ -126,7 +158,7 @@ def test_run_folder_is_named_after_the_config(load) -> None:
 )
 def test_bad_settings_are_one_line_with_the_path(load, override: str, message: str) -> None:
     with pytest.raises(config.ConfigError) as error:
-        load(override, text=MINIMAL + "masks: [{}]\n" if override.startswith("masks.") else MINIMAL)
+        load(override, text=MINIMAL + NEXT_TO.get(override, "masks: [{}]\n" if override.startswith("masks.") else ""))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -166,3 +198,10 @@ def test_overrides_may_stand_before_and_after_options():
     parser = command.config_parser("train", "")
     given = parser.parse_args(["demo", "--print-config", "run.seed=3"])
     assert given.print_config and command.read_config(given).run.seed == 3
+
+
+def test_the_width_of_predicted_pixels_is_filled_in_and_reads_back(load, tmp_path) -> None:
+    settings = load("objective.targets=pixels", "model.patch_px=8")
+    assert settings.model.predictor.out_width == 3 * 2 * 8 * 8
+    (tmp_path / "again.yaml").write_text(config.dump(settings))
+    assert config.load(str(tmp_path / "again.yaml")) == settings

@@ -111,11 +111,10 @@ class Jepa(nn.Module):
             return layer_normed(encoder.encode(patches), encoder.width)
 
     def train(self, mode: bool = True) -> Jepa:
-        """As that of any module, save that targets are never noisy: the target encoder has no drop path. A moving average measures BatchNorm's statistics."""
+        """As that of any module, save that a frozen teacher is never in training: no drop path, and no statistics are measured."""
         super().train(mode)
-        if self.target_encoder is not None:
-            for module in self.target_encoder.modules():
-                module.training = mode and self.objective.targets == "ema" and isinstance(module, nn.BatchNorm2d)
+        if self.target_encoder is not None and self.objective.targets == "frozen":
+            self.target_encoder.eval()
         return self
 
 

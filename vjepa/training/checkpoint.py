@@ -92,6 +92,8 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     load_networks(folder, model)
     moments = read_tensors(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
+        if f"{name}/step" not in moments:  # no step has used it yet
+            continue
         optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
     stored = json.loads((folder / "state.json").read_text())
     version = stored.pop("format_version")
@@ -137,7 +139,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state[parameter].items()}
+    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state.get(parameter, {}).items()}
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
