@@ -44,8 +44,11 @@ def look_up(name: str, patch_px: int) -> Shape:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["vit", "energy", *timm.list_models()])
         raise UserError(f"model.backbone: timm {timm.__version__} has no {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    with torch.device("meta"):
-        network = timm.create_model(name, num_classes=0)
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=0)
+    except RuntimeError as error:  # a tag, after the dot, that is none
+        raise UserError(f"model.backbone: {_one_line(error)}") from None
     if _is_plain_vit(network):
         own_px = network.patch_embed.patch_size[0]
         if patch_px != own_px:
@@ -90,7 +93,7 @@ def _channels_first(network: Any, frames: Tensor) -> Tensor:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def make_encoder(model: config.Model) -> TimmEncoder:
