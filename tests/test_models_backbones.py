@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from PIL import Image
 
 from data_prep.index import build_index
 from vjepa import config, export, load_encoder
 from vjepa.errors import UserError
-from vjepa.interop import own
+from vjepa.interop.weights import Weights
 from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.models.encoder import patchify
 from vjepa.probing import recipes
 from vjepa.train import train
-from vjepa.training import ema, optim
+from vjepa.training import checkpoint, ema, optim
 from vjepa.training.step import TrainingStep
 
 ENERGY = {"backbone": "energy", "positions": "sincos", "patch_px": 8, "encoder": {"width": 24, "depth": 3, "heads": 2}}
@@ -131,45 +132,54 @@ def test_a_backbone_refuses_the_settings_that_it_does_not_have() -> None:
             config.validate({"data": {"train": "x"}, "model": model, "optim": {"total_steps": 1}}, "test")
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 4 pictures that stand still: their clips repeat them."""
-    import numpy as np
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-    build_index(folder, folder / "x.parquet", workers=1, progress=False)
-    return folder / "x.parquet"
-
-
-@pytest.mark.parametrize(("name", "num_frames"), [("energy", 4), ("resnet", 4), ("convnext", 1), ("timm_vit", 4)])
-def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(name: str, num_frames: int, clips: Path, tmp_path: Path) -> None:
-    data = {"data": {"train": str(clips), "num_frames": num_frames, "crop_px": 32, "global_batch": 2, "workers": 0}}
-    whole, parts = (settings(name, run={"dir": str(tmp_path / folder), "device": "cpu", "precision": "fp32"}, **data) for folder in ("whole", "parts"))
-    assert train(whole, progress=False) is not None
-    assert train(parts, stop_at_step=2, progress=False) is None
-    assert train(parts, progress=False) is not None
-    video = torch.randn(2, 3, num_frames, 32, 32)
+@pytest.mark.parametrize(("name", "num_frames"), [("energy", 4), ("energy", 1), ("resnet", 4), ("resnet", 1), ("convnext", 1), ("timm_vit", 4)])
+def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(name: str, num_frames: int, tmp_path: Path) -> None:
+    run = settings(name, num_frames)
+    clips = torch.randint(256, (3, 2, 3, num_frames, run.data.crop_px, run.data.crop_px), dtype=torch.uint8)
+    (tmp_path / "config.yaml").write_text(config.dump(run))
+    networks = []
+    for stops in ([3], [2, 3]):
+        for stop in stops:
+            jepa = build(run)
+            optimizer = optim.make_optimizer(jepa, run.optim)
+            state = checkpoint.restore(tmp_path, jepa, optimizer) if stop != stops[0] else checkpoint.TrainingState()
+            step = TrainingStep(run, jepa, optimizer, torch.float32, 3)
+            for number in range(state.step, stop):
+                step(number, clips[number])
+            state.step = stop
+            checkpoint.save(tmp_path, jepa, optimizer, state, keep=1)
+        networks.append(jepa)
+    whole, resumed = networks
+    assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())
+    assert not any(torch.equal(one, other) for one, other in zip(whole.encoder.parameters(), build(run).encoder.parameters(), strict=True))
+    video = torch.randn(2, 3, num_frames, run.data.crop_px, run.data.crop_px)
     for which in ("encoder", "target_encoder"):
-        one, other = (own.read(tmp_path / folder, which) for folder in ("whole", "parts"))
-        for networks in ("encoder", "predictor"):
-            first, second = getattr(one, networks), getattr(other, networks)
-            assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
-        encoder = load_encoder(tmp_path / "whole", which=which)
-        assert not encoder.training and torch.equal(encoder(video), load_encoder(tmp_path / "parts", which=which)(video))
-    assert export.main([str(tmp_path / "whole"), "--to", "safetensors", "--out", str(tmp_path / "passed_on.safetensors")]) == 0
-    assert torch.equal(load_encoder(tmp_path / "passed_on.safetensors")(video), encoder(video))
-    with pytest.raises(UserError, match=rf"Hugging Face's V-JEPA 2 cannot express backbone: {MODELS[name]['backbone']} \(it is a ViT\)"):
-        export.main([str(tmp_path / "whole"), "--to", "huggingface", "--out", str(tmp_path / "theirs"), "--num-frames", "4", "--crop-px", "32"])
-    untrained = recipes.untrained(encoder)
-    assert not torch.equal(untrained(video), encoder(video)) and isinstance(untrained, type(encoder)) and isinstance(untrained, nn.Module)
+        encoder, trained = load_encoder(tmp_path, which=which), getattr(whole, which).eval()
+        assert not encoder.training and torch.equal(encoder(video), trained(video))
+        untrained = recipes.untrained(encoder)
+        assert type(untrained) is type(encoder) and not torch.equal(untrained(video), encoder(video))
 
 
-def test_a_name_that_timm_does_not_have_stops_a_run_before_its_folder_is_made(clips: Path, tmp_path: Path) -> None:
-    run = settings("resnet", run={"dir": str(tmp_path / "run")}, data={"train": str(clips)}, model={"backbone": "resnt50", "patch_px": 8})
+def test_exports(tmp_path: Path) -> None:
+    run = settings("resnet")
+    jepa = build(run).eval()
+    weights = Weights("trained", run.model, jepa.encoder.state_dict(), jepa.predictor.state_dict())
+    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.Clips(4, 32)) == 0
+    video = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(load_encoder(tmp_path / "resnet.safetensors")(video), jepa.encoder(video))
+    with pytest.raises(UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"):
+        export.export(weights, "huggingface", tmp_path / "theirs", export.Clips(4, 32))
+
+
+def test_a_run_of_a_network_of_timm_from_end_to_end(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    build_index(tmp_path, tmp_path / "x.parquet", workers=1, progress=False)
+    run = settings("resnet", 1, run={"dir": str(tmp_path / "run"), "device": "cpu", "precision": "fp32"}, data={"train": str(tmp_path / "x.parquet")})
+    misspelt = run.model_copy(update={"model": run.model.model_copy(update={"backbone": "resnt50"})})
     with pytest.raises(UserError, match="did you mean resnet50"):
-        train(run, progress=False)
+        train(misspelt, progress=False)
     assert not (tmp_path / "run").exists()
+    summary = train(run, progress=False)
+    assert summary is not None and summary["steps"] == 3
+    assert load_encoder(tmp_path / "run" / "checkpoints" / "best.pth")(torch.randn(1, 3, 1, 32, 32)).shape == (1, 16, 48)

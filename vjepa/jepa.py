@@ -32,9 +32,7 @@ class Jepa(nn.Module):
         self.predictor = make_predictor(model, num_masks, self.dense)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
-    def forward(
-        self, video: Tensor, masks: Sequence[TokenMask], context_weight: float = 0.0, target_encoder: Encoder | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, video: Tensor, masks: Sequence[TokenMask], context_weight: float = 0.0, target_encoder: Encoder | None = None) -> dict[str, Tensor]:
         """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
 
         context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.

@@ -70,11 +70,13 @@ class Encoder(nn.Module):
     """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on the others.
 
     model: its settings. width: features per token, D. depth: places after which features can be read, such as blocks.
+    positions: those that are added to tokens, where there are any.
     """
 
     model: config.Model
     width: int
     depth: int
+    positions: SinCos
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size."""
