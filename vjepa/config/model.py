@@ -87,16 +87,19 @@ class Model(Section):
     """The networks. The target encoder has the shape of the context encoder."""
 
     backbone: str = Field(
-        "vit", min_length=1, description="vit; energy: an energy transformer (Hoover et al. 2023); or a network of timm by name, such as resnet50, convnext_tiny"
+        "vit", min_length=1, description="vit, energy (an energy transformer, Hoover et al. 2023), or a network of timm by name: resnet50, convnext_tiny, ..."
     )
     pretrained: bool = Field(False, description="a network of timm starts from its published weights, which are fetched; false: random")
     patch_px: int = Field(
         16, ge=1, description="side of a patch; of a CNN, the stride of the map that is read as tokens: mostly 32 for its last stage, 16 for the one before"
     )
-    tubelet_frames: int = Field(2, ge=1, description="frames of a patch; a single frame is one time slot, whatever this is. timm reads frames one by one, and their mean is taken")
+    tubelet_frames: int = Field(
+        2, ge=1, description="frames of a patch, of which timm's networks give the mean; a single frame is one time slot, whatever this is"
+    )
     positions: Literal["rope", "sincos", "sincos_uniform", "sincos_2d"] = Field(
-        "rope", description="rope: rotations (V-JEPA 2); fixed sin-cos: half of the features for time, equal shares (V-JEPA), or space alone (I-JEPA); "
-        "with a network of timm they are the predictor's"
+        "rope",
+        description="rope: rotations (V-JEPA 2); fixed sin-cos: half of the features for time, equal shares (V-JEPA), or space alone (I-JEPA); "
+        "with a network of timm they are the predictor's",
     )
     rope: Literal["rotation", "vjepa2"] = Field("rotation", description="vjepa2: the published V-JEPA 2 weights need its formula, which is no rotation")
     rope_grid: int | None = Field(None, ge=2, description="scale rows and columns to a square of so many cells (V-JEPA 2.1: 16); null: as they are")
@@ -147,7 +150,8 @@ class Model(Section):
 
     @property
     def backbone_kind(self) -> Backbone:
-        return self.backbone if self.backbone in ("vit", "energy") else "timm"
+        own: dict[str, Backbone] = {"vit": "vit", "energy": "energy"}
+        return own.get(self.backbone, "timm")
 
     @property
     def known_width(self) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.layers import gather_tokens, initialise, make_blocks, small_normal
+from vjepa.models.layers import LayerNorm, gather_tokens, initialise, make_blocks, small_normal
 from vjepa.models.positions import Rotation, SinCos, rotation
 from vjepa.records import TokenGrid
 
@@ -70,11 +70,13 @@ class Encoder(nn.Module):
     """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on the others.
 
     model: its settings. width: features per token, D. depth: places after which features can be read, such as blocks.
+    positions: those that are added to tokens, where there are any.
     """
 
     model: config.Model
     width: int
     depth: int
+    positions: SinCos
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size."""
@@ -143,9 +145,9 @@ class VisionTransformer(PatchEncoder):
         super().__init__(model)
         self.blocks = make_blocks(model.encoder)
         if model.level_norms:
-            self.norms_block = nn.ModuleList(nn.LayerNorm(self.width, eps=1e-6) for _ in range(4))
+            self.norms_block = nn.ModuleList(LayerNorm(self.width) for _ in range(4))
         else:
-            self.norm = nn.LayerNorm(self.width, eps=1e-6)
+            self.norm = LayerNorm(self.width)
         initialise(self)
 
     @property

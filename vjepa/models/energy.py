@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.encoder import Patches, PatchEncoder
+from vjepa.models.encoder import PatchEncoder, Patches
 from vjepa.models.layers import initialise
 
 
@@ -56,7 +56,8 @@ class Energy(nn.Module):
     def forward(self, normed: Tensor) -> Tensor:
         key, query = self._heads(normed)
         attention = torch.logsumexp(self.beta * query @ key.transpose(-2, -1), dim=-1).sum((1, 2)) / self.beta
-        return -attention - self.memory(normed).relu().square().sum((1, 2)) / 2
+        hopfield = self.memory(normed).relu().square().sum((1, 2)) / 2
+        return -attention - hopfield  # type: ignore[no-any-return]
 
     def gradient(self, normed: Tensor) -> Tensor:
         """dE/dg [B, K, D]: each token is pulled to the keys that its query meets, to the queries that meet its key, and to the memories it is like."""
@@ -64,7 +65,8 @@ class Energy(nn.Module):
         met = (self.beta * query @ key.transpose(-2, -1)).softmax(dim=-1)  # [B, h, C, B']: of each query over all keys
         by_query = rearrange(met @ key, "b h k d -> b k (h d)") @ self.query.weight
         by_key = rearrange(met.transpose(-2, -1) @ query, "b h k d -> b k (h d)") @ self.key.weight
-        return -(by_query + by_key + self.memory(normed).relu() @ self.memory.weight)
+        by_memory = self.memory(normed).relu() @ self.memory.weight
+        return -(by_query + by_key + by_memory)  # type: ignore[no-any-return]
 
     def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and queries, b k (h d) -> b h k d."""

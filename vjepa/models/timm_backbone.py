@@ -44,8 +44,11 @@ def look_up(name: str, patch_px: int) -> Shape:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["vit", "energy", *timm.list_models()])
         raise UserError(f"model.backbone: timm {timm.__version__} has no {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    with torch.device("meta"):
-        network = timm.create_model(name, num_classes=0)
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=0)
+    except RuntimeError as error:  # a tag, after the dot, that is none
+        raise UserError(f"model.backbone: {_one_line(error)}") from None
     if _is_plain_vit(network):
         own_px = network.patch_embed.patch_size[0]
         if patch_px != own_px:
@@ -66,7 +69,7 @@ def _try_map(name: str, patch_px: int, stage: int) -> Shape:
         with torch.device("meta"), torch.inference_mode(mode=False), torch.enable_grad():
             network = timm.create_model(name, features_only=True, out_indices=(stage,)).eval()
             features = _channels_first(network, torch.empty(1, 3, 4 * patch_px, 4 * patch_px))
-            features.sum().backward()
+            features.sum().backward()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"model.backbone: {name} does not map frames of any size ({_one_line(error)}); take a CNN, or a plain ViT") from None
     if features.shape[2:] != (4, 4):
@@ -85,12 +88,13 @@ def _is_plain_vit(network: Any) -> bool:
 
 def _channels_first(network: Any, frames: Tensor) -> Tensor:
     """[F, 3, H, W] -> the map [F, D, h, w] of a network that timm made with features_only."""
+    features: Tensor
     (features,) = network(frames)
     return rearrange(features, "f h w d -> f d h w") if getattr(network, "output_fmt", None) == "NHWC" else features
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def make_encoder(model: config.Model) -> TimmEncoder:
@@ -104,8 +108,8 @@ def load_pretrained(encoder: TimmEncoder) -> None:
         with torch.random.fork_rng(devices=[]):
             published = encoder.make_network(pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        name = encoder.model.backbone
-        raise UserError(f"model.pretrained: the weights of {name} cannot be fetched ({_one_line(error)}); set model.pretrained: false for random ones") from None
+        what = f"model.pretrained: the weights of {encoder.model.backbone} cannot be fetched ({_one_line(error)})"
+        raise UserError(f"{what}; set model.pretrained: false for random ones") from None
     encoder.network.load_state_dict(published.state_dict())
 
 

@@ -25,8 +25,8 @@ from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, untrained_encoder
 from vjepa.models.encoder import Encoder
-from vjepa.models.timm_backbone import load_pretrained
 from vjepa.models.state import load_strictly, read_tensors
+from vjepa.models.timm_backbone import TimmEncoder, load_pretrained
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
@@ -106,7 +106,7 @@ def initialise(model: Jepa, settings: config.Config) -> None:
     """Give the networks the weights that the first step starts from, where those are not random. Raises UserError where they cannot be had."""
     if settings.run.init_from is not None:
         load_networks(Path(settings.run.init_from), model)
-    if settings.model.pretrained:
+    if settings.model.pretrained and isinstance(model.encoder, TimmEncoder):
         load_pretrained(model.encoder)
         if model.target_encoder is not None and model.objective.targets == "ema":
             model.target_encoder.load_state_dict(model.encoder.state_dict())
