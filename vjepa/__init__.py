@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.models.predictor import MlpPredictor, Predictor
 
 __version__ = "0.1.0"
@@ -18,10 +18,10 @@ def load_encoder(
     path: str | os.PathLike[str],
     format: str | None = None,
     *,
-    which: str = "target_encoder",
+    which: str | None = None,
     heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
-) -> VisionTransformer:
+) -> Encoder:
     """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
 
     The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone. T = 1 is an image, one
@@ -31,7 +31,8 @@ def load_encoder(
     path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of transformers' VJEPA2
     or I-JEPA.
     format: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface; None: recognised by content.
-    which: `target_encoder`, the moving average that published evaluations use, or `encoder`, where there are both.
+    which: `target_encoder`, the moving average that published evaluations use, or `encoder`. None: the target encoder; of a run of vjepa that has
+    none (objective.targets other than ema), the encoder.
     heads: attention heads, for a training file of no published size. position_grid: time slots, rows and columns of its sin-cos table.
 
     Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or misshapen.
@@ -49,7 +50,7 @@ def load_predictor(
     path: str | os.PathLike[str],
     format: str | None = None,
     *,
-    which: str = "target_encoder",
+    which: str | None = None,
     heads: int | None = None,
     predictor_heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,

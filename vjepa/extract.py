@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vjepa.config import Data
     from vjepa.data.clip_index import ClipIndex
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.probing.feature_files import Parts
     from vjepa.probing.windows import CutVideos
 
@@ -105,7 +105,7 @@ def extract(options: argparse.Namespace) -> str:
 class _Encoding:
     """From clips to what is stored of them. depths: blocks after which features are read; None: the last, normed as in training."""
 
-    encoder: VisionTransformer
+    encoder: Encoder
     depths: tuple[int, ...] | None
     pool: str
     stored: torch.dtype
@@ -113,13 +113,13 @@ class _Encoding:
     device: torch.device
 
     @classmethod
-    def of(cls, encoder: VisionTransformer, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
+    def of(cls, encoder: Encoder, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-        return cls(encoder.to(device), _depths(options.level, len(encoder.blocks)), options.pool, stored, computed, device)
+        return cls(encoder.to(device), _depths(options.level, encoder.depth), options.pool, stored, computed, device)
 
     @property
     def names(self) -> list[str]:
@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
     add("precision", choices=["auto", "fp32", "bf16"], help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)")
     add("shard", metavar="I/N", help="do part I of N, from 1 (default: all, or the share of the rank under torchrun)")
-    add("which", default="target_encoder", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder)")
+    add("which", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder, where there is one)")
     add("format", metavar="FORMAT", help="of --model_path (default: recognised)")
     return parser
 

@@ -32,7 +32,7 @@ def read(path: Path | str, format: str | None = None, hints: Hints | None = None
     path, hints = Path(path), hints or Hints()
     if format is not None and format not in FORMATS:
         raise UserError(f"format={format!r}: no such format; the formats are {', '.join(FORMATS)}")
-    if hints.which not in WHICH:
+    if hints.which not in (None, *WHICH):
         raise UserError(f"which={hints.which!r}: no such encoder; it is {' or '.join(WHICH)}")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")

@@ -54,12 +54,12 @@ TABLE_FRAMES = 16
 class Hints:
     """What a training file cannot tell.
 
-    which: the encoder that was trained, or its moving average, which the published evaluations use.
+    which: the encoder that was trained, or its moving average, which the published evaluations use; None: the average, where there is one.
     heads, predictor_heads: attention heads; None: those of the published sizes.
     position_grid: time slots, rows and columns of a sin-cos table; None: told from its values, else 16 frames and a square.
     """
 
-    which: str = "target_encoder"
+    which: str | None = None
     heads: int | None = None
     predictor_heads: int | None = None
     position_grid: tuple[int, int, int] | None = None
@@ -197,7 +197,7 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     is named when they are built.
     """
     hints, file = hints or Hints(), read_networks(path)
-    encoder = file.encoder(hints.which)
+    encoder = file.encoder(hints.which or "target_encoder")
     cues = _Cues.of(file, encoder)
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")

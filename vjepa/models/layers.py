@@ -147,7 +147,8 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             small_normal(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     blocks = [layer for layer in module.modules() if isinstance(layer, Block)]
     for number, block in enumerate(blocks, start=1):
         for output in (block.attn.proj, block.mlp.output):
