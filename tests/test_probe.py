@@ -129,7 +129,7 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
     own.write(load.read(run), tmp_path / "export.safetensors")
     probe.main(["--model_path", str(tmp_path / "export.safetensors"), *words[2:], "--eval_mode", "knn", "--baselines", "none", *size])
     (result,) = json.loads((tmp_path / "probe.json").read_text())
-    assert result["encoder"] == "target_encoder" and result["step"] is None and result["data"]["crop_px"] == 16
+    assert result["encoder"] == "encoder" and result["step"] is None and result["data"]["crop_px"] == 16
 
 
 def test_digits_need_no_index(run, tmp_path):

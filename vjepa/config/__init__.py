@@ -6,7 +6,7 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 """
 
 from vjepa.config.data import Data, MixedSource, Source
-from vjepa.config.files import config_path, describe, dump, load, validate
+from vjepa.config.files import config_path, describe, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Encoder, Model, Predictor, Transformer
 from vjepa.config.section import ConfigError, Section
@@ -38,6 +38,7 @@ __all__ = [
     "config_path",
     "describe",
     "dump",
+    "explain",
     "load",
     "validate",
 ]
