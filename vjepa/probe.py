@@ -37,6 +37,8 @@ MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attent
 BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor")
 # a result replaces an older one that agrees in these; older results of other versions lack those that `_save` adds
 KEY: Final = ("dataset", "eval_mode", "label", "encoder")
+# what a head needs to be used again: the features that it reads, and what its answers mean
+OF_HEADS: Final = (*KEY, "fold", "model_path", "weights_hash", "levels", "data", "anticipation_s", "rollout")
 _PUBLISHED_FRAMES: Final = 16  # of a clip of every published video probe but anticipation
 # of the baselines that show clips to the trained encoder in another order
 _ORDERS: Final[dict[str, Time]] = {"shuffled_frames": "shuffled", "reversed_frames": "reversed"}
@@ -45,13 +47,20 @@ _PUBLISHED_PX: Final = {"rotation": 224, "vjepa2": 256}
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    from vjepa.probing import summary  # after --help, which must not wait for it
+    from vjepa.interop import probes  # after --help, which must not wait for it
+    from vjepa.probing import summary
+    from vjepa.probing.comparison import TRAINED
 
     run = _run_of(Path(options.model_path))
     path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
     dataset, comparison, result = measure(options)
-    result["pictures"] = summary.write_pictures(path.with_name(_stem(path, options)), dataset, comparison, options.batch)
+    stem = path.with_name(_stem(path, options))
+    result["pictures"] = summary.write_pictures(stem, dataset, comparison, options.batch)
+    chosen = [answer.head for answer in comparison.kinds[TRAINED].answers if answer.head]
+    result["chosen_heads"] = str(stem.with_name(f"{stem.name}.safetensors")) if chosen else None
+    if chosen:
+        probes.write_probes(Path(result["chosen_heads"]), chosen, {name: result[name] for name in OF_HEADS})
     _save(path, result)
     print(summary.table(comparison, dataset, result))
     print(f"-> {path}")

@@ -58,6 +58,11 @@ def write(weights: Weights, path: Path) -> None:
     """One safetensors file with all of `weights`, all at once or not at all; `read` gives the same back."""
     tensors = {f"{part}.{name}": tensor for part in PARTS for name, tensor in getattr(weights, part).items()}
     metadata = {"format": "vjepa", "model": weights.model.model_dump_json(), "dense": str(weights.dense).lower(), "which": weights.which}
+    write_file(path, tensors, metadata)
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, all at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
