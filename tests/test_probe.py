@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_prep.index import build_index
 from vjepa import config, load_encoder, probe
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex
@@ -22,15 +21,10 @@ from vjepa.jepa import untrained_encoder
 
 
 @pytest.fixture
-def index(make_video, tmp_path):
+def index(make_index):
     """20 short videos, half of them marked, in 4 folds and two splits."""
-    lines = ["file,label,hue,split,scene"]
-    for number in range(20):
-        make_video(f"clips/{number:02}.mp4", 6, size=(32, 32), mark=number % 2 == 0)
-        lines.append(f"{number:02}.mp4,{'plain' if number % 2 else 'marked'},{number % 3},{'train' if number < 14 else 'val'},s{number // 2 % 4}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
-    return tmp_path / "clips.parquet"
+    rows = [{"label": ("marked", "plain")[i % 2], "hue": f"{i % 3}", "split": "train" if i < 14 else "val", "scene": f"s{i // 2 % 4}"} for i in range(20)]
+    return make_index(rows, num_frames=6, size=(32, 32))
 
 
 @pytest.fixture
