@@ -26,9 +26,11 @@ class TrainingStep:
         self.shadow = ema.Shadow(model.target_encoder, dtype)
         model.train()
         if settings.run.compile:
+            grids = set(settings.grids.values())
+            static = len(grids) == 1 and plan(settings.masks, *grids).has_constant_counts
             for block in {*model.modules(), *self.shadow.encoder.modules()}:
                 if isinstance(block, Block):
-                    block.compile()
+                    block.compile(dynamic=False if static else None)
 
     def __call__(self, step: int, clips: Tensor) -> dict[str, Tensor]:
         """clips uint8 [B, 3, T, S, S], on any device -> the loss terms of `Jepa.forward`, still on the device, and `grad_norm` where it is clipped."""
