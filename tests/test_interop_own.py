@@ -61,8 +61,8 @@ def test_a_run_and_its_checkpoints_load(place: str, tmp_path: Path) -> None:
     networks, path = make_run(tmp_path / "run"), tmp_path / place
     video, grid = torch.randn(1, 3, 4, 8, 8), TokenGrid(2, 2, 2)
     assert load.recognise(path) == "vjepa"
-    assert torch.equal(vjepa.load_encoder(path)(video), networks.target_encoder(video))
-    assert torch.equal(vjepa.load_encoder(path, which="encoder")(video, IDS[0]), networks.encoder(video, IDS[0]))
+    assert torch.equal(vjepa.load_encoder(path)(video, IDS[0]), networks.encoder(video, IDS[0]))
+    assert torch.equal(vjepa.load_encoder(path, which="target_encoder")(video), networks.target_encoder(video))
     context, predictor = networks.encoder(video, IDS[0]), vjepa.load_predictor(path, "vjepa")
     for index in range(2):
         assert torch.equal(predictor(context, *IDS, grid, index), networks.predictor(context, *IDS, grid, index))
@@ -119,7 +119,7 @@ def test_a_single_file_gives_back_what_was_written(tmp_path: Path) -> None:
         weights, path = load.read(source), tmp_path / "new" / name
         own.write(weights, path)
         again = load.read(path)
-        assert (again.model, again.dense) == (weights.model, weights.dense)
+        assert (again.model, again.dense, again.which) == (weights.model, weights.dense, weights.which)
         for part in ("encoder", "predictor", "tables"):
             stored, expected = getattr(again, part), getattr(weights, part)
             assert stored.keys() == expected.keys() and all(torch.equal(stored[key], expected[key]) for key in stored)

@@ -10,23 +10,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_prep.index import build_index
 from vjepa import config, load_encoder, probe
+from vjepa.data.augment import normalise
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.loader import eval_loader
 from vjepa.errors import UserError
 from vjepa.interop import load, own
+from vjepa.interop.probes import load_probe
 from vjepa.jepa import untrained_encoder
 
 
 @pytest.fixture
-def index(make_video, tmp_path):
+def index(make_index):
     """20 short videos, half of them marked, in 4 folds and two splits."""
-    lines = ["file,label,hue,split,scene"]
-    for number in range(20):
-        make_video(f"clips/{number:02}.mp4", 6, size=(32, 32), mark=number % 2 == 0)
-        lines.append(f"{number:02}.mp4,{'plain' if number % 2 else 'marked'},{number % 3},{'train' if number < 14 else 'val'},s{number // 2 % 4}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
-    return tmp_path / "clips.parquet"
+    rows = [{"label": ("marked", "plain")[i % 2], "hue": f"{i % 3}", "split": "train" if i < 14 else "val", "scene": f"s{i // 2 % 4}"} for i in range(20)]
+    return make_index(rows, num_frames=6, size=(32, 32))
 
 
 @pytest.fixture
@@ -61,6 +59,16 @@ def results(run):
     return json.loads((run / "probe.json").read_text())
 
 
+def confusion(run, name, dataset):
+    """Of the head in the file `name`, loaded again, on the clips that were measured."""
+    encoder, head, index = load_encoder(run), load_probe(run / name), ClipIndex.open(dataset)
+    labels, counts = index.column("label"), np.zeros((2, 2), dtype=int)
+    for batch in eval_loader(index, index.select({"split": "val"}), config.load(str(run / "config.yaml")).data, 4, 0):
+        answers = head(encoder(normalise(batch.video, torch.float32))).argmax(1)
+        np.add.at(counts, ([head.classes.index(labels[i]) for i in batch.clip_ids], answers.numpy()), 1)
+    return counts.tolist()
+
+
 def test_attentive_beside_every_baseline(run, words, capsys):
     quick = ["--lr", "3e-3,1e-3", "--weight_decay", ".01", "--epochs", "2"]
     assert probe.main([*words, "--eval_mode", "attentive", *quick]) == 0
@@ -75,12 +83,15 @@ def test_attentive_beside_every_baseline(run, words, capsys):
         assert part in said.out
     assert "features of" in said.err  # the size, before it is written
     assert (run / "probe_attentive_label_confusion.png").is_file()
+    assert confusion(run, "probe_attentive_label.safetensors", words[3]) == result["scores"]["confusion"]
 
     # the same features serve every other probe, and are not made again
     for mode in ("attentive", "knn", "linear_probe"):
         probe.main([*words, "--eval_mode", mode, *quick])
         assert "features of" not in capsys.readouterr().err
     assert [one["eval_mode"] for one in results(run)] == ["attentive", "knn", "linear_probe"]
+    assert confusion(run, "probe_linear_probe_label.safetensors", words[3]) == results(run)[2]["scores"]["confusion"]
+    assert results(run)[1]["chosen_heads"] is None
     assert results(run)[0] == result
 
 
@@ -129,7 +140,7 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
     own.write(load.read(run), tmp_path / "export.safetensors")
     probe.main(["--model_path", str(tmp_path / "export.safetensors"), *words[2:], "--eval_mode", "knn", "--baselines", "none", *size])
     (result,) = json.loads((tmp_path / "probe.json").read_text())
-    assert result["encoder"] == "target_encoder" and result["step"] is None and result["data"]["crop_px"] == 16
+    assert result["encoder"] == "encoder" and result["step"] is None and result["data"]["crop_px"] == 16
 
 
 def test_digits_need_no_index(run, tmp_path):
@@ -154,6 +165,8 @@ def test_digits_need_no_index(run, tmp_path):
         (["--fold", "split"], "needs 3 or more values"),
         (["--fold", "scene", "--val", "split=val"], "give one or the other"),
         (["--crop_px", "12"], "--crop_px 12: is not a whole"),
+        (["--crop_px", "4"], r"--crop_px 4: crop_px: Input should be greater than or equal to 8, got 4$"),
+        (["--clip_fps", "2", "--frame_step", "2"], r"--clip_fps 2.0 --frame_step 2: clip_fps and frame_step: each says"),
         (["--selection", "split=train"], "are in data.train too"),
     ],
 )

@@ -23,14 +23,14 @@ class Samples:
     """Seven clips whose grey level is their number, of which some cannot be read."""
 
     broken: tuple[int, ...] = ()
-    passes: list[Views] = field(default_factory=list)
+    passes: list[list[int]] = field(default_factory=list)
     die_at: int | None = None
 
     def facts(self, clip_ids, views):
         return {"ids": clip_ids.tolist(), "views": str(views)}
 
     def loader(self, clip_ids, views, batch):
-        self.passes.append(views)
+        self.passes.append(clip_ids.tolist())
         num = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
         for start in range(0, len(clip_ids), batch):
             ids = [int(i) for i in clip_ids[start : start + batch]]
@@ -69,7 +69,16 @@ def test_features_are_made_once_and_mapped(store, said):
         assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == ((12, "broken"),)
         assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
         assert banks["a"]["pooled"].values.dtype is torch.float16
-    assert len(samples.passes) == 1 and "7 clips x 2 views" in said[0] and "found" in said[1]
+    assert samples.passes == [IDS.tolist(), [12]] and "7 clips x 2 views" in said[0] and "found" in said[1]
+
+
+def test_a_clip_that_was_repaired_is_measured_again(store, said):
+    samples = Samples(broken=(12, 14))
+    store.banks(samples, IDS, Views(), {"a": level()}, 4)
+    samples.broken = (14,)
+    bank = store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"]
+    assert samples.passes == [IDS.tolist(), [12, 14], IDS.tolist()] and "1 clips that could not be read" in said[1]
+    assert bank.clip_ids.tolist() == [10, 11, 12, 13, 15, 16] and bank.failures == ((14, "broken"),)
 
 
 def test_what_differs_is_made_anew(store):

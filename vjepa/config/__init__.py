@@ -6,7 +6,7 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 """
 
 from vjepa.config.data import Data, MixedSource, Source
-from vjepa.config.files import config_path, describe, describe_aliases, dump, load, validate
+from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Backbone, Encoder, Model, Predictor, Transformer
 from vjepa.config.objective import Objective
@@ -41,6 +41,7 @@ __all__ = [
     "describe",
     "describe_aliases",
     "dump",
+    "explain",
     "load",
     "validate",
 ]

@@ -82,7 +82,12 @@ def validate(tree: Mapping[str, Any], origin: str) -> Config:
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
             raise ConfigError(f"{origin}: {error}") from None
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(one) for one in error.errors())) from None
+        raise ConfigError(f"{origin}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Every mistake as `path: what is wrong; remedy`, in one line."""
+    return "; ".join(_explain(one) for one in error.errors())
 
 
 def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:

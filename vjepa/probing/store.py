@@ -86,10 +86,12 @@ class Store:
     def banks(self, source: Readable, clip_ids: np.ndarray, views: Views | Passes, recipes: Mapping[str, Recipe], batch: int) -> dict[str, dict[str, Bank]]:
         """Recipe -> output -> bank. Those that are not on disk are made by one pass over the clips, `batch` views at a time.
 
+        What a bank lacks because it could not be read is tried again; where something of it can be read by now, the bank is made anew.
         Raises UserError where they do not fit on the disk, no clip can be read, or features are not finite.
         """
         clips = source.facts(clip_ids, views)
         keys = {name: {output: self._key(clips, recipe, output) for output in recipe.outputs} for name, recipe in recipes.items()}
+        self._forget_stale(source, views, {key for outputs in keys.values() for key in outputs.values()})
         missing: dict[str, Recipe] = {}
         for name, recipe in recipes.items():  # an encoder at step 0 and the untrained one are the same features
             if not all(self._is_whole(key) for key in keys[name].values()) and keys[name] not in [keys[other] for other in missing]:
@@ -110,6 +112,16 @@ class Store:
                     for writer in one.values():
                         writer.close()
         return {name: {output: self._open(key) for output, key in outputs.items()} for name, outputs in keys.items()}
+
+    def _forget_stale(self, source: Readable, views: Views | Passes, keys: set[str]) -> None:
+        """Remove the banks that lack a clip which can be read by now: its file was repaired, or its disk is there again."""
+        lacking = {key: {clip_id for clip_id, _ in self._open(key).failures} for key in keys if self._is_whole(key)}
+        failed = np.array(sorted(set().union(*lacking.values())), dtype=np.int64)
+        readable = {clip_id for batch in source.loader(failed, views, 1) for clip_id in batch.clip_ids.tolist()} if len(failed) else set()
+        if readable:
+            self.say(f"{len(readable)} clips that could not be read can be read now: features are made anew")
+        for key in (key for key, ids in lacking.items() if ids & readable):
+            shutil.rmtree(self._place(key))
 
     def _fill(
         self, loader: Iterable[ClipBatch], num_clips: int, num_views: int, recipes: Mapping[str, Recipe], writers: Mapping[str, Mapping[str, _Writer]]
