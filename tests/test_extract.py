@@ -155,6 +155,8 @@ def test_rows_that_cannot_be_read_are_named_and_absent(run, files, capsys):
     assert 3 not in tensors["row"] and set(tensors["row"].tolist()) == set(range(10)) - {3}
     assert list(json.loads(metadata["unreadable"])) == ["3"]
     captured = capsys.readouterr()
+    run("a.safetensors", "--window-s", "1", "--stride-s", "0.5")
+    assert "complete already, without 1 videos that could not be read; remove it" in capsys.readouterr().out
     assert "row 3, " in captured.err and "v/3.mp4" in captured.err
     assert " clips of 9 videos, " in captured.out and "clips of 1 videos cannot be read" in captured.out
     for i in range(10):

@@ -14,7 +14,7 @@ from vjepa import config
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("vjepa/**/*.py"), *ROOT.glob("data_prep/*.py")])
-BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng"}
+BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng", "vjepa.ranks"}
 # What each room may import beside itself. Commands may import everything in vjepa.
 ROOMS = {
     "vjepa.data": BASE,

@@ -1,9 +1,13 @@
 """The probe command, on small real files and an untrained run."""
 
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +105,45 @@ def test_folds_measure_every_clip_once(run, words):
     assert set(result["folds"]["accuracy"]) == {"s0", "s1", "s2", "s3"} and result["num_clips"]["val"] == 20
     assert result["scores"]["num_clips"] == 20 and set(result["chosen"]["s0"]) == {"alpha"}
     assert result["baselines"]["pixels"]["folds"]["mean"] == 1
+
+
+def test_processes_share_the_features_and_one_of_them_measures(run, words, tmp_path):
+    more = ["--eval_mode", "knn", "--num_clips", "2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment["PYTHONPATH"] = str(Path(probe.__file__).parents[1])
+    command = [sys.executable, "-m", "vjepa.probe", *words, *more]
+    running = [subprocess.Popen(command, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "6 clips measured" in said[0][0] and said[1][0] == ""
+    probe.main([*words[:-1], str(tmp_path / "alone"), *more, "--out", str(tmp_path / "alone.json")])
+    shared, alone = results(run), json.loads((tmp_path / "alone.json").read_text())
+    assert [{**one, "pictures": None} for one in shared] == [{**one, "pictures": None} for one in alone]
+    banks = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (tmp_path / "cache", tmp_path / "alone")]
+    assert banks[0] == banks[1]
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_comes_back_when_it_is_repaired(run, words, index):
+    path = index.parent / "clips" / "15.mp4"
+    whole = path.read_bytes()
+    found = []
+    for content in (b"gone", whole):
+        path.write_bytes(content)
+        probe.main([*words, "--eval_mode", "knn", "--baselines", "none"])
+        (result,) = results(run)
+        found.append((result["num_unreadable"], len(result["unreadable"]), result["num_clips"]["val"]))
+        assert not result["unreadable"] or result["unreadable"][0].startswith(f"{path}: ")
+    assert found == [(1, 1, 5), (0, 0, 6)]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("words", [["--k", "0,5"], ["--lr", "-1"], ["--clip_fps", "nan"], ["--train_passes", "-1"], ["--weight_decay", "1,x"]])
+def test_numbers_out_of_range_are_one_line(words, capsys):
+    with pytest.raises(SystemExit):
+        probe.main(["--model_path", "x", "--dataset", "y", "--eval_mode", "knn", *words])
+    assert re.search(rf"argument {words[0]}\S*: \S+: not a (whole )?number (above|of at least) [01]$", capsys.readouterr().err.strip())
 
 
 def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run, words):

@@ -1,6 +1,8 @@
 """Features on disk: made once, found by what they depend on, never half there."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +14,7 @@ from vjepa.errors import UserError
 from vjepa.probing.passes import Passes
 from vjepa.probing.recipes import in_time, plain_recipe
 from vjepa.probing.store import Recipe, Store, default_folder
+from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
 pytestmark = pytest.mark.fast
@@ -79,6 +82,42 @@ def test_a_clip_that_was_repaired_is_measured_again(store, said):
     bank = store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"]
     assert samples.passes == [IDS.tolist(), [12, 14], IDS.tolist()] and "1 clips that could not be read" in said[1]
     assert bank.clip_ids.tolist() == [10, 11, 12, 13, 15, 16] and bank.failures == ((14, "broken"),)
+
+
+@dataclass(frozen=True)
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    barrier: threading.Barrier = None
+    said: list = None
+
+    def wait(self):
+        self.barrier.wait(60)
+
+    def agree(self, value):
+        self.said[self.rank] = value
+        self.wait()
+        return self.said[0]
+
+
+@pytest.mark.parametrize(("num", "broken"), [(2, (12, 14)), (3, (10, 11, 12)), (9, (16,))])
+def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, broken):
+    alone = store.banks(Samples(broken), IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+    barrier, said = threading.Barrier(num), [None] * num
+    samples = [Samples(broken) for _ in range(num)]
+
+    def make(rank):
+        shared = Store(tmp_path / "shared", say=store.say, ranks=Threads(rank, num, barrier, said))
+        return shared.banks(samples[rank], IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+
+    with ThreadPoolExecutor(num) as pool:
+        found = list(pool.map(make, range(num)))
+    assert np.concatenate([one.passes[0] for one in samples]).tolist() == IDS.tolist()
+    for banks in found:
+        for name, output in (("a", "pooled"), ("b", "tokens")):
+            one, other = banks[name][output], alone[name][output]
+            assert torch.equal(one.values, other.values) and one.clip_ids.tolist() == other.clip_ids.tolist() and one.failures == other.failures
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 def test_what_differs_is_made_anew(store):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import re
@@ -74,8 +75,10 @@ def extract(options: argparse.Namespace) -> str:
     plan = _plan(options, encoding, videos, clips_per_part)
     out, writer = options.out, feature_files.WRITERS.get(options.out.suffix)
     if writer and out.exists():
-        feature_files.refuse_other_plan(out, plan, feature_files.read_metadata(out))
-        return f"{out}: complete already"
+        found = feature_files.read_metadata(out)
+        feature_files.refuse_other_plan(out, plan, found)
+        lacking = len(json.loads(found["unreadable"]))
+        return f"{out}: complete already" + (f", without {lacking} videos that could not be read; remove it to try them again" if lacking else "")
     parts = feature_files.Parts(out.with_name(f"{out.name}.parts") if writer else out, plan, -(-len(videos) // clips_per_part))
     columns = _Columns.of(index, selected)
     mine = [part for part in parts.missing() if part % share[1] == share[0]]
@@ -116,8 +119,6 @@ class _Encoding:
     def of(cls, encoder: Encoder, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
         return cls(encoder.to(device), _depths(options.level, encoder.depth), options.pool, stored, computed, device)
 

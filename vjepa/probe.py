@@ -54,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     run = _run_of(Path(options.model_path))
     path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
-    dataset, comparison, result = measure(options)
+    measured = measure(options)
+    if measured is None:  # number 0 goes on with the features that this process helped to make
+        return 0
+    dataset, comparison, result = measured
     stem = path.with_name(_stem(path, options))
     result["pictures"] = summary.write_pictures(stem, dataset, comparison, options.batch)
     chosen = [answer.head for answer in comparison.kinds[TRAINED].answers if answer.head]
@@ -72,8 +75,12 @@ def _stem(path: Path, options: argparse.Namespace) -> str:
     return f"{path.stem}_{options.eval_mode}_{options.label}{ahead}"
 
 
-def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]]:
-    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line."""
+def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]] | None:
+    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line.
+
+    Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others return None.
+    """
+    from vjepa import ranks
     from vjepa.data.clips import Views
     from vjepa.probing import anticipation, comparison, datasets, recipes, store, summary
     from vjepa.probing.datasets_images import IMAGE_SETS
@@ -95,11 +102,17 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     roll_out = _roll_out(options, encoder.to(device), data)
     sha256 = recipes.weights_hash(encoder)
     with ExitStack() as stack:
+        mine = stack.enter_context(ranks.join())
+        if options.no_cache and mine.num > 1:
+            raise UserError("--no-cache: processes that share the work share a folder of features; name it with --cache")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if options.no_cache else options.cache or store.default_folder())
         _make_folder(folder)
-        features = store.Store(folder, options.feature_dtype, _say, _watch("features"))
+        features = store.Store(folder, options.feature_dtype, _say if mine.rank == 0 else lambda line: None, _watch("features", mine.rank == 0), mine)
         looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
         made = _recipes(options, encoder, roll_out, sha256, device, dtype, data)
+        if mine.rank:
+            comparison.features(dataset, made, looks, features, options.batch)
+            return None
         found = comparison.compare(dataset, made, method, looks, features, options.batch, _watch("heads"))
         result = {
             "dataset": options.dataset if options.dataset in IMAGE_SETS else str(Path(options.dataset).absolute()),
@@ -357,9 +370,9 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)  # above a bar, not into it
 
 
-def _watch(what: str) -> Any:
+def _watch(what: str, shown: bool = True) -> Any:
     def watch(batches: Iterable[Any]) -> Iterable[Any]:
-        bar: Iterable[Any] = command.progress_bar(batches, shown=True, desc=what, leave=False)
+        bar: Iterable[Any] = command.progress_bar(batches, shown=shown, desc=what, leave=False)
         return bar
 
     return watch
