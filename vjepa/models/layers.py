@@ -145,7 +145,7 @@ def initialise(module: nn.Module) -> None:
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
     A module on the meta device has no values to draw; PyTorch would import SymPy for the scaling, a second.
     """
-    if next(module.parameters()).is_meta:
+    if any(parameter.is_meta for parameter in module.parameters()):
         return
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
