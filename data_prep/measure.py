@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from data_prep.random_access import Samples
+from data_prep.random_access import Samples, mean_differences
 from data_prep.scenes import Frames, SceneDetector, rate
 from vjepa.data.decode import DecodeError, Media, av_library, open_video, upright
 
@@ -99,8 +99,8 @@ class _Meter:
             self._scenes.add(i, small)
         if frame.key_frame:
             self._keys.append(i)
-        self.levels.append(small.mean() / 255)
-        self.changes.append(math.nan if before is None else np.abs(small.astype(np.int16) - before).mean() / 255)
+        self.levels.append(small.sum(dtype=np.uint32) / small.size / 255)
+        self.changes.append(math.nan if before is None else mean_differences(before[None], small)[0] / 255)
         self._small = small
         self.seconds.append(frame.time if frame.time is not None and math.isfinite(frame.time) else math.nan)
 

@@ -52,15 +52,16 @@ class Samples:
         self._latest.clear()
 
     def checks(self) -> Iterator[np.ndarray]:
-        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them."""
+        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them where there are several keyframes."""
         last, keys = max(self.points), self.keyframes.kept
         yield np.array(sorted({*self.spread.kept, last}))
         yield np.arange(max(0, last - _NEIGHBOURS), last + 1)
+        if len(keys) == 1:  # every read decodes from the start, wherever it goes
+            return
         for key in keys[1 :: max(1, len(keys) // _NUM_RUNS)]:
             yield np.arange(key - 1, min(key + 1, last) + 1)
         middle = self.spread.kept[len(self.spread.kept) // 2]
-        # behind a single keyframe every read decodes from the start, wherever it goes: one is enough
-        for single in sorted({0, last, keys[-1], middle}) if len(keys) > 1 else [middle]:
+        for single in sorted({0, last, keys[-1], middle}):
             yield np.array([single])
 
     def is_frame(self, i: int, frame: np.ndarray) -> bool:
@@ -68,9 +69,9 @@ class Samples:
         points = small(frame)
         if points.shape != self.points[i].shape:
             return False  # another stream of the file, or rotated otherwise
-        near = [j for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if j in self.points]
-        away = {j: float(np.abs(points.astype(np.float32) - self.points[j]).mean()) for j in near if self.points[j].shape == points.shape}
-        return away[i] <= min(_MAX_DIFFERENCE, min(away.values()) + _TIE)
+        near = [j for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if j in self.points and self.points[j].shape == points.shape]
+        away = dict(zip(near, mean_differences(np.stack([self.points[j] for j in near]), points), strict=True))
+        return bool(away[i] <= min(_MAX_DIFFERENCE, min(away.values()) + _TIE))
 
     def _keep_latest(self) -> None:
         for i, frame in self._latest:
@@ -107,6 +108,14 @@ def small(picture: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [<= 64, <= 64, 3]: single pixels, so that it tells a frame from the next."""
     height, width, _ = picture.shape
     return picture[:: -(-height // 64), :: -(-width // 64)].copy()
+
+
+def mean_differences(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """uint8 [n, H, W, 3] and [H, W, 3] -> float64 [n]: the mean level by which each of them is away, without leaving bytes on the way."""
+    apart = np.maximum(pictures, picture)
+    apart -= np.minimum(pictures, picture)
+    levels: np.ndarray = apart.reshape(len(pictures), -1).sum(axis=1, dtype=np.uint32) / picture.size
+    return levels
 
 
 def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from queue import SimpleQueue
-from threading import Timer
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Final
@@ -121,7 +121,8 @@ class _Child:
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(place or "." for place in sys.path)}
-        self.process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        self.process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        self._heard = b""  # of messages that have not ended
         self._late = False
         self.is_idle = True  # whether it can be asked
 
@@ -145,25 +146,25 @@ class _Child:
         if self.process.stdin is None:
             raise RuntimeError("a child without a pipe to it")
         with suppress(BrokenPipeError):
-            self.process.stdin.write(request + "\n")
+            self.process.stdin.write(request.encode() + b"\n")
             self.process.stdin.flush()
 
     def _read(self, limit_s: float) -> dict[str, Any]:
         """The next message; empty where the child died, by itself or because it was late."""
         if self.process.stdout is None:
             raise RuntimeError("a child without a pipe from it")
-        killer = Timer(limit_s, self._kill_late)
-        killer.start()
-        try:
-            line = self.process.stdout.readline()
-        finally:
-            killer.cancel()
-        message: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+        begin_s = monotonic()
+        while b"\n" not in self._heard:
+            if not wait([self.process.stdout], max(0.0, begin_s + limit_s - monotonic())):
+                self._late = True
+                self.process.kill()
+            block = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not block:
+                return {}
+            self._heard += block
+        line, _, self._heard = self._heard.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
         return message
-
-    def _kill_late(self) -> None:
-        self._late = True
-        self.process.kill()
 
     def end(self) -> None:
         self.process.kill()

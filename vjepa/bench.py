@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vjepa.training.step import TrainingStep
 
 WARM_STEPS = 3
-PEAK_SIZES = (1024, 2048, 4096)  # square matrices; the fastest size is the peak
+PEAK_SIZES = {"cpu": (1024, 2048, 4096), "mps": (2048, 4096), "cuda": (4096, 8192)}  # square matrices; the fastest size is the peak
 
 
 def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
@@ -81,17 +81,41 @@ def training_step(settings: config.Config, where: torch.device, dtype: torch.dty
 
 
 def median_seconds(run: Callable[[int], Any], times: int, where: torch.device) -> float:
-    """Median duration of `run(number)`, after a few that do not count; a GPU is waited for."""
+    """Median duration of `run(number)`, after a few that do not count."""
+    return alternating_medians({"": run}, times, where)[""]
+
+
+def alternating_medians(runs: Mapping[str, Callable[[int], Any]], times: int, where: torch.device) -> dict[str, float]:
+    """Median duration in seconds of each `run(number)`, in turns, after a few that do not count.
+
+    A GPU is waited for at the end alone: the host prepares the next step while it works, as in training.
+    """
+    spans: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
+    for number in range(WARM_STEPS + times):
+        for name, run in runs.items():
+            started = moment(where)
+            run(number)
+            spans[name].append((started, moment(where)))
+    return {name: statistics.median(seconds_between(*span) for span in measured[WARM_STEPS:]) for name, measured in spans.items()}
+
+
+def moment(where: torch.device) -> Any:
+    """Now, for `seconds_between`: on a GPU, when it has done all that was asked of it before."""
     import torch
 
-    durations = []
-    for number in range(WARM_STEPS + times):
-        started = perf_counter()
-        run(number)
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        durations.append(perf_counter() - started)
-    return statistics.median(durations[WARM_STEPS:])
+    if where.type != "cuda":
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds_between(start: Any, end: Any) -> float:
+    """From one `moment` to another; waits until a GPU has reached it."""
+    if isinstance(end, float):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
 
 
 def matmul_peak(where: torch.device, dtype: torch.dtype) -> float:
@@ -102,7 +126,7 @@ def matmul_peak(where: torch.device, dtype: torch.dtype) -> float:
         left, right = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
         return 2 * size**3 / median_seconds(lambda _: left @ right, 5, where)
 
-    return max(product(size) for size in PEAK_SIZES)
+    return max(product(size) for size in PEAK_SIZES[where.type])
 
 
 def peak_memory_bytes(where: torch.device) -> int:

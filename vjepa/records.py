@@ -78,4 +78,8 @@ class TokenMask:
     num_targets: int = 1
 
     def to(self, device: torch.device) -> TokenMask:
-        return TokenMask(self.context_ids.to(device, non_blocking=True), self.target_ids.to(device, non_blocking=True), self.num_targets)
+        """On `device`; a copy to a GPU starts from pinned memory, so that the host need not wait for it."""
+        context, target = self.context_ids, self.target_ids
+        if device.type == "cuda":
+            context, target = context.pin_memory(), target.pin_memory()
+        return TokenMask(context.to(device, non_blocking=True), target.to(device, non_blocking=True), self.num_targets)

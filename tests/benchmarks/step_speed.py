@@ -10,52 +10,52 @@ first are printed. Memory is told apart with --only.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
-from time import perf_counter
+from functools import partial
 
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, apply_masks
 
 from vjepa import config
-from vjepa.bench import peak_memory_bytes, training_step
+from vjepa.bench import alternating_medians, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
+from vjepa.records import TokenMask
 from vjepa.training import device
 
 
-class PublishedStep:
-    """The reference's step from its own modules: encoders, predictor, L1 on layer-normed targets, AdamW, EMA."""
+def published_networks(settings: config.Config) -> VJEPA2Config:
+    """The shapes of `settings` as `transformers` names them."""
+    shape, narrow = settings.model.encoder, settings.model.predictor
+    return VJEPA2Config(
+        patch_size=settings.model.patch_px, crop_size=settings.data.crop_px, frames_per_clip=settings.data.num_frames,
+        tubelet_size=settings.model.tubelet_frames, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+        mlp_ratio=shape.mlp_ratio, pred_hidden_size=narrow.width, pred_num_hidden_layers=narrow.depth, pred_num_attention_heads=narrow.heads,
+        pred_num_mask_tokens=len(settings.masks),
+    )  # fmt: skip
 
-    def __init__(self, settings: config.Config) -> None:
-        shape, narrow = settings.model.encoder, settings.model.predictor
-        networks = VJEPA2Config(
-            patch_size=settings.model.patch_px, crop_size=settings.data.crop_px, frames_per_clip=settings.data.num_frames,
-            tubelet_size=settings.model.tubelet_frames, hidden_size=shape.width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
-            mlp_ratio=shape.mlp_ratio, pred_hidden_size=narrow.width, pred_num_hidden_layers=narrow.depth, pred_num_attention_heads=narrow.heads,
-            pred_num_mask_tokens=len(settings.masks),
-        )  # fmt: skip
-        self.settings = settings
-        self.context = VJEPA2Model(networks)
-        self.target = VJEPA2Encoder(networks).requires_grad_(False)
+
+class PublishedStep:
+    """The reference's step from its own modules: encoders, predictor, L1 on layer-normed targets, AdamW, EMA.
+
+    dtype: of matrix products, by autocast, as that code does it on a GPU.
+    """
+
+    def __init__(self, settings: config.Config, where: torch.device, dtype: torch.dtype) -> None:
+        networks = published_networks(settings)
+        self.settings, self.where, self.dtype = settings, where, dtype
+        self.context = VJEPA2Model(networks).to(where)
+        self.target = VJEPA2Encoder(networks).to(where).requires_grad_(False)
         self.target.load_state_dict(self.context.encoder.state_dict())
         self.optimizer = torch.optim.AdamW(self.context.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay)
 
     def __call__(self, step: int, clips: torch.Tensor) -> float:
         settings = self.settings
-        video = normalise(clips, torch.float32).transpose(1, 2)
+        video = normalise(clips.to(self.where), torch.float32).transpose(1, 2)
         masks = plan(settings.masks, settings.grid).draw(len(video), settings.run.seed, step * len(video), step, settings.optim.total_steps or 1)
-        with torch.no_grad():
-            targets = self.encode(self.target, video, None)
-            targets = torch.nn.functional.layer_norm(targets, targets.shape[-1:])
-        losses = []
-        for mask in masks:
-            context = self.encode(self.context.encoder, video, mask.context_ids)
-            scattered = torch.zeros_like(targets).scatter(1, mask.context_ids.unsqueeze(-1).expand(-1, -1, context.shape[-1]), context)
-            predictions = self.context.predictor(scattered, [mask.context_ids], [mask.target_ids]).last_hidden_state
-            losses.append((predictions - apply_masks(targets, [mask.target_ids])).abs().mean())
-        loss = torch.stack(losses).mean()
+        with torch.autocast(self.where.type, self.dtype, enabled=self.dtype is not torch.float32):
+            loss = self.loss(video, [mask.to(self.where) for mask in masks])
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -63,6 +63,18 @@ class PublishedStep:
             for own, theirs in zip(self.target.parameters(), self.context.encoder.parameters(), strict=True):
                 own.mul_(settings.optim.ema_decay).add_((1 - settings.optim.ema_decay) * theirs)
         return float(loss.detach())
+
+    def loss(self, video: torch.Tensor, masks: list[TokenMask]) -> torch.Tensor:
+        with torch.no_grad():
+            targets = self.encode(self.target, video, None)
+            targets = torch.nn.functional.layer_norm(targets, targets.shape[-1:])
+        losses = []
+        for mask in masks:
+            context = self.encode(self.context.encoder, video, mask.context_ids)
+            scattered = torch.zeros_like(targets, dtype=context.dtype).scatter(1, mask.context_ids.unsqueeze(-1).expand(-1, -1, context.shape[-1]), context)
+            predictions = self.context.predictor(scattered, [mask.context_ids], [mask.target_ids]).last_hidden_state
+            losses.append((predictions - apply_masks(targets, [mask.target_ids])).abs().mean())
+        return torch.stack(losses).mean()
 
     def encode(self, encoder: VJEPA2Encoder, video: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
         """As the published code: all tokens are embedded, then those of `ids` kept, and each layer makes its own rotation tables."""
@@ -81,26 +93,20 @@ def main() -> None:
     parser.add_argument("--only", choices=["ours", "published"], help="one of them, for its peak memory")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
-    settings = config.load(options.config, options.overrides)
-    data = settings.data
+    settings = config.load(options.config, [*options.overrides, "run.device=cpu"])
+    data, where = settings.data, torch.device("cpu")
     clips = torch.randint(256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
     steps: dict[str, Callable[[int, torch.Tensor], object]] = {}
     if options.only != "ours":
-        steps["published, float32"] = PublishedStep(settings)
+        steps["published, float32"] = PublishedStep(settings, where, torch.float32)
     if options.only != "published":
         for dtype in dict.fromkeys([torch.float32, device.pick(settings.run)[1]]):
-            steps[f"ours, {str(dtype).removeprefix('torch.')}"], _ = training_step(settings, torch.device("cpu"), dtype)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(2 + options.steps):
-        for name, step in steps.items():
-            started = perf_counter()
-            step(number, clips)
-            seconds[name].append(perf_counter() - started)
-    medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}
+            steps[f"ours, {str(dtype).removeprefix('torch.')}"], _ = training_step(settings, where, dtype)
+    medians = alternating_medians({name: partial(run, clips=clips) for name, run in steps.items()}, options.steps, where)
     print(f"{torch.get_num_threads()} threads, medians of {options.steps} alternating steps")
     for name, median in medians.items():
         print(f"{name:20} {1000 * median:8.0f} ms  {data.global_batch / median:6.2f} clips/s  x{next(iter(medians.values())) / median:.2f}")
-    print(f"most memory resident: {peak_memory_bytes(torch.device('cpu')) / 2**30:.2f} GiB")
+    print(f"most memory resident: {peak_memory_bytes(where) / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

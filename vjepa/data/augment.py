@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -64,6 +65,13 @@ def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) 
 
 def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 [B, 3, T, S, S] -> `dtype` of the same shape, on the same device: mean 0 and deviation 1 on ImageNet, by channel."""
-    mean = rearrange(torch.tensor(IMAGENET_MEAN, device=video.device), "c -> c 1 1 1")
-    std = rearrange(torch.tensor(IMAGENET_STD, device=video.device), "c -> c 1 1 1")
-    return video.float().mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+    scale, shift = _scale_and_shift(video.device)
+    return video.float().mul_(scale).sub_(shift).to(dtype)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # they are kept, and training may want what an evaluation has made
+def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """By channel, [3, 1, 1, 1]; kept on `device`: a copy in every step would make the host wait for the GPU."""
+    mean, std = (rearrange(torch.tensor(values, device=device), "c -> c 1 1 1") for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return 1 / (255 * std), mean / std

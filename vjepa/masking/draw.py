@@ -26,6 +26,11 @@ class MaskPlan:
     masks: tuple[config.Mask, ...]
     grid: TokenGrid
 
+    @property
+    def has_constant_counts(self) -> bool:
+        """Whether every step has as many tokens as any other, so that kernels may be compiled for these shapes alone."""
+        return all(getattr(mask, "final_ratio", None) is None and getattr(mask, "trim", "uniform") == "uniform" for mask in self.masks)
+
     def draw(self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int) -> list[TokenMask]:
         """One TokenMask per set, for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
 

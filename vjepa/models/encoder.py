@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.layers import gather_tokens, initialise, make_blocks, small_normal
+from vjepa.models.layers import LayerNorm, gather_tokens, initialise, make_blocks, small_normal
 from vjepa.models.positions import Rotation, SinCos, rotation
 from vjepa.records import TokenGrid
 
@@ -76,9 +76,9 @@ class VisionTransformer(nn.Module):
             self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
         self.blocks = make_blocks(shape)
         if model.level_norms:
-            self.norms_block = nn.ModuleList(nn.LayerNorm(shape.width, eps=1e-6) for _ in range(4))
+            self.norms_block = nn.ModuleList(LayerNorm(shape.width) for _ in range(4))
         else:
-            self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+            self.norm = LayerNorm(shape.width)
         initialise(self)
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:

@@ -25,11 +25,12 @@ class SinCos(nn.Module):
     def __init__(self, kind: str, width: int, base: tuple[int, int, int] | None) -> None:
         super().__init__()
         self.kind, self.width, self.base = kind, width, None if base is None else TokenGrid(*base)
-        self.register_buffer("table", None if self.base is None else _sincos(kind, self.base, width), persistent=False)
+        self.register_buffer("table", None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu")), persistent=False)
 
     def forward(self, grid: TokenGrid, device: torch.device) -> Tensor:
-        table = _sincos(self.kind, grid, self.width) if self.base is None else resize_table(self.table, self.base, grid)
-        return table.to(device)
+        if self.base is None:
+            return _sincos(self.kind, grid, self.width, device)
+        return resize_table(self.table, self.base, grid).to(device)
 
 
 def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
@@ -45,8 +46,8 @@ def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
-def _sincos(kind: str, grid: TokenGrid, width: int) -> Tensor:
-    """(t h w) -> fp32 [N, width], computed in fp64.
+def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Tensor:
+    """(t h w) -> fp32 [N, width], computed in fp64 on the CPU and kept on `device`: a copy in every step would make the host wait for the GPU.
 
     sincos: half of the features for the time slot, a quarter each for row and column. sincos_uniform: a third each, rounded up to a
     whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column and row (MAE, He et al. 2021, A.1).
@@ -59,7 +60,7 @@ def _sincos(kind: str, grid: TokenGrid, width: int) -> Tensor:
         "sincos_2d": ((column, 2 * quarter), (row, 2 * quarter)),
     }
     table = torch.cat([_waves(places, share) for places, share in axes[kind]], dim=1)
-    return table[:, :width].float()
+    return table[:, :width].float().to(device)
 
 
 def _waves(places: Tensor, width: int) -> Tensor:
@@ -115,10 +116,9 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
     kind: "rotation", or "vjepa2" for the published V-JEPA 2 weights, whose sine and cosine of a pair belong to two frequencies.
     square: rows and columns are scaled to the range of a square of so many cells (V-JEPA 2.1), so that other sizes look alike.
     """
-    turn, mirror = _rotation_tables(kind, grid, head_width, square)
+    turn, mirror = _rotation_tables(kind, grid, head_width, square, device)
 
     def of_tokens(table: Tensor) -> Tensor:
-        table = table.to(device)
         return rearrange(table[None] if ids is None else table[ids], "b k d two -> b k 1 d two")
 
     return Rotation(of_tokens(turn), None if kind == "rotation" else of_tokens(mirror))
@@ -126,8 +126,8 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
-def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None) -> tuple[Tensor, Tensor]:
-    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64.
+def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64; kept on `device`, as `_sincos` is.
 
     A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror (e^-iu - e^-iv) / 2.
     """
@@ -139,4 +139,5 @@ def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | 
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
     spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)
-    return torch.view_as_real((first + second) / 2).float(), torch.view_as_real((first.conj() - second.conj()).resolve_conj() / 2).float()
+    turn, mirror = (first + second) / 2, (first.conj() - second.conj()).resolve_conj() / 2
+    return torch.view_as_real(turn).float().to(device), torch.view_as_real(mirror).float().to(device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa import config
-from vjepa.models.layers import Mlp, initialise, make_blocks
+from vjepa.models.layers import LayerNorm, Mlp, initialise, make_blocks
 from vjepa.models.positions import SinCos, rotation
 from vjepa.records import TokenGrid
 
@@ -30,7 +30,7 @@ class Predictor(nn.Module):
         if model.positions != "rope":
             self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
         self.predictor_blocks = make_blocks(shape)
-        self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.predictor_norm = LayerNorm(shape.width)
         out = levels * (shape.out_width or model.encoder.width)
         self.predictor_proj = nn.Linear(shape.width, out)
         if dense:
@@ -78,9 +78,9 @@ class MlpPredictor(nn.Module):
         self.predictor_embed = nn.Linear(features, shape.width)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
         self.positions = SinCos("sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid)
-        layers = (nn.Sequential(nn.LayerNorm(shape.width, eps=1e-6), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
+        layers = (nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
-        self.predictor_norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.predictor_norm = LayerNorm(shape.width)
         self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or model.encoder.width))
         initialise(self)
 

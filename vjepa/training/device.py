@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from typing import Final
+
 import torch
 
 from vjepa import config
 from vjepa.errors import UserError
 
+_M_TRIM_THRESHOLD: Final = -1  # of glibc's malloc.h
+_M_MMAP_THRESHOLD: Final = -3
+
 
 def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of matrix products. Raises UserError for a device that this machine lacks."""
+    """The device and the dtype of matrix products, on a CPU with memory that is kept. Raises UserError for a device that this machine lacks."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = run.device if run.device != "auto" else next(kind for kind, present in available.items() if present)
     if not available[name]:
         raise UserError(f"run.device: no {name} device on this machine; use run.device=auto")
     device = torch.device(name)
+    if name == "cpu" and sys.platform == "linux":
+        keep_freed_memory()
     fast = run.precision == "bf16" or (run.precision == "auto" and bf16_is_fast(device))
     return device, torch.bfloat16 if fast else torch.float32
 
@@ -26,3 +35,14 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep blocks of up to 1 GiB that are freed, up to 2 GiB of them, for the next tensors, as allocators of GPUs do.
+
+    By default it gives large blocks back to the system at once, and each activation costs page faults (RESULTS.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc; musl has none
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

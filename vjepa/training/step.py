@@ -31,9 +31,11 @@ class TrainingStep:
             ema.cast_matrices(model.target_encoder, dtype)
         model.train()
         if settings.run.compile:
+            grids = set(settings.grids.values())
+            static = len(grids) == 1 and plan(settings.masks, *grids).has_constant_counts
             for block in {*model.modules(), *(self.shadow.encoder.modules() if self.shadow else ())}:
                 if isinstance(block, Block):
-                    block.compile()
+                    block.compile(dynamic=False if static else None)
 
     def __call__(self, step: int, clips: Tensor) -> dict[str, Tensor]:
         """clips uint8 [B, 3, T, S, S], on any device -> the loss terms of `Jepa.forward`, still on the device, and `grad_norm` where it is clipped."""
@@ -68,7 +70,8 @@ class TrainingStep:
         objective = self.settings.objective
         if not objective.sigreg:
             return None
-        return sigreg.directions(self.settings.run.seed, step, objective.sigreg_slices, self.model.embedding_width).to(self.device)
+        drawn = sigreg.directions(self.settings.run.seed, step, objective.sigreg_slices, self.model.embedding_width)
+        return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
 
     def ema_decay(self, step: int) -> float:
         optim = self.settings.optim
