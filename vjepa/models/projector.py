@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from vjepa.models.layers import initialise
+from vjepa.models.layers import LayerNorm, initialise
 
 
 def make_projector(widths: Sequence[int]) -> nn.Sequential:
@@ -17,7 +17,7 @@ def make_projector(widths: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.LayerNorm(before), nn.GELU()] if layers else []
+        layers += [LayerNorm(before), nn.GELU()] if layers else []
         layers.append(nn.Linear(before, after))
     projector = nn.Sequential(*layers)
     initialise(projector)

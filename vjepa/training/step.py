@@ -70,7 +70,8 @@ class TrainingStep:
         objective = self.settings.objective
         if not objective.sigreg:
             return None
-        return sigreg.directions(self.settings.run.seed, step, objective.sigreg_slices, self.model.embedding_width).to(self.device)
+        drawn = sigreg.directions(self.settings.run.seed, step, objective.sigreg_slices, self.model.embedding_width)
+        return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
 
     def ema_decay(self, step: int) -> float:
         optim = self.settings.optim
