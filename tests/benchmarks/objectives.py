@@ -70,7 +70,7 @@ LOSSES: Final[dict[str, dict[str, Any]]] = {
 BACKBONES: Final[dict[str, dict[str, Any]]] = {
     "energy transformer": {"model": {"backbone": "energy"}},
     "timm test_vit": {"model": {"backbone": "test_vit"}},
-    "timm test_resnet": {"model": {"backbone": "test_resnet"}},
+    "timm test_resnet": {"model": {"backbone": "test_resnet"}, "eval": {"encoder": "target_encoder"}},  # BatchNorm has seen whole frames there
     "timm test_convnext": {"model": {"backbone": "test_convnext"}},
 }
 TEACHER: Final = {"loss": "mse", "targets": "pixels"}
@@ -128,7 +128,12 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
     untrained = settings.model.model_copy(update={"predictor": config.Predictor()}).model_dump_json()
     if untrained not in clips.untrained:
         clips.untrained[untrained] = measure(untrained_encoder(settings), clips)
-    return {"steps": len(batches), "clips_per_s": clips_per_s, "trained": measure(model.encoder, clips), "random_init": clips.untrained[untrained]}
+    return {
+        "steps": len(batches),
+        "clips_per_s": clips_per_s,
+        "trained": measure(getattr(model, settings.eval.encoder), clips),
+        "random_init": clips.untrained[untrained],
+    }
 
 
 def measure(encoder: Encoder, clips: Clips) -> dict[str, Any]:
