@@ -79,7 +79,7 @@ def test_a_run_without_a_target_encoder_is_its_encoder(objective: dict, tmp_path
     assert names == {"optimizer", "encoder", *(["predictor"] if "prediction" not in objective else ["projector"])}
     for which in (None, "encoder"):
         assert torch.equal(vjepa.load_encoder(path, which=which)(video), networks.encoder(video))
-    with pytest.raises(UserError, match=rf"has no target_encoder, for the run has objective\.targets: {objective['targets']}; take which=encoder"):
+    with pytest.raises(UserError, match=rf"has no target_encoder, for the run has objective\.targets: {objective['targets']}; take encoder"):
         vjepa.load_encoder(path, which="target_encoder")
     own.write(load.read(path), tmp_path / "one")
     assert torch.equal(vjepa.load_encoder(tmp_path / "one")(video), networks.encoder(video))
