@@ -177,9 +177,11 @@ def _write_video(recipe: Recipe, job: _Job, path: Path) -> str:
 
 
 def _verify(folder: Path, index_path: Path) -> None:
+    from vjepa.data.clip_index import SCHEMA_VERSION, index_version
+
     manifest = json.loads((folder / MANIFEST).read_text())
     remedy = f"delete the folder {folder} to have the demo data set written anew"
-    if manifest["recipe"] != asdict(Recipe()) or not index_path.is_file():
+    if manifest["recipe"] != asdict(Recipe()) or index_version(index_path) != SCHEMA_VERSION:
         raise UserError(f"{folder}: holds the demo data set of another version of vjepa; {remedy}")
     for name, sha256 in manifest["sha256"].items():
         path = folder / "videos" / name

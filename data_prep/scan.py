@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep.measure import Measured, measure
 from data_prep.places import suffix
-from data_prep.random_access import exact_decoder
+from data_prep.random_access import exact_decoder, keyframe_decoder
 from data_prep.scenes import BLACK_BELOW, cut, filter_status
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import DecodeError, open_media, plain, read_image
@@ -199,16 +199,17 @@ def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded:
     scene_threshold = options.scene_threshold if options.scenes else None
     measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     clips = cut(measured.frames, options, entry.start_s, entry.end_s)
-    decoder = "pyav"
+    decoders: dict[str, Any] = {"decoder": "pyav", "keyframe_decoder": None}
     if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
         row, say = _whole(media, measured), lambda name: announce(trying=name)
-        decoder = exact_decoder(row, measured.samples, measured.num_total, excluded, say)
-    return [measured.columns | clip | {"decoder": decoder} for clip in clips]
+        row = replace(row, decoder=exact_decoder(row, measured.samples, measured.num_total, excluded, say))
+        decoders = {"decoder": row.decoder, "keyframe_decoder": keyframe_decoder(row, measured.samples, excluded, say)}
+    return [measured.columns | clip | decoders for clip in clips]
 
 
 def _whole(media: _Bytes, measured: Measured) -> IndexRow:
     """The file as one clip."""
-    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
+    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav", "keyframe_decoder": None}
     columns |= {"uri": media.uri, "offset": media.offset, "length": media.length}
     times_s = columns["times_s"]
     columns["times_s"] = None if times_s is None else np.array(times_s)

@@ -28,7 +28,7 @@ def index(tmp_path):
         make_row("a.mp4", label="cat", label_id=0, split="train", fold="1"),
         make_row("/b.mp4", label="dog", label_id=1, split="val", fold="2", times_s=[0.5, 0.6, 1.0, 1.2]),
         make_row("c.mp4", status="empty file", split="train"),
-        make_row("d.mp4", split="train", fold="2", offset=7, length=9),
+        make_row("d.mp4", split="train", fold="2", offset=7, length=9, decoder="decord", keyframe_decoder="pyav_seek"),
     ]
     write_index(tmp_path / "x.parquet", rows)
     return ClipIndex.open(tmp_path / "x.parquet")
@@ -39,6 +39,7 @@ def test_rows_come_back_as_written(index, tmp_path):
     row = index.row(0)
     assert (row.clip_id, row.uri, row.first_frame, row.num_frames, row.rotation, row.decoder) == (0, str(tmp_path / "a.mp4"), 0, 4, 90, "pyav")
     assert (index.row(1).uri, index.row(2).offset, index.row(3).offset, index.row(3).length) == ("/b.mp4", None, 7, 9)
+    assert (row.keyframe_decoder, index.row(3).decoder, index.row(3).keyframe_decoder) == (None, "decord", "pyav_seek")
     assert index.keyframes(0).tolist() == [0.5]
     assert index.row(0).times().tolist() == [0.5, 0.75, 1.0, 1.25]
     assert index.row(1).times().tolist() == [0.5, 0.6, 1.0, 1.2]

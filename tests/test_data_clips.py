@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.clips import EvalClips, TrainClips, Views, frame_ids, open_sources
+from vjepa.data.decode import read_frames
 from vjepa.data.order import num_steps, source_of_step
 from vjepa.errors import UserError
 
@@ -113,6 +114,24 @@ def test_keyframe_starts_are_keyframes(make_video, tmp_path):
     seen = torch.cat([dataset[step].video for step in range(8)])[:, 0, 0, 8, 8].int()
     assert set(seen.tolist()) <= {value + off for value in (level(0), level(10), level(20), level(30)) for off in range(-3, 4)}
     assert len(torch.unique(seen // 8)) >= 3
+
+
+@pytest.mark.parametrize(("start", "decoder"), [("uniform", "decord"), ("keyframe", "pyav_seek")])
+def test_clips_from_keyframes_have_a_decoder_of_their_own(make_video, tmp_path, start, decoder):
+    write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | scanned(make_video("a.mp4", 40, gop=10))])
+    dataset, read = clips_of(settings(str(tmp_path / "x.parquet"), start=start)), []
+    dataset.read = lambda row, ids, size: read.append((row.decoder, int(ids[0]))) or read_frames(row, ids, size)
+    dataset[0]
+    assert {name for name, first in read if start == "keyframe" or first % 10} == {decoder}
+
+
+def test_a_clip_that_starts_elsewhere_is_read_by_the_decoder_that_is_exact_anywhere(make_video, tmp_path):
+    row = scanned(make_video("a.mp4", 40, gop=10)) | {"keyframes_s": [4.5]}  # too late for a clip, which starts with the video
+    write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | row])
+    dataset, read = clips_of(settings(str(tmp_path / "x.parquet"), start="keyframe", num_frames=8)), []
+    dataset.read = lambda row, ids, size: read.append((row.decoder, int(ids[0]))) or read_frames(row, ids, size)
+    dataset[0]
+    assert set(read) == {("decord", 0)}
 
 
 def test_views_of_evaluation_lie_evenly_in_time_and_space(two):

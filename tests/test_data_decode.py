@@ -323,6 +323,18 @@ def test_torchcodec_is_optional(make_video, monkeypatch):
     assert np.array_equal(read_frames(row, np.array([0, 2])), read_frames(dataclasses.replace(row, decoder="pyav"), np.array([0, 2])))
 
 
+@pytest.mark.parametrize(("start", "most"), [(0, 35), (25, 60), (29, 65), (30, 35)])
+def test_reading_on_over_a_keyframe_decodes_no_frame_twice(films, start, most):
+    """Although the keyframe is decoded before frames that are shown before it."""
+    _, row = films("B-frames, edit list.mp4")  # a keyframe every 30 frames
+    with open_video(row.uri) as (container, stream):
+        counting = Counting(container)
+        seeker = decode._Seeker(counting, stream)
+        for pair in zip(*decode._times(row, np.arange(start, start + 35)), strict=True):
+            seeker.frame_at(*pair)
+    assert counting.num_frames <= most, counting.num_seeks
+
+
 @pytest.mark.parametrize("decoder", ["pyav_seek", "torchcodec"])
 @pytest.mark.fast
 def test_a_frame_at_another_time_is_refused(make_video, decoder):
@@ -341,7 +353,7 @@ def test_seeking_refuses_timestamps_that_run_backwards():
             self.pts, self.time, self.key_frame = pts, pts / 10, True
 
     class Stream:
-        start_time, time_base, index_entries = 0, Fraction(1, 10), ()
+        start_time, time_base, average_rate, index_entries = 0, Fraction(1, 10), 10, ()
 
     class Container:
         def decode(self, stream):

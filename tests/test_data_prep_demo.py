@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep import demo
+from vjepa.data import clip_index
 from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
@@ -59,6 +60,10 @@ def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeyp
     stored = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**stored, "recipe": {}}))
     with pytest.raises(UserError, match="another version of vjepa"):
+        demo.prepare(path, progress=False)
+    manifest.write_text(json.dumps(stored))
+    monkeypatch.setattr(clip_index, "SCHEMA_VERSION", clip_index.SCHEMA_VERSION + 1)
+    with pytest.raises(UserError, match="another version of vjepa; delete the folder"):
         demo.prepare(path, progress=False)
 
 

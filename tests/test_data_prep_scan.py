@@ -23,6 +23,7 @@ from data_prep.scan import ScanOptions, file_facts, scan
 from data_prep.scan_pool import ScanPool
 from vjepa.data import decode
 from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.frame_times import frame_ids_at
 from vjepa.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -233,6 +234,23 @@ def test_the_quickest_exact_decoder_is_chosen(make_video, monkeypatch):
         assert chosen(wrong_ids) != "decord"
 
 
+def test_clips_from_keyframes_have_a_quicker_decoder_where_it_is_exact_there(make_video, monkeypatch):
+    """Twins of a decoder that is wrong in other ways; away from keyframes it is not asked."""
+    path = make_video("a.mp4", 40, gop=10)
+    right = decode.READERS["pyav"]
+
+    def chosen(wrong_ids):
+        wrong = lambda row, ids, *size: right(row, np.clip(wrong_ids(ids), 0, 39), *size)  # noqa: E731
+        monkeypatch.setattr(decode, "READERS", decode.READERS | {"pyav_seek": wrong})
+        row = scan_file(path)
+        return row["decoder"], row["keyframe_decoder"]
+
+    assert chosen(lambda ids: ids) == chosen(lambda ids: ids - (ids % 10 == 9)) == ("decord", "pyav_seek")
+    for wrong_ids in (lambda ids: ids - 1, lambda ids: ids + (ids % 10 == 2), lambda ids: ids + (ids >= 30)):
+        assert chosen(wrong_ids) == ("decord", None)
+    assert scan(entry(path), ScanOptions(), excluded=["pyav_seek"])[0]["keyframe_decoder"] is None
+
+
 @pytest.mark.fast
 def test_checked_frames_are_few_and_cover_the_file():
     frame = lambda i: SimpleNamespace(key_frame=i % 250 == 0)  # noqa: E731
@@ -242,7 +260,7 @@ def test_checked_frames_are_few_and_cover_the_file():
         samples.add(i, frame(i))
     samples.end()
     assert len(samples.points) <= 2 * 8 * 7 + 4 and len(asked) < 1500
-    checks = [ids.tolist() for ids in samples.checks()]
+    checks = [ids.tolist() for ids in (*samples.checks(), *samples.keyframe_checks())]
     assert [0] in checks and [19_999] in checks and list(range(19_996, 20_000)) in checks
     assert max(np.diff(checks[0])) <= 20_000 / 4 and all(i in samples.points for ids in checks for i in ids)
 
@@ -380,10 +398,13 @@ def test_odd_videos_give_the_frames_of_decoding_in_order_or_a_reason(row_of):
         clip = row_of(path, row)
         assert (np.diff(clip.times()) >= 0).all() and clip.end_s > clip.times()[-1], path.name
         ids = np.unique(np.linspace(0, clip.num_frames - 1, 5).astype(int))
-        in_order = dict(frames_in_order(clip, ids))
-        for i, frame in zip(ids.tolist(), decode.read_frames(clip, ids), strict=True):
-            away = {j: np.abs(frame[::2, ::2].astype(int) - in_order[j]).mean() for j in in_order if abs(i - j) <= 2}
-            assert away[i] <= min(5.0, min(away.values()) + 0.05), (path.name, clip.decoder, i, away)
+        last_key = frame_ids_at(clip.times(), np.array(row["keyframes_s"][-1:] or [0.0]))
+        from_key = np.arange(last_key[0], min(last_key[0] + 3, clip.num_frames))
+        in_order = dict(frames_in_order(clip, np.union1d(ids, from_key)))
+        for wanted, decoder in ((ids, clip.decoder), (from_key, clip.keyframe_decoder or clip.decoder)):
+            for i, frame in zip(wanted.tolist(), decode.read_frames(dataclasses.replace(clip, decoder=decoder), wanted), strict=True):
+                away = {j: np.abs(frame[::2, ::2].astype(int) - in_order[j]).mean() for j in in_order if abs(i - j) <= 2}
+                assert away[i] <= min(5.0, min(away.values()) + 0.05), (path.name, decoder, i, away)
     assert reasons == {
         "ExoPlayer__sample_ac3.mp4": "no video stream",
         "go-mp4__sample_qt.mp4": "no decodable frame",

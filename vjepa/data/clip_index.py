@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from vjepa.errors import UserError
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
@@ -53,7 +53,8 @@ SCHEMA: Final = pa.schema(
         ("sample_aspect", pa.float64()),  # width over height of a stored pixel
         ("codec", pa.string()),
         ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
-        ("decoder", pa.string()),  # of `decode.READERS`: the quickest that is exact on this file
+        ("decoder", pa.string()),  # of `decode.READERS`: the first that is exact on this file, wherever a clip starts
+        ("keyframe_decoder", pa.string()),  # one that is quicker, and exact, where a clip starts at a keyframe; null: none
         ("status", pa.string()),  # ok, or a reason in plain words
         ("label", pa.string()),
         ("label_id", pa.int32()),  # place of the label among the sorted names; -1: none
@@ -75,6 +76,7 @@ class IndexRow:
     """What it takes to read one clip. `clip_id` is its row in the index; `uri` is an absolute path or an fsspec address.
 
     times_s: float64 [num_frames], ascending; None where the rate is constant.
+    keyframe_decoder: in place of `decoder` for a clip that starts at a keyframe; None: the same.
     """
 
     clip_id: int
@@ -92,6 +94,7 @@ class IndexRow:
     rotation: int
     sample_aspect: float
     decoder: str
+    keyframe_decoder: str | None = None
 
     def times(self) -> np.ndarray:
         """Time of each frame in seconds: float64 [num_frames], ascending."""
@@ -105,7 +108,7 @@ _PACKED: Final = np.dtype(
     [(name, "<i8") for name in ("offset", "length", "first_frame")]
     + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
     + [(name, "<i4") for name in ("num_frames", "width", "height", "rotation")]
-    + [("decoder", "S16"), ("times", "?")]
+    + [("decoder", "S16"), ("keyframe_decoder", "S16"), ("times", "?")]
 )
 _PACKED_COLUMN: Final = "packed row"
 
@@ -164,7 +167,8 @@ class ClipIndex:
             raise IndexError(f"row {i} of an index of {len(self)} rows")
         number = bisect_right(self._first_rows, i) - 1
         batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
-        offset, length, first_frame, start_s, end_s, fps, sample_aspect, num_frames, width, height, rotation, decoder, times = batch.numbers[place].item()
+        numbers = batch.numbers[place].item()
+        offset, length, first_frame, start_s, end_s, fps, sample_aspect, num_frames, width, height, rotation, decoder, keyframe_decoder, times = numbers
         row = IndexRow(
             clip_id=int(i),
             uri=resolve(batch.uri[place].as_py(), self._folder),
@@ -181,6 +185,7 @@ class ClipIndex:
             rotation=rotation,
             sample_aspect=sample_aspect,
             decoder=decoder.decode(),
+            keyframe_decoder=keyframe_decoder.decode() or None,
         )
         self._reads += 1
         if self._reads % _READS_BETWEEN_RELEASES == 0:
@@ -349,7 +354,7 @@ def _pack(table: pa.Table) -> pa.Array:
     numbers = np.zeros(table.num_rows, _PACKED)
     for name in SCHEMA.names:
         if name in numbers.dtype.fields:
-            missing = {"decoder": "", "first_frame": 0}.get(name, -1)
+            missing = {"decoder": "", "keyframe_decoder": "", "first_frame": 0}.get(name, -1)
             numbers[name] = table[name].fill_null(missing).to_numpy().astype(_PACKED[name])
     numbers["times"] = table["times_s"].is_valid().to_numpy()
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(_PACKED.itemsize), len(numbers), [None, pa.py_buffer(numbers)])

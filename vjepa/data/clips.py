@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from vjepa.counter_rng import generator, source_seed
 from vjepa.data.augment import Box, crop_resize, random_crop_box, scaled_box, size_needed, view_boxes
 from vjepa.data.clip_index import ClipIndex, IndexRow
 from vjepa.data.decode import DecodeError, read_frames
-from vjepa.data.frame_times import clip_by_fps, clip_by_step, clip_whole
+from vjepa.data.frame_times import clip_by_fps, clip_by_step, clip_whole, frame_ids_at
 from vjepa.data.order import replacement_row, sample_row, source_of_step
 from vjepa.data.quarantine import quarantined
 from vjepa.data.watch import Watch
@@ -196,10 +196,12 @@ class TrainClips(Clips):
         clips = []
         for decode in range(n * data.clips_per_video, (n + 1) * data.clips_per_video):
             ids = frame_ids(row, data, generator(seed, "frames", decode).random(), keyframes_s)
+            at_keyframe = keyframes_s is not None and ids[0] in frame_ids_at(row.times(), keyframes_s)
+            reading = replace(row, decoder=row.keyframe_decoder) if at_keyframe and row.keyframe_decoder else row
             rngs = [generator(seed, "crop", crop) for crop in range(decode * data.clips_per_decode, (decode + 1) * data.clips_per_decode)]
             boxes = [random_crop_box(rng, row.height, row.width, data.crop_scale, data.crop_aspect) for rng in rngs]
             flips = [bool(data.flip and rng.random() < 0.5) for rng in rngs]
-            clips += [Clip(video, clip_id) for video in self.crops(row, (number, clip_id), ids, boxes, flips, data.crop_px)]
+            clips += [Clip(video, clip_id) for video in self.crops(reading, (number, clip_id), ids, boxes, flips, data.crop_px)]
         return clips
 
 

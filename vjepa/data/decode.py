@@ -32,6 +32,7 @@ Size = tuple[int, int]  # height and width, px, of the upright picture with squa
 _DECORD_LEAST_PX: Final = 96  # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
 _BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)  # how far before a frame to seek, until a keyframe at or before it is found
+_DELAY_FRAMES: Final = 4  # by which most files show a keyframe after its decoding time, at most
 _FAR_S: Final = 4.0  # ahead of where a file without an index of keyframes is decoded: longer than most groups of pictures
 
 
@@ -242,6 +243,7 @@ class _Seeker:
         self._start = stream.start_time or 0
         self._frames: Iterator[Any] = container.decode(stream)
         self._position: int | None = None  # of the last frame that was decoded, in the time base of the stream
+        self._delay_s = _DELAY_FRAMES / float(stream.average_rate or 25)
 
     def frame_at(self, time_s: float, tolerance_s: float) -> Any:
         """The frame at `time_s`, later than at the call before. Raises DecodeError where there is none within `tolerance_s`."""
@@ -261,11 +263,15 @@ class _Seeker:
         raise _no_frame(time_s)
 
     def _is_far(self, time_s: float) -> bool:
-        """Whether seeking is the shorter way: known where the file's index of keyframes, in decoding times, reaches that far; else likely."""
+        """Whether seeking is the shorter way: known where the file's index of keyframes, in decoding times, reaches that far; else likely.
+
+        Seeking to a keyframe that is decoded before `time_s`, but shown after it, would end at the one before it.
+        """
         position = self._start if self._position is None else self._position
         entries = self._stream.index_entries
         if len(entries) and entries[len(entries) - 1].timestamp > position:
-            found = entries.search_timestamp(self._timestamp(time_s))
+            latest_s = time_s if self._position is None else time_s - self._delay_s
+            found = entries.search_timestamp(self._timestamp(latest_s))
             return bool(found >= 0 and entries[found].timestamp > position)
         return bool(time_s - float(position * self._stream.time_base) > _FAR_S)
 
