@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -32,7 +31,6 @@ from vjepa.errors import UserError
 from vjepa.records import ClipBatch
 
 _BATCHES_AHEAD: Final = 3  # of each process
-_NICENESS: Final = 10  # of the processes: batches are made ahead, in time that the training process leaves, and never take a core from its threads
 _LOOK_S: Final = 0.25  # how often the deadline is looked at while a batch is waited for
 _MAX_DEATHS: Final = 16  # of processes, from one batch to the next
 
@@ -242,7 +240,6 @@ def context() -> Any:
 def _work(answers: Connection, clips: Clips, memory: Sequence[Any], beat: Any) -> None:
     """The life of a decoding process: until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
-    os.nice(_NICENESS)
     torch.set_num_threads(1)
     clips.watch.beat = beat
     slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in memory]
