@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.models.predictor import MlpPredictor, Predictor
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ def load_encoder(
     which: str | None = None,
     heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
-) -> VisionTransformer:
+) -> Encoder:
     """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
 
     The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone. T = 1 is an image, one

@@ -28,7 +28,14 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"python -m vjepa.{command}",
         description=purpose,
-        epilog="settings (section.key = default  meaning):\n" + "\n".join(config.describe()),
+        epilog="\n".join(
+            [
+                "short names, at the top level of a config and on the command line (name = setting):",
+                *config.describe_aliases(),
+                "settings (section.key = default  meaning):",
+                *config.describe(),
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from vjepa.config import Data
     from vjepa.data.clip_index import ClipIndex
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.probing.feature_files import Parts
     from vjepa.probing.windows import CutVideos
 
@@ -108,7 +108,7 @@ def extract(options: argparse.Namespace) -> str:
 class _Encoding:
     """From clips to what is stored of them. depths: blocks after which features are read; None: the last, normed as in training."""
 
-    encoder: VisionTransformer
+    encoder: Encoder
     depths: tuple[int, ...] | None
     pool: str
     stored: torch.dtype
@@ -116,11 +116,11 @@ class _Encoding:
     device: torch.device
 
     @classmethod
-    def of(cls, encoder: VisionTransformer, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
+    def of(cls, encoder: Encoder, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-        return cls(encoder.to(device), _depths(options.level, len(encoder.blocks)), options.pool, stored, computed, device)
+        return cls(encoder.to(device), _depths(options.level, encoder.depth), options.pool, stored, computed, device)
 
     @property
     def names(self) -> list[str]:

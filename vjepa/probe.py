@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from vjepa.config import Data
-    from vjepa.models.encoder import VisionTransformer
+    from vjepa.models.encoder import Encoder
     from vjepa.probing.anticipation import RollOut
     from vjepa.probing.comparison import Comparison
     from vjepa.probing.datasets import Dataset
@@ -88,7 +88,8 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
 
     path = Path(options.model_path)
     if not path.exists():
-        raise UserError(f"{options.model_path}: no such run folder, checkpoint or weights file")
+        runs = [] if path.is_absolute() else sorted(Path("runs").glob(f"*/{path}"), key=lambda file: file.stat().st_mtime)
+        raise UserError(f"{path}: no such run folder, checkpoint or weights file" + (f"; there is {runs[-1]}" if runs else ""))
     encoder, which = _read_encoder(options)
     data, device, dtype = how_to_read(options, encoder)
     where = {name: getattr(options, name) for name in ("train", "selection", "val")}
@@ -202,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_encoder(options: argparse.Namespace) -> tuple[VisionTransformer, str]:
+def _read_encoder(options: argparse.Namespace) -> tuple[Encoder, str]:
     """The frozen encoder, and which it is, `encoder` or `target_encoder`."""
     from vjepa.interop import load, meta
 
@@ -210,7 +211,7 @@ def _read_encoder(options: argparse.Namespace) -> tuple[VisionTransformer, str]:
     return weights.build_encoder(), weights.which
 
 
-def how_to_read(options: argparse.Namespace, encoder: VisionTransformer) -> tuple[Data, torch.device, torch.dtype]:
+def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, torch.device, torch.dtype]:
     """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was published; options win."""
     from pydantic import ValidationError
 
@@ -237,14 +238,14 @@ def how_to_read(options: argparse.Namespace, encoder: VisionTransformer) -> tupl
     return data, *device.pick(where)
 
 
-def _native_frames(encoder: VisionTransformer) -> int:
+def _native_frames(encoder: Encoder) -> int:
     model = encoder.model
     if model.positions == "sincos_2d":
         return 1
     return model.sincos_grid[0] * model.tubelet_frames if model.sincos_grid else _PUBLISHED_FRAMES
 
 
-def _native_px(options: argparse.Namespace, encoder: VisionTransformer) -> int:
+def _native_px(options: argparse.Namespace, encoder: Encoder) -> int:
     """Of a Hugging Face folder what its config says; else what the positions tell."""
     model, config_path = encoder.model, Path(options.model_path, "config.json")
     if config_path.is_file():
@@ -276,7 +277,7 @@ def _method(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _roll_out(options: argparse.Namespace, encoder: VisionTransformer, data: Data) -> RollOut | None:
+def _roll_out(options: argparse.Namespace, encoder: Encoder, data: Data) -> RollOut | None:
     """What --rollout asks for, on the device of `encoder`. Raises UserError for a model without a predictor, or one that cannot reach so far."""
     from vjepa import config, load_predictor
     from vjepa.probing.anticipation import RollOut
@@ -296,7 +297,7 @@ def _roll_out(options: argparse.Namespace, encoder: VisionTransformer, data: Dat
 
 
 def _recipes(
-    options: argparse.Namespace, encoder: VisionTransformer, roll_out: RollOut | None, sha256: str, device: torch.device, dtype: torch.dtype, data: Data
+    options: argparse.Namespace, encoder: Encoder, roll_out: RollOut | None, sha256: str, device: torch.device, dtype: torch.dtype, data: Data
 ) -> dict[str, Recipe]:
     """Kind of features -> how clips become them; `trained` first. Single images have no order of time.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,21 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "huge": {"width": 1280, "depth": 32, "heads": 16, "mlp_ratio": 4.0},
     "giant": {"width": 1408, "depth": 40, "heads": 22, "mlp_ratio": 48 / 11},
     "gigantic": {"width": 1664, "depth": 48, "heads": 26, "mlp_ratio": 64 / 13},
+}
+
+Backbone = Literal["vit", "energy", "timm"]
+
+# Settings that not every kind of backbone has, by their path in `Model`: the kinds that have them.
+USED_BY: Final[dict[str, tuple[Backbone, ...]]] = {
+    "pretrained": ("timm",),
+    "image_mode": ("vit", "energy"),
+    "modality_embedding": ("vit", "energy"),
+    "level_norms": ("vit",),
+    "encoder": ("vit", "energy"),
+    "encoder.mlp": ("vit",),
+    "encoder.drop_path": ("vit",),
+    "encoder.recompute": ("vit",),
+    "encoder.step_size": ("energy",),
 }
 
 
@@ -40,11 +56,15 @@ class Transformer(Section):
 
 
 class Encoder(Transformer):
-    """The ViT that is context encoder and target encoder."""
+    """Shape of the ViT, or of the energy transformer, that is context encoder and target encoder.
+
+    Of an energy transformer depth is the number of steps, and the hidden width of the MLP that of the Hopfield network's memories.
+    """
 
     preset: Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None = Field(
         None, description="width, depth, heads and mlp_ratio of a published size; those that are given win"
     )
+    step_size: float = Field(0.1, gt=0, description="of an energy transformer: length of a step down the gradient (alpha)")
 
     @model_validator(mode="before")
     @classmethod
@@ -66,10 +86,20 @@ class Predictor(Transformer):
 class Model(Section):
     """The networks. The target encoder has the shape of the context encoder."""
 
-    patch_px: int = Field(16, ge=1, description="side of a patch")
-    tubelet_frames: int = Field(2, ge=1, description="frames of a patch; a single frame is one time slot, whatever this is")
+    backbone: str = Field(
+        "vit", min_length=1, description="vit, energy (an energy transformer, Hoover et al. 2023), or a network of timm by name: resnet50, convnext_tiny, ..."
+    )
+    pretrained: bool = Field(False, description="a network of timm starts from its published weights, which are fetched; false: random")
+    patch_px: int = Field(
+        16, ge=1, description="side of a patch; of a CNN, the stride of the map that is read as tokens: mostly 32 for its last stage, 16 for the one before"
+    )
+    tubelet_frames: int = Field(
+        2, ge=1, description="frames of a patch, of which timm's networks give the mean; a single frame is one time slot, whatever this is"
+    )
     positions: Literal["rope", "sincos", "sincos_uniform", "sincos_2d"] = Field(
-        "rope", description="rope: rotations (V-JEPA 2); fixed sin-cos: half of the features for time, equal shares (V-JEPA), or space alone (I-JEPA)"
+        "rope",
+        description="rope: rotations (V-JEPA 2); fixed sin-cos: half of the features for time, equal shares (V-JEPA), or space alone (I-JEPA); "
+        "with a network of timm they are the predictor's",
     )
     rope: Literal["rotation", "vjepa2"] = Field("rotation", description="vjepa2: the published V-JEPA 2 weights need its formula, which is no rotation")
     rope_grid: int | None = Field(None, ge=2, description="scale rows and columns to a square of so many cells (V-JEPA 2.1: 16); null: as they are")
@@ -87,16 +117,46 @@ class Model(Section):
     predictor: Predictor = Predictor()
 
     @model_validator(mode="after")
+    def _of_backbone(self) -> Self:
+        for path, kinds in USED_BY.items():
+            if self.backbone_kind not in kinds and self._is_changed(path):
+                raise ValueError(f"{path}: backbone: {self.backbone} has none, only {' and '.join(kinds)}; leave it out")
+        if self.backbone == "energy" and self.positions == "rope":
+            raise ValueError("positions: rope: backbone: energy adds its positions; set positions: sincos, sincos_uniform or sincos_2d")
+        return self
+
+    @model_validator(mode="after")
     def _levels(self) -> Self:
         if self.levels > 1 and not self.level_norms:
             raise ValueError("level_norms: levels: 4 needs level_norms: true")
         if self.level_norms and self.encoder.depth < 4:
             raise ValueError(f"level_norms: 4 levels need a depth of 4 or more, encoder.depth is {self.encoder.depth}")
-        for name, shape in (("encoder", self.encoder), ("predictor", self.predictor)):
+        rotated = {"predictor": self.predictor} | ({"encoder": self.encoder} if self.backbone == "vit" else {})
+        for name, shape in rotated.items():
             head_width = shape.width // shape.heads
             if self.positions == "rope" and (head_width < 6 or head_width % 2):
                 raise ValueError(f"{name}.heads: heads of {head_width} features cannot be rotated along 3 axes; an even number, 6 or more, can")
         return self
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
+        return 3 * self.tubelet_frames * self.patch_px**2
+
+    def _is_changed(self, path: str) -> bool:
+        *parents, name = path.split(".")
+        section = reduce(getattr, parents, self)
+        return bool(getattr(section, name) != type(section).model_fields[name].default)
+
+    @property
+    def backbone_kind(self) -> Backbone:
+        own: dict[str, Backbone] = {"vit": "vit", "energy": "energy"}
+        return own.get(self.backbone, "timm")
+
+    @property
+    def known_width(self) -> int | None:
+        """Features per token of the encoder; None for a network of timm, which knows its own (`vjepa.models.backbone.encoder_width`)."""
+        return None if self.backbone_kind == "timm" else self.encoder.width
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.

@@ -336,6 +336,7 @@ def _refuse_inexpressible(weights: Weights) -> None:
     """Raises UserError for what Hugging Face's VJEPA2Model does not have."""
     model = weights.model
     refusals = {
+        f"backbone: {model.backbone} (it is a ViT)": model.backbone != "vit",
         f"positions: {model.positions} (it only has rope)": model.positions != "rope",
         "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope != "vjepa2",
         "rope_grid (it never scales positions)": model.rope_grid is not None,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.errors import UserError
-from vjepa.models.encoder import VisionTransformer
+from vjepa.models.encoder import Encoder
 
 TOLERANCE = 1e-4
 ONE_FILE_BYTES = 1_800_000_000  # an ONNX file ends at 2 GiB; larger weights go to a file beside it
@@ -17,7 +17,7 @@ ONE_FILE_BYTES = 1_800_000_000  # an ONNX file ends at 2 GiB; larger weights go 
 class _WholeVideo(nn.Module):
     """The encoder of all tokens, with one input."""
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -25,7 +25,7 @@ class _WholeVideo(nn.Module):
         return self.encoder(video)  # type: ignore[no-any-return]
 
 
-def export(encoder: VisionTransformer, example_size: tuple[int, int, int], path: Path) -> float:
+def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
     """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size` (T, H, W).
 
     Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4, and

@@ -1,6 +1,6 @@
 """Weights of `vjepa` itself: run folders, their checkpoints, and a single safetensors file for passing on.
 
-runs/demo/config.yaml, runs/demo/checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   written by vjepa.train
+runs/demo/config.yaml, runs/demo/checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   written by vjepa.train, those that the run has
 encoder.safetensors   tensors `encoder.*`, `predictor.*`, `tables.*`; metadata: format ("vjepa"), model (JSON), dense ("true", "false"), which
 """
 
@@ -88,9 +88,11 @@ def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
 
 def _read_checkpoint(folder: Path, which: str | None) -> Weights:
     settings = _settings_above(folder)
-    which = which or settings.eval.encoder
-    files = {"encoder": folder / f"{which}.safetensors", "predictor": folder / "predictor.safetensors"}
-    return _of_run(folder, settings, {network: read_tensors(path) for network, path in files.items()}, which)
+    networks, which = settings.objective.networks, which or settings.eval.encoder
+    if which not in networks:
+        raise UserError(f"{folder}: has no {which}, for the run has objective.targets: {settings.objective.targets}; take encoder")
+    files = {"encoder": which, **({"predictor": "predictor"} if "predictor" in networks else {})}
+    return _of_run(folder, settings, {network: read_tensors(folder / f"{name}.safetensors") for network, name in files.items()}, which)
 
 
 def _read_network(path: Path) -> Weights:

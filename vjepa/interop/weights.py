@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.models.encoder import VisionTransformer
+from vjepa.models.backbone import make_encoder
+from vjepa.models.encoder import Encoder
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
 from vjepa.models.state import load_strictly
 
@@ -23,7 +24,7 @@ class Weights:
     """Networks of one file, whoever wrote it.
 
     origin: the file or folder, for errors.
-    encoder, predictor: name -> tensor, the names of `VisionTransformer` and `Predictor`; the predictor is empty where the file has none.
+    encoder, predictor: name -> tensor, the names of the encoder and predictor that `model` names; the predictor is empty where the file has none.
     dense: the predictor has a head for visible tokens (V-JEPA 2.1).
     tables: position tables that the file brings, "encoder" and "predictor" -> fp32 [N, width]; without one it is computed.
     which: what the encoder was in training, `encoder` or its moving average, `target_encoder`, which is what is published.
@@ -37,12 +38,12 @@ class Weights:
     tables: Mapping[str, Tensor] = field(default_factory=dict)
     which: str = "target_encoder"
 
-    def build_encoder(self) -> VisionTransformer:
+    def build_encoder(self) -> Encoder:
         """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""
         if not self.encoder:
             raise UserError(f"{self.origin}: has no encoder")
         with torch.device("meta"):  # drawing initial weights would take longer than reading these
-            encoder = VisionTransformer(self.model)
+            encoder = make_encoder(self.model)
         load_strictly(encoder, self.encoder, self.origin)
         if "encoder" in self.tables:
             encoder.positions.table = self.tables["encoder"]

@@ -1,4 +1,4 @@
-"""The 3D-patch Vision Transformer that is both context encoder and target encoder."""
+"""What an encoder is, whatever its backbone; and the 3D-patch Vision Transformer. Context encoder and target encoder are two of a kind."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def patchify(video: Tensor, model: config.Model) -> Patches:
     return Patches(rearrange(video, "b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2)", p=taps, p1=p, p2=p), grid, taps)
 
 
+def unpatchify(patches: Patches, patch_px: int) -> Tensor:
+    """b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
+    grid, p = patches.grid, patch_px
+    return rearrange(patches.pixels, "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)", h=grid.h, w=grid.w, c=3, p=patches.taps, p1=p)
+
+
 class PatchEmbed(nn.Module):
     """Embeds each patch by one linear map (the kernel of a strided 3D convolution)."""
 
@@ -60,26 +66,17 @@ class PatchEmbed(nn.Module):
         return functional.linear(pixels, kernel.flatten(1), self.proj.bias)
 
 
-class VisionTransformer(nn.Module):
-    """Video to features, of all tokens or of the visible ones only. Parameter names are those of the published files."""
+class Encoder(nn.Module):
+    """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on the others.
 
-    def __init__(self, model: config.Model) -> None:
-        super().__init__()
-        shape = model.encoder
-        self.model, self.width = model, shape.width
-        self.patch_embed = PatchEmbed(model.patch_px, model.tubelet_frames, shape.width)
-        if model.image_mode == "own":
-            self.patch_embed_img = PatchEmbed(model.patch_px, 1, shape.width)
-        if model.modality_embedding:
-            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
-        if model.positions != "rope":
-            self.positions = SinCos(model.positions, shape.width, model.sincos_grid)
-        self.blocks = make_blocks(shape)
-        if model.level_norms:
-            self.norms_block = nn.ModuleList(LayerNorm(shape.width) for _ in range(4))
-        else:
-            self.norm = LayerNorm(shape.width)
-        initialise(self)
+    model: its settings. width: features per token, D. depth: places after which features can be read, such as blocks.
+    positions: those that are added to tokens, where there are any.
+    """
+
+    model: config.Model
+    width: int
+    depth: int
+    positions: SinCos
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size."""
@@ -90,27 +87,75 @@ class VisionTransformer(nn.Module):
         return self.encode(patchify(video, self.model), context_ids)[..., -self.width :]
 
     def encode(self, patches: Patches, ids: Tensor | None = None) -> Tensor:
-        """Features of all tokens or of `ids` [B, K] for prediction: [B, K, levels * D], each level normed, the last one last."""
+        """Features of all tokens or of `ids` [B, K] for prediction: [B, K, levels * D], the last level last."""
         depths = self.level_depths if self.model.levels > 1 else self.level_depths[-1:]
         return torch.cat(self._run(patches, ids, depths), dim=-1)
 
     def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
-        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), each normed.
+        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), as they are at the end, normed.
 
         Raises ValueError for a block that does not exist.
         """
-        num_blocks = len(self.blocks)
-        if any(not -num_blocks <= depth < num_blocks for depth in depths):
-            raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {num_blocks - 1}")
-        return self._run(patchify(video, self.model), None, [depth % num_blocks for depth in depths])
+        if any(not -self.depth <= depth < self.depth for depth in depths):
+            raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {self.depth - 1}")
+        return self._run(patchify(video, self.model), None, [depth % self.depth for depth in depths])
+
+    @property
+    def level_depths(self) -> list[int]:
+        """The blocks after which a level is read: the last alone."""
+        return [self.depth - 1]
+
+    def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
+        """Features of the tokens `ids` [B, K], or of all, after each of the blocks `depths`: [B, K, D] each."""
+        raise NotImplementedError
+
+
+class PatchEncoder(Encoder):
+    """An encoder that embeds patches one by one. Parameter names are those of the published files."""
+
+    def __init__(self, model: config.Model) -> None:
+        super().__init__()
+        self.model, self.width, self.depth = model, model.encoder.width, model.encoder.depth
+        self.patch_embed = PatchEmbed(model.patch_px, model.tubelet_frames, self.width)
+        if model.image_mode == "own":
+            self.patch_embed_img = PatchEmbed(model.patch_px, 1, self.width)
+        if model.modality_embedding:
+            self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, self.width)) for _ in range(2))
+        if model.positions != "rope":
+            self.positions = SinCos(model.positions, self.width, model.sincos_grid)
+
+    def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
+        """Tokens with their additive positions [B, K, D]; a token that is not asked for is never embedded."""
+        pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
+        is_image = patches.taps == 1
+        embed = self.patch_embed_img if is_image and self.model.image_mode == "own" else self.patch_embed
+        tokens: Tensor = embed(pixels, patches.taps)
+        if self.model.modality_embedding:
+            tokens = tokens + (self.img_mod_embed if is_image else self.video_mod_embed)
+        if self.model.positions != "rope":
+            positions = self.positions(patches.grid, tokens.device)
+            tokens = tokens + (positions if ids is None else positions[ids])
+        return tokens
+
+
+class VisionTransformer(PatchEncoder):
+    """The ViT of V-JEPA (sections 3.1, 3.3) and V-JEPA 2 and 2.1."""
+
+    def __init__(self, model: config.Model) -> None:
+        super().__init__(model)
+        self.blocks = make_blocks(model.encoder)
+        if model.level_norms:
+            self.norms_block = nn.ModuleList(LayerNorm(self.width) for _ in range(4))
+        else:
+            self.norm = LayerNorm(self.width)
+        initialise(self)
 
     @property
     def level_depths(self) -> list[int]:
         """The blocks after which a level is read: quarters of the depth, or the last alone (V-JEPA 2.1 reads block 37 of 48, not 35)."""
-        depth = len(self.blocks)
         if not self.model.level_norms:
-            return [depth - 1]
-        return [11, 23, 37, 47] if depth == 48 else [(quarter * depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
+            return super().level_depths
+        return [11, 23, 37, 47] if self.depth == 48 else [(quarter * self.depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
         tokens, rotate = self._embed(patches, ids), self._rotation(patches, ids)
@@ -126,19 +171,6 @@ class VisionTransformer(nn.Module):
             return self.norm
         places = self.level_depths
         return self.norms_block[places.index(depth) if depth in places else -1]
-
-    def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
-        """Tokens with their additive positions [B, K, D]; a token that is not asked for is never embedded."""
-        pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
-        is_image = patches.taps == 1
-        embed = self.patch_embed_img if is_image and self.model.image_mode == "own" else self.patch_embed
-        tokens: Tensor = embed(pixels, patches.taps)
-        if self.model.modality_embedding:
-            tokens = tokens + (self.img_mod_embed if is_image else self.video_mod_embed)
-        if self.model.positions != "rope":
-            positions = self.positions(patches.grid, tokens.device)
-            tokens = tokens + (positions if ids is None else positions[ids])
-        return tokens
 
     def _rotation(self, patches: Patches, ids: Tensor | None) -> Rotation | None:
         if self.model.positions != "rope":

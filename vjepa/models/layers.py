@@ -145,12 +145,13 @@ def initialise(module: nn.Module) -> None:
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
     A module on the meta device has no values to draw; PyTorch would import SymPy for the scaling, a second.
     """
-    if next(module.parameters()).is_meta:
+    if any(parameter.is_meta for parameter in module.parameters()):
         return
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             small_normal(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     blocks = [layer for layer in module.modules() if isinstance(layer, Block)]
     for number, block in enumerate(blocks, start=1):
         for output in (block.attn.proj, block.mlp.output):

@@ -24,7 +24,7 @@ from vjepa.data.decode import DecodeError
 from vjepa.data.frame_times import clip_whole, frame_ids_at
 from vjepa.data.loader import ClipLoader
 from vjepa.errors import UserError
-from vjepa.models.encoder import VisionTransformer, patchify
+from vjepa.models.encoder import Encoder, patchify
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
 from vjepa.probing.datasets import ClipSource, Dataset
 from vjepa.probing.passes import AugmentedClips, Passes
@@ -115,13 +115,13 @@ class RollOut:
     trained_slots: of the clips that the predictor learned from.
     """
 
-    encoder: VisionTransformer
+    encoder: Encoder
     predictor: Predictor | MlpPredictor
     num_slots: int
     trained_slots: int
 
     @classmethod
-    def of(cls, encoder: VisionTransformer, predictor: Predictor | MlpPredictor, data: Data, anticipation_s: float, trained_frames: int) -> RollOut:
+    def of(cls, encoder: Encoder, predictor: Predictor | MlpPredictor, data: Data, anticipation_s: float, trained_frames: int) -> RollOut:
         """As many slots as there are up to the one in which the action starts (V-JEPA 2 predicts that last one alone).
 
         trained_frames: of the clips that the predictor learned from: added positions mean nothing beyond them, rotations may.
@@ -156,7 +156,7 @@ class RollOut:
         context_ids, target_ids = ids[:, : seen.num_tokens], ids[:, seen.num_tokens :]
         context = self.encoder.encode(replace(patches, grid=longer), context_ids)  # the clip as the start of a longer one
         predicted: Tensor = self.predictor(context, context_ids, target_ids, longer, MASK_INDEX)
-        same = list(blocks) == [len(self.encoder.blocks) - 1] and model.sincos_grid is None
+        same = list(blocks) == [self.encoder.depth - 1] and model.sincos_grid is None
         found = [context[..., -self.encoder.width :]] if same else read_levels(self.encoder, clips, blocks)
         return [*found, predicted[..., -self.encoder.width :]]
 

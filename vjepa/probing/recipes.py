@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
 from vjepa.errors import UserError
-from vjepa.models.encoder import VisionTransformer
+from vjepa.models.backbone import make_encoder
+from vjepa.models.encoder import Encoder
 from vjepa.probing.features import motion_energy, pixels
 from vjepa.probing.store import Recipe
 
 Time = Literal["forward", "shuffled", "reversed"]
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"pixels": pixels, "motion_energy": motion_energy}
 _PLAIN_VERSION = 1  # raise it when what `pixels` or `motion_energy` computes changes
-_UNTRAINED_VERSION = 1  # raise it when `VisionTransformer` draws other initial weights
+_UNTRAINED_VERSION = 1  # raise it when an encoder draws other initial weights
 
 
-def weights_hash(encoder: VisionTransformer) -> str:
+def weights_hash(encoder: Encoder) -> str:
     """sha256 of every tensor of an encoder, and of its settings."""
     return network_hash(encoder.model.model_dump_json(exclude={"predictor"}), encoder)
 
@@ -51,19 +52,19 @@ def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def untrained(encoder: VisionTransformer) -> VisionTransformer:
+def untrained(encoder: Encoder) -> Encoder:
     """An encoder of the same architecture with initial weights of seed 0, frozen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = VisionTransformer(encoder.model)
+        fresh = make_encoder(encoder.model)
     if hasattr(encoder, "positions"):  # a table that a file brought
         fresh.positions.table = encoder.positions.table
     return fresh.requires_grad_(False).eval()
 
 
-def levels(encoder: VisionTransformer, wish: str) -> tuple[int, ...]:
+def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
     """Blocks after which features are read: `last`, `quarters` (of the depth), or numbers such as 2,5,8,11. Raises UserError."""
-    depth = len(encoder.blocks)
+    depth = encoder.depth
     if wish == "last":
         return (depth - 1,)
     if wish == "quarters":
@@ -75,7 +76,7 @@ def levels(encoder: VisionTransformer, wish: str) -> tuple[int, ...]:
 
 
 def encoder_recipe(
-    encoder: VisionTransformer, sha256: str, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype, time: Time = "forward"
+    encoder: Encoder, sha256: str, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype, time: Time = "forward"
 ) -> Recipe:
     """Features of a frozen encoder on `device`, forward passes in `dtype`, after `blocks`, with the frames of each clip in the order `time`.
 
@@ -84,7 +85,7 @@ def encoder_recipe(
     return levels_recipe({"weights": sha256, "blocks": list(blocks)}, lambda clips: read_levels(encoder, clips, blocks), outputs, device, dtype, time)
 
 
-def untrained_recipe(encoder: VisionTransformer, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Recipe:
+def untrained_recipe(encoder: Encoder, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Recipe:
     """As `encoder_recipe`, of `untrained(encoder)`. Its facts say how its weights are drawn, so that they are drawn only where its features are missing."""
     settings = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
     if (table := _table(encoder)) is not None:
@@ -114,9 +115,9 @@ def levels_recipe(
     return Recipe({**facts, "time": time, "precision": str(dtype), "device": device.type}, outputs, run)
 
 
-def read_levels(encoder: VisionTransformer, clips: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+def read_levels(encoder: Encoder, clips: Tensor, blocks: Sequence[int]) -> list[Tensor]:
     """[B, 3, T, H, W] -> features [B, N, D] after each of `blocks`; the last block goes through `forward`, which is what every other use of an encoder sees."""
-    return [encoder(clips)] if list(blocks) == [len(encoder.blocks) - 1] else encoder.intermediate(clips, blocks)
+    return [encoder(clips)] if list(blocks) == [encoder.depth - 1] else encoder.intermediate(clips, blocks)
 
 
 def plain_recipe(name: str) -> Recipe:
