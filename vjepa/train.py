@@ -82,10 +82,8 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     from vjepa.training import checkpoint, device, run_log
 
     where, dtype = device.pick(settings.run)
-    if settings.data.prepare == "demo":
-        from data_prep import demo
-
-        demo.prepare(Path(settings.data.train.index), progress)
+    if settings.data.prepare != "none":
+        write_data(settings.data, progress)
     sources = open_sources(settings.data)
     if settings.data.val is not None:
         val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
@@ -104,6 +102,21 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     if weights:
         keep_teacher(weights, folder)
     return Job(settings, folder, sources, teacher, where, dtype, total, progress)
+
+
+def write_data(data: config.Data, progress: bool) -> None:
+    """The data set that `data.prepare` names, beside its index, unless it is there. Images have the splits that the probe knows."""
+    from data_prep import demo, pictures
+    from vjepa.probing.datasets_images import open_images
+
+    path = Path(data.train.index)
+    if data.prepare == "demo":
+        demo.prepare(path, progress)
+    else:
+        found = open_images(data.prepare)
+        split = {int(i): name for name, rows in found.splits.items() for i in rows}
+        columns = {"label": found.labels, "split": [split[i] for i in range(len(found.images))]}
+        pictures.prepare(path, map(found.images.read, range(len(found.images))), columns, progress)
 
 
 def steps_of_epochs(settings: config.Config, num_rows: int) -> int:

@@ -42,7 +42,7 @@ class MixedSource(Source):
 class Data(Section):
     """From the clip index to uint8 batches."""
 
-    prepare: Literal["none", "demo"] = Field("none", description="demo: write the demo data set beside data.train.index first")
+    prepare: Literal["none", "demo", "digits"] = Field("none", description="write this data set beside data.train.index first: the demo's videos, or digits")
     train: Source = Field(description="rows to learn from")
     mix: list[MixedSource] = Field([], max_length=256, description="further sources to learn from, each with a `ratio` of the steps (images beside clips)")
     selection: Source | None = Field(None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -90,7 +91,8 @@ def untrained_recipe(encoder: Encoder, blocks: Sequence[int], outputs: tuple[str
     settings = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
     if (table := _table(encoder)) is not None:
         _add_tensor(settings, "table", table)
-    facts = {"untrained": settings.hexdigest(), "version": _UNTRAINED_VERSION, "torch": torch.__version__, "blocks": list(blocks)}
+    libraries = {name: version(name) for name in ("torch", "timm")}
+    facts = {"untrained": settings.hexdigest(), "version": _UNTRAINED_VERSION, "libraries": libraries, "blocks": list(blocks)}
     drawn = cache(lambda: untrained(encoder).to(device))
     return levels_recipe(facts, lambda clips: read_levels(drawn(), clips, blocks), outputs, device, dtype, "forward")
 
