@@ -21,7 +21,7 @@ class Run(Section):
     init_from: str | None = Field(None, description="run or checkpoint folder whose weights the first step starts from (a cool-down); null: random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where this machine is fast at it")
-    compile: bool = Field(False, description="torch.compile each transformer block, but not those of timm or energy: minutes of warm-up, then fewer and larger kernels")
+    compile: bool = Field(False, description="torch.compile each block of ViT and predictor: minutes of warm-up, then fewer and larger kernels")
     log_every_steps: int = Field(10, ge=1, description="metrics are read from the device only on these steps")
     save_every_steps: int = Field(100, ge=1, description="a checkpoint is written after so many steps, and after the last")
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
