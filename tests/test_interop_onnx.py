@@ -49,19 +49,11 @@ def test_onnxruntime_agrees_for_every_batch(tmp_path: Path, settings: dict[str, 
     torch.testing.assert_close(again(video), network(video))
 
 
-@pytest.mark.parametrize(
-    ("model", "size"),
-    [
-        ({"backbone": "energy", "positions": "sincos", "patch_px": 4}, (4, 8, 12)),
-        ({"backbone": "test_vit"}, (4, 32, 32)),
-        ({"backbone": "test_resnet"}, (1, 32, 32)),
-    ],
-)
-def test_other_backbones_agree_too(tmp_path: Path, model: dict, size: tuple[int, int, int]) -> None:
+def test_a_network_of_timm_agrees_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = make_encoder(config.Model.model_validate(model)).requires_grad_(False).eval()
-    assert interop_onnx.export(network, size, tmp_path / "encoder.onnx") < 1e-5  # of a batch of another size than the one that was exported
+    network = make_encoder(config.Model(backbone="test_vit")).requires_grad_(False).eval()
+    assert interop_onnx.export(network, (2, 32, 16), tmp_path / "encoder.onnx") < 1e-5  # of a batch of another size than the one that was exported
 
 
 def test_what_torch_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
