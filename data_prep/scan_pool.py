@@ -153,12 +153,12 @@ class _Child:
         """The next message; empty where the child died, by itself or because it was late."""
         if self.process.stdout is None:
             raise RuntimeError("a child without a pipe from it")
-        begin_s = monotonic()
+        pipe, begin_s = self.process.stdout.fileno(), monotonic()
         while b"\n" not in self._heard:
-            if not wait([self.process.stdout], max(0.0, begin_s + limit_s - monotonic())):
+            if not wait([pipe], max(0.0, begin_s + limit_s - monotonic())):
                 self._late = True
                 self.process.kill()
-            block = os.read(self.process.stdout.fileno(), 1 << 16)
+            block = os.read(pipe, 1 << 16)
             if not block:
                 return {}
             self._heard += block

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from data_prep.index import build_index
 from data_prep.scan import ScanOptions, scan
 from data_prep.sources import Entry
 
@@ -55,5 +56,21 @@ def make_video(tmp_path):
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path
+
+    return make
+
+
+@pytest.fixture
+def make_index(make_video, tmp_path):
+    """make_index([{"label": "a", ...}, ...], num_frames=6) indexes as many videos with these values of columns, every other one marked; returns its path."""
+
+    def make(rows, **video):
+        lines = [["file", *rows[0]]]
+        for number, values in enumerate(rows):
+            make_video(f"clips/{number:02}.mp4", mark=number % 2 == 0, **video)
+            lines.append([f"{number:02}.mp4", *values.values()])
+        (tmp_path / "labels.csv").write_text("\n".join(map(",".join, lines)))
+        build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
+        return tmp_path / "clips.parquet"
 
     return make

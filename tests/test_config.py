@@ -48,6 +48,17 @@ def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(loa
     assert [(grid.t, grid.h, grid.w) for grid in settings.grids.values()] == [(8, 2, 2), (1, 2, 2), (8, 2, 2)]
 
 
+def test_short_names_stand_for_settings_in_files_and_overrides(load) -> None:
+    text = "mask_ratio: 0.5\nbatch_size: 256\nlearning_rate: 1e-4\nepochs: 100\nema_decay: 0.99\nloss_type: mse\n"
+    settings = load("data.train=a.parquet", text=text)
+    found = (settings.masks[0].ratio, settings.data.global_batch, settings.optim.lr, settings.optim.epochs, settings.optim.ema_decay, settings.objective.loss)
+    assert found == (0.5, 256, 1e-4, 100, 0.99, "mse")
+    assert load("data.train=a.parquet", "mask_ratio=.6", "masks.0.num_blocks=4", text=text).masks == [config.TubeMask(ratio=0.6, num_blocks=4)]
+    assert load("learning_rate=2e-4").optim.lr == load("optim.lr=2e-4", text="data: {train: a}\nlearning_rate: 1\nepochs: 1").optim.lr == 2e-4
+    assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
+    assert set(config.describe_aliases()) >= {"  mask_ratio = masks.0.ratio", "  epochs = optim.epochs"}
+
+
 def test_mask_sets_are_told_apart_by_kind_and_are_tubes_without_one(load) -> None:
     settings = load("masks=[{num_blocks: 2}, {kind: random, ratio: .9}, {kind: multiblock}, {kind: ijepa}]", "masks.2.temporal_scale=[.5, 1]")
     assert [type(mask) for mask in settings.masks] == list(config.MASK_KINDS.values())
@@ -71,6 +82,15 @@ def test_run_folder_is_named_after_the_config(load) -> None:
     assert load().run.dir == "runs/x"
 
 
+# What else a config says that an override goes wrong with.
+NEXT_TO = {
+    "data.global_batch=1": "objective: {sigreg: 1}\n",
+    "objective.cycle=1": "model: {predictor: {out_width: 9}}\n",
+    "objective.targets=pixels": "model: {levels: 4, level_norms: true}\n",
+    "eval.encoder=target_encoder": "objective: {targets: pixels}\n",
+}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -85,6 +105,9 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("masks=[{kind: multiblock, trim: raster, num_context: 9}]", "masks.0.trim: raster takes its counts from the batch"),
         ("masks=[{kind: multiblock, full_complement: true, num_target: 9}]", "masks.0.num_target: with full_complement it follows from the context"),
         ("masks=[{kind: multiblock, max_keep: 9, num_context: 9}]", "masks.0.max_keep: num_context is exact already"),
+        ("mask_ration=.5", "mask_ration: unknown key; did you mean 'mask_ratio'?"),
+        ("mask_ratio=1", "masks.0.ratio: Input should be less than 1, got 1"),
+        ("learning_rate.x=1", "lr is a value, it has no settings inside"),
         ("data.zzz=1", "data.zzz: unknown key; known here: prepare, train"),
         ("data.workers=two", "data.workers: Input should be a valid integer, got 'two'"),
         ("data.workers=1.5", "data.workers: Input should be a valid integer, got 1.5"),
@@ -103,6 +126,29 @@ def test_run_folder_is_named_after_the_config(load) -> None:
         ("data.mix=[{index: i, ratoi: .1}]", "data.mix.0.ratoi: unknown key; did you mean 'ratio'?"),
         ("data.mix=[{index: i, ratio: .7}, {index: j, ratio: .2}, {index: k, ratio: .1}]", "data.mix: the ratios sum to 1, which leaves data.train no step"),
         ("data.mix=[{index: i, ratio: .1}, {index: j, ratio: .1, num_frames: 5}]", "data.mix.1.num_frames: 5 is not a whole number of tubelets"),
+        ("objective.loss=hubert", "objective.loss: Input should be 'l1', 'smooth_l1', 'huber' or 'mse', got 'hubert'"),
+        ("objective.huber_delta=.5", "objective.huber_delta: loss: l1 has none; set loss: huber, or leave it out"),
+        ("objective.targets=frozen", "objective.teacher: targets: frozen needs one; name a run, a checkpoint or a weights file"),
+        ("objective.teacher=x", "objective.teacher: targets: ema has none; set targets: frozen, or leave it out"),
+        (
+            "objective.targets=none",
+            "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg or vicreg_variance a weight",
+        ),
+        ("objective.prediction=0", "objective.prediction: nothing is predicted, and no views have to agree"),
+        ("objective={prediction: 0, view_invariance: 1, sigreg: 1}", "objective.targets: nothing is predicted, so ema is of no use; set targets: none"),
+        (
+            "objective={view_invariance: 1, sigreg: 1}",
+            "objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2",
+        ),
+        ("objective={view_invariance: 1}", "objective.sigreg: the same features for all clips would be perfect here (collapse)"),
+        ("objective.projector_widths=[64]", "objective.projector_widths: no term reads embeddings"),
+        ("objective={sigreg: 1, projector_widths: [0]}", "objective.projector_widths: widths are 1 or more, got [0]"),
+        ("objective={targets: pixels, cycle: 1}", "objective.cycle: the context is predicted back from predicted features, and targets: pixels predicts none"),
+        ("data.global_batch=1", "data.global_batch: terms of objective compare clips, and a batch shows a single one; set 2 or more"),
+        ("model.predictor.out_width=9", "model.predictor.out_width: with objective.targets: ema it is 192, not 9; leave it out"),
+        ("objective.cycle=1", "objective.cycle: predictions go into the predictor again, so they need the width of the encoder"),
+        ("objective.targets=pixels", "model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema"),
+        ("eval.encoder=target_encoder", "eval.encoder: with objective.targets: pixels there is no target_encoder; set eval.encoder: encoder"),
         ("masks=[]", "masks: List should have at least 1 item"),
         ("masks.3.ratio=.5", "'3' is not a place in a list"),
         ("optim.lr.x=1", "lr is a value, it has no settings inside"),
@@ -112,7 +158,7 @@ def test_run_folder_is_named_after_the_config(load) -> None:
 )
 def test_bad_settings_are_one_line_with_the_path(load, override: str, message: str) -> None:
     with pytest.raises(config.ConfigError) as error:
-        load(override, text=MINIMAL + "masks: [{}]\n" if override.startswith("masks.") else MINIMAL)
+        load(override, text=MINIMAL + NEXT_TO.get(override, "masks: [{}]\n" if override.startswith("masks.") else ""))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -122,7 +168,11 @@ def test_bad_settings_are_one_line_with_the_path(load, override: str, message: s
         ("data: {train: a.parquet", "not valid YAML"),
         ("- 1", "a config is a mapping of sections, this is a list"),
         ("data: {train: a}\ndata: {train: b}\n", "the key 'data' is given twice"),
-        ("optim: {total_steps: 1}", "data: required, and not given"),
+        ("optim: {total_steps: 1}", "data.train: required, and not given; `python -m data_prep.index FOLDER --out x.parquet` makes"),
+        ("optim: {total_steps: 1, lr: 1}\nlearning_rate: 1", "learning_rate is short for optim.lr, which is given too"),
+        ("mask_ratio: .5\nmasks: [{kind: random, ratio: .5}]", "mask_ratio is short for masks.0.ratio, which is given too"),
+        ("mask_ratio: .5\nmasks: tube", "mask_ratio: masks is a value, it has no settings inside"),
+        ("mask_ratio: .5\nmasks: []", "mask_ratio: '0' is not a place in a list of 0"),
         ("data: {train: a}\noptim: {total_steps: 1}\nrun: {seed: 2020-01-01}", "date is not JSON serializable"),
     ],
 )
@@ -148,3 +198,10 @@ def test_overrides_may_stand_before_and_after_options():
     parser = command.config_parser("train", "")
     given = parser.parse_args(["demo", "--print-config", "run.seed=3"])
     assert given.print_config and command.read_config(given).run.seed == 3
+
+
+def test_the_width_of_predicted_pixels_is_filled_in_and_reads_back(load, tmp_path) -> None:
+    settings = load("objective.targets=pixels", "model.patch_px=8")
+    assert settings.model.predictor.out_width == 3 * 2 * 8 * 8
+    (tmp_path / "again.yaml").write_text(config.dump(settings))
+    assert config.load(str(tmp_path / "again.yaml")) == settings

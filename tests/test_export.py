@@ -72,7 +72,7 @@ def test_a_training_file_of_vjepa2_becomes_what_transformers_loads(tmp_path: Pat
     path = tmp_path / "latest.pt"
     torch.save({name: {f"module.backbone.{key}": tensor for key, tensor in state.items()} for name, state in wrapped.items()}, path)
     run(path, "huggingface", tmp_path / "average", "--format", "vjepa2", *HEADS, *CLIPS)
-    run(path, "huggingface", tmp_path / "trained", "--format", "vjepa2", "--which", "encoder", *HEADS, *CLIPS)
+    run(path, "huggingface", tmp_path / "trained", "--format", "vjepa2", "--encoder", "encoder", *HEADS, *CLIPS)
     network = transformers.VJEPA2Model.from_pretrained(tmp_path / "average").eval()
     video = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():

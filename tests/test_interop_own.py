@@ -31,7 +31,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def make_run(folder: Path, **model: object) -> Jepa:
+def make_run(folder: Path, objective: dict | None = None, **model: object) -> Jepa:
     """A run of two mask sets with checkpoints of step 1 and 2, and its networks, which no two share weights."""
     shapes = {"encoder": {"width": 48, "depth": 4, "heads": 4}, "predictor": {"width": 24, "depth": 2, "heads": 2}}
     dense = {"context_weight": 0.5} if model.get("level_norms") else {}
@@ -39,7 +39,7 @@ def make_run(folder: Path, **model: object) -> Jepa:
         "data": {"train": "clips.parquet", "num_frames": 4, "crop_px": 8},
         "model": {"patch_px": 4, **shapes, **model},
         "masks": [{"kind": "tube"}, {"kind": "random"}],
-        "objective": dense,
+        "objective": objective or dense,
         "optim": {"total_steps": 2},
     }
     settings = config.validate(tree, "test")
@@ -61,12 +61,33 @@ def test_a_run_and_its_checkpoints_load(place: str, tmp_path: Path) -> None:
     networks, path = make_run(tmp_path / "run"), tmp_path / place
     video, grid = torch.randn(1, 3, 4, 8, 8), TokenGrid(2, 2, 2)
     assert load.recognise(path) == "vjepa"
-    assert torch.equal(vjepa.load_encoder(path)(video), networks.target_encoder(video))
-    assert torch.equal(vjepa.load_encoder(path, which="encoder")(video, IDS[0]), networks.encoder(video, IDS[0]))
+    assert torch.equal(vjepa.load_encoder(path)(video, IDS[0]), networks.encoder(video, IDS[0]))
+    assert torch.equal(vjepa.load_encoder(path, which="target_encoder")(video), networks.target_encoder(video))
     context, predictor = networks.encoder(video, IDS[0]), vjepa.load_predictor(path, "vjepa")
     for index in range(2):
         assert torch.equal(predictor(context, *IDS, grid, index), networks.predictor(context, *IDS, grid, index))
     assert not any(parameter.requires_grad for module in (vjepa.load_encoder(path), predictor) for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    "objective", [{"targets": "pixels"}, {"targets": "none", "prediction": 0, "view_invariance": 1, "vicreg_variance": 1, "projector_widths": [8]}]
+)
+def test_a_run_without_a_target_encoder_is_its_encoder(objective: dict, tmp_path: Path) -> None:
+    networks, path = make_run(tmp_path / "run", objective), tmp_path / "run"
+    video = torch.randn(1, 3, 4, 8, 8)
+    names = {file.stem for file in (path / "checkpoints/latest").glob("*.safetensors")}
+    assert names == {"optimizer", "encoder", *(["predictor"] if "prediction" not in objective else ["projector"])}
+    for which in (None, "encoder"):
+        assert torch.equal(vjepa.load_encoder(path, which=which)(video), networks.encoder(video))
+    with pytest.raises(UserError, match=rf"has no target_encoder, for the run has objective\.targets: {objective['targets']}; take encoder"):
+        vjepa.load_encoder(path, which="target_encoder")
+    own.write(load.read(path), tmp_path / "one")
+    assert torch.equal(vjepa.load_encoder(tmp_path / "one")(video), networks.encoder(video))
+    if "prediction" in objective:
+        with pytest.raises(UserError, match="has no predictor"):
+            vjepa.load_predictor(path)
+    else:
+        assert vjepa.load_predictor(path)(networks.encoder(video, IDS[0]), *IDS, TokenGrid(2, 2, 2)).shape == (1, 2, 96)
 
 
 def test_a_file_of_a_checkpoint_is_that_network_alone(tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_a_single_file_gives_back_what_was_written(tmp_path: Path) -> None:
         weights, path = load.read(source), tmp_path / "new" / name
         own.write(weights, path)
         again = load.read(path)
-        assert (again.model, again.dense) == (weights.model, weights.dense)
+        assert (again.model, again.dense, again.which) == (weights.model, weights.dense, weights.which)
         for part in ("encoder", "predictor", "tables"):
             stored, expected = getattr(again, part), getattr(weights, part)
             assert stored.keys() == expected.keys() and all(torch.equal(stored[key], expected[key]) for key in stored)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vjepa.errors import UserError
-from vjepa.interop.probes import load_probe
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, CrossAttention
+from vjepa.interop.probes import load_probe, write_probes
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, CrossAttention, MeanClassifier
 
 WIDTH, HEADS = 48, 4
 
@@ -112,6 +113,25 @@ def test_a_probe_file_is_read_strictly(tmp_path: Path, change: dict[str, Tensor 
     path = save(tmp_path / "probe.pth.tar", {"classifier": {key: tensor for key, tensor in state.items() if tensor is not None}})
     with pytest.raises(UserError, match=message):
         load_probe(path, heads=HEADS)
+
+
+@pytest.mark.fast
+def test_heads_that_were_chosen_are_read_as_they_were_written(tmp_path: Path) -> None:
+    probes, tokens = [classifier(depth=2), classifier(depth=1), randomise(MeanClassifier(WIDTH, 3))], torch.randn(2, 30, WIDTH)
+    for number, probe in enumerate(probes):
+        probe.classes = ("a", f"{number}")
+    path = tmp_path / "new" / "probe.safetensors"
+    write_probes(path, probes, {"label": "taste", "levels": [1, 2]})
+    for number, probe in enumerate(probes):
+        loaded = load_probe(path, number)
+        assert torch.equal(loaded(tokens), probe(tokens)) and loaded.classes == probe.classes and not loaded.linear.weight.requires_grad
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["label"] == "taste" and json.loads(file.metadata()["levels"]) == [1, 2]
+    with pytest.raises(UserError, match="has no probe number 3; it has 0 to 2"):
+        load_probe(path, 3)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"is no probe file; name one that python -m vjepa\.probe wrote"):
+        load_probe(tmp_path / "other.safetensors")
 
 
 @pytest.mark.fast

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vjepa import config
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.masking.draw import plan
-from vjepa.models.encoder import patchify
+from vjepa.models.encoder import VisionTransformer, patchify
+from vjepa.objectives import sigreg
 from vjepa.training import ema, optim
 
 SETTINGS = config.validate(
@@ -185,3 +188,159 @@ def test_every_kind_of_network_trains(model: dict) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.96 * losses[0]  # the video is noise: there is little to predict
+
+
+ONLY = {"vicreg_variance": 0, "vicreg_covariance": 0}
+# Of `objective`, for each kind of target; the teacher is made by `networks`.
+TARGETS = {"ema": {}, "pixels": {**ONLY}, "none": {**ONLY, "sigreg": 0.05}, "frozen": {**ONLY, "teacher": "elsewhere"}}
+
+
+def networks(settings: config.Config) -> Jepa:
+    """Those of a run, with weights large enough that every input matters; a teacher is 36 wide."""
+    teacher = None
+    if settings.objective.targets == "frozen":
+        teacher = VisionTransformer(variant(model={"encoder": {"width": 36}}).model).requires_grad_(False).eval()
+    model = build(settings, teacher)
+    rng = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2, generator=rng)
+    return model
+
+
+def with_targets(kind: str, **objective: object) -> config.Config:
+    model = {"predictor": {"out_width": 36}} if kind == "frozen" else {}
+    return variant(objective={"targets": kind, **TARGETS[kind], **objective}, model=model)
+
+
+def normed(features: torch.Tensor) -> torch.Tensor:
+    return (features - features.mean(-1, keepdim=True)) / (features.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", TARGETS)
+def test_what_is_predicted_of_hidden_tokens_does_not_depend_on_their_pixels(kind: str) -> None:
+    model = networks(with_targets(kind))
+    video, masks = step_inputs(model, 0)
+    patches = patchify(video, model.encoder.model)
+    for index, mask in enumerate(masks):
+        other = patches.pixels.scatter(1, mask.target_ids.unsqueeze(-1).expand(-1, -1, patches.pixels.shape[-1]), 9.0)
+        changed = replace(patches, pixels=other)
+        predictions, same = (model.predict(model.encoder.encode(one, mask.context_ids), mask, one.grid, index) for one in (patches, changed))
+        assert torch.equal(predictions, same)
+        assert not torch.allclose(model.targets(patches), model.targets(changed))
+
+
+def pixels_of(video: torch.Tensor) -> torch.Tensor:
+    """[B, 3, 4, 16, 16] -> [B, N, 96]: patches of 2 frames and 4 x 4 px, each colour normalised, by loops."""
+    places = [(t, h, w) for t in (0, 2) for h in range(0, 16, 4) for w in range(0, 16, 4)]
+    return torch.stack([normed(video[:, :, t : t + 2, h : h + 4, w : w + 4].flatten(2)).flatten(1) for t, h, w in places], dim=1)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", TARGETS)
+def test_targets_and_gradients_against_a_plain_twin(kind: str) -> None:
+    model = networks(with_targets(kind, **ONLY))
+    video, masks = step_inputs(model, 0)
+    if kind == "pixels":
+        wanted = pixels_of(video)
+    elif kind == "none":  # no gradient is stopped
+        wanted = normed(model.encoder(video))
+    else:
+        wanted = normed(model.target_encoder(video)).detach()
+    distances = []
+    for index, mask in enumerate(masks):
+        context = model.encoder(video, mask.context_ids)
+        predictions = model.predictor(context, mask.context_ids, mask.target_ids, model.encoder.grid(4, 16, 16), index)
+        distances.append(torch.nn.functional.smooth_l1_loss(predictions, torch.stack([wanted[clip, ids] for clip, ids in enumerate(mask.target_ids)])))
+    terms = model(video, masks)
+    assert set(terms) == {"loss", "prediction"}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.stack(distances).mean()
+    torch.testing.assert_close(terms["loss"], expected)
+    for found, twin in zip(torch.autograd.grad(terms["loss"], trained), torch.autograd.grad(expected, trained), strict=True):
+        torch.testing.assert_close(found, twin, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("mask", [{"ratio": 0.5}, {"kind": "ijepa", "num_targets": 3}])
+def test_cycle_predicts_the_context_back_from_the_predictions(mask: dict) -> None:
+    settings = with_targets("ema", **ONLY, cycle=0.5, vicreg_invariance=2.0, loss="huber", huber_delta=0.3)
+    settings = config.validate({**settings.model_dump(mode="json"), "masks": [mask]}, "test")
+    model = networks(settings)
+    video, _ = step_inputs(model, 0)
+    grid = model.encoder.grid(*video.shape[2:])
+    (drawn,) = plan(settings.masks, grid).draw(len(video), 0, 0, 0, 1)
+    context = model.encoder(video, drawn.context_ids)
+    blocks = [model.predictor(context, drawn.context_ids, ids, grid) for ids in drawn.target_ids.chunk(drawn.num_targets, dim=1)]
+    back = model.predictor(torch.cat(blocks, dim=1), drawn.target_ids, drawn.context_ids, grid)
+    cycle = torch.nn.functional.huber_loss(back, normed(context).detach(), delta=0.3)
+    terms = model(video, [drawn])
+    torch.testing.assert_close(terms["cycle"], cycle)
+    torch.testing.assert_close(terms["loss"], terms["prediction"] + 0.5 * cycle + 2 * terms["invariance"])
+    weight = model.encoder.blocks[0].attn.qkv.weight
+    torch.testing.assert_close(torch.autograd.grad(terms["cycle"], weight)[0], torch.autograd.grad(cycle, weight)[0], rtol=1e-3, atol=1e-7)
+
+
+VIEWS = {"targets": "none", "prediction": 0, **ONLY, "view_invariance": 1.0, "sigreg": 0.02, "sigreg_slices": 8, "projector_widths": [32, 6]}
+
+
+@pytest.mark.fast
+def test_views_are_token_subsets_times_crops_and_nothing_else_is_computed(monkeypatch) -> None:
+    """LeVJEPA: one encoder, no predictor. Two mask sets and two crops are four views of each of two clips."""
+    settings = variant(objective=VIEWS, data={"clips_per_decode": 2})
+    model = networks(settings)
+    assert settings.objective.networks == ["encoder", "projector"] and model.target_encoder is None and not list(model.predictor.parameters())
+    video, masks = step_inputs(model, 0)
+    views: list = [[], [], [], []]
+    for number, mask in enumerate(masks):
+        features = model.encoder(video, mask.context_ids).mean(dim=1)
+        embedded = model.projector(features)
+        for clip in range(2):
+            for crop in range(2):
+                views[2 * number + crop].append(embedded[2 * clip + crop])
+    views = torch.stack([torch.stack(view) for view in views])
+    passes = []
+    encode = VisionTransformer.encode
+    monkeypatch.setattr(VisionTransformer, "encode", lambda *given: passes.append(1) or encode(*given))
+    lines = sigreg.directions(0, 0, 8, model.embedding_width)
+    terms = model(video, masks, directions=lines)
+    assert len(passes) == len(masks) and set(terms) == {"loss", "view_invariance", "sigreg"}
+    torch.testing.assert_close(terms["view_invariance"], ((views - views.mean(0)) ** 2).mean())
+    torch.testing.assert_close(terms["sigreg"], torch.stack([sigreg.sigreg(view, lines, 17) for view in views]).mean())
+    torch.testing.assert_close(terms["loss"], terms["view_invariance"] + 0.02 * terms["sigreg"])
+    terms["loss"].backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.fast
+def test_a_teacher_is_never_in_training() -> None:
+    model = networks(with_targets("frozen")).train()
+    assert model.encoder.training and not any(module.training for module in model.target_encoder.modules())
+
+
+@pytest.mark.fast
+def test_a_teacher_is_for_frozen_targets_alone() -> None:
+    teacher = untrained_encoder(SETTINGS)
+    with pytest.raises(ValueError, match="targets: frozen needs a teacher"):
+        build(with_targets("frozen"))
+    with pytest.raises(ValueError, match="targets: ema has no teacher"):
+        build(SETTINGS, teacher)
+
+
+def test_sigreg_keeps_one_encoder_from_collapsing() -> None:
+    """Clips of noise in different colours: with a weight that is next to nothing, all features become the same."""
+    spread = {}
+    for weight in (1e-9, 0.05):  # of a term whose weight is 0 nothing would be computed
+        settings = variant(objective={"targets": "none", **ONLY, "sigreg": weight})
+        model = build(settings)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        colours = torch.randn(8, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+        for step in range(30):
+            video, masks = step_inputs(model, step, batch=8)
+            video = video + 3 * colours
+            model(video, masks[:1], directions=sigreg.directions(0, step, 64, model.embedding_width))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        spread[weight] = model.encoder(video).mean(dim=1).std(dim=0).mean().item()
+    assert spread[1e-9] < 0.1 and spread[0.05] > 0.4

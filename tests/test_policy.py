@@ -14,7 +14,7 @@ from vjepa import config
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("vjepa/**/*.py"), *ROOT.glob("data_prep/*.py")])
-BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng"}
+BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng", "vjepa.ranks"}
 # What each room may import beside itself. Commands may import everything in vjepa.
 ROOMS = {
     "vjepa.data": BASE,
@@ -22,7 +22,7 @@ ROOMS = {
     "vjepa.models": BASE,
     "vjepa.objectives": BASE,
     "vjepa.jepa": BASE | {"vjepa.models", "vjepa.objectives"},
-    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models", "vjepa.data", "vjepa.masking"},
+    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models", "vjepa.objectives", "vjepa.data", "vjepa.masking"},
     "vjepa.interop": BASE | {"vjepa.models"},
     "vjepa.probing": BASE | {"vjepa.data", "vjepa.models"},
     "data_prep": BASE | {"vjepa.command", "vjepa.data"},
@@ -102,7 +102,7 @@ def test_shipped_configs_are_valid_and_open_with_their_command() -> None:
     assert paths
     for path in paths:
         config.load(str(path))
-        assert re.match(rf"# python -m vjepa\.\w+ +{path.stem}\b", path.read_text()) or (
+        assert re.match(rf"# python -m vjepa\.\w+ +(--config configs/)?{path.stem}\b", path.read_text()) or (
             path.stem == "demo" and "python -m vjepa.train" in path.read_text().splitlines()[0]
         ), path.name
 

@@ -1,32 +1,34 @@
 """The probe command, on small real files and an untrained run."""
 
 import json
+import os
+import re
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_prep.index import build_index
 from vjepa import config, load_encoder, probe
+from vjepa.data.augment import normalise
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.loader import eval_loader
 from vjepa.errors import UserError
 from vjepa.interop import load, own
+from vjepa.interop.probes import load_probe
 from vjepa.jepa import untrained_encoder
 
 
 @pytest.fixture
-def index(make_video, tmp_path):
+def index(make_index):
     """20 short videos, half of them marked, in 4 folds and two splits."""
-    lines = ["file,label,hue,split,scene"]
-    for number in range(20):
-        make_video(f"clips/{number:02}.mp4", 6, size=(32, 32), mark=number % 2 == 0)
-        lines.append(f"{number:02}.mp4,{'plain' if number % 2 else 'marked'},{number % 3},{'train' if number < 14 else 'val'},s{number // 2 % 4}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
-    return tmp_path / "clips.parquet"
+    rows = [{"label": ("marked", "plain")[i % 2], "hue": f"{i % 3}", "split": "train" if i < 14 else "val", "scene": f"s{i // 2 % 4}"} for i in range(20)]
+    return make_index(rows, num_frames=6, size=(32, 32))
 
 
 @pytest.fixture
@@ -61,6 +63,16 @@ def results(run):
     return json.loads((run / "probe.json").read_text())
 
 
+def confusion(run, name, dataset):
+    """Of the head in the file `name`, loaded again, on the clips that were measured."""
+    encoder, head, index = load_encoder(run), load_probe(run / name), ClipIndex.open(dataset)
+    labels, counts = index.column("label"), np.zeros((2, 2), dtype=int)
+    for batch in eval_loader(index, index.select({"split": "val"}), config.load(str(run / "config.yaml")).data, 4, 0):
+        answers = head(encoder(normalise(batch.video, torch.float32))).argmax(1)
+        np.add.at(counts, ([head.classes.index(labels[i]) for i in batch.clip_ids], answers.numpy()), 1)
+    return counts.tolist()
+
+
 def test_attentive_beside_every_baseline(run, words, capsys):
     quick = ["--lr", "3e-3,1e-3", "--weight_decay", ".01", "--epochs", "2"]
     assert probe.main([*words, "--eval_mode", "attentive", *quick]) == 0
@@ -75,12 +87,15 @@ def test_attentive_beside_every_baseline(run, words, capsys):
         assert part in said.out
     assert "features of" in said.err  # the size, before it is written
     assert (run / "probe_attentive_label_confusion.png").is_file()
+    assert confusion(run, "probe_attentive_label.safetensors", words[3]) == result["scores"]["confusion"]
 
     # the same features serve every other probe, and are not made again
     for mode in ("attentive", "knn", "linear_probe"):
         probe.main([*words, "--eval_mode", mode, *quick])
         assert "features of" not in capsys.readouterr().err
     assert [one["eval_mode"] for one in results(run)] == ["attentive", "knn", "linear_probe"]
+    assert confusion(run, "probe_linear_probe_label.safetensors", words[3]) == results(run)[2]["scores"]["confusion"]
+    assert results(run)[1]["chosen_heads"] is None
     assert results(run)[0] == result
 
 
@@ -90,6 +105,45 @@ def test_folds_measure_every_clip_once(run, words):
     assert set(result["folds"]["accuracy"]) == {"s0", "s1", "s2", "s3"} and result["num_clips"]["val"] == 20
     assert result["scores"]["num_clips"] == 20 and set(result["chosen"]["s0"]) == {"alpha"}
     assert result["baselines"]["pixels"]["folds"]["mean"] == 1
+
+
+def test_processes_share_the_features_and_one_of_them_measures(run, words, tmp_path):
+    more = ["--eval_mode", "knn", "--num_clips", "2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment["PYTHONPATH"] = str(Path(probe.__file__).parents[1])
+    command = [sys.executable, "-m", "vjepa.probe", *words, *more]
+    running = [subprocess.Popen(command, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    said = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "6 clips measured" in said[0][0] and said[1][0] == ""
+    probe.main([*words[:-1], str(tmp_path / "alone"), *more, "--out", str(tmp_path / "alone.json")])
+    shared, alone = results(run), json.loads((tmp_path / "alone.json").read_text())
+    assert [{**one, "pictures": None} for one in shared] == [{**one, "pictures": None} for one in alone]
+    banks = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in (tmp_path / "cache", tmp_path / "alone")]
+    assert banks[0] == banks[1]
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_comes_back_when_it_is_repaired(run, words, index):
+    path = index.parent / "clips" / "15.mp4"
+    whole = path.read_bytes()
+    found = []
+    for content in (b"gone", whole):
+        path.write_bytes(content)
+        probe.main([*words, "--eval_mode", "knn", "--baselines", "none"])
+        (result,) = results(run)
+        found.append((result["num_unreadable"], len(result["unreadable"]), result["num_clips"]["val"]))
+        assert not result["unreadable"] or result["unreadable"][0].startswith(f"{path}: ")
+    assert found == [(1, 1, 5), (0, 0, 6)]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("words", [["--k", "0,5"], ["--lr", "-1"], ["--clip_fps", "nan"], ["--train_passes", "-1"], ["--weight_decay", "1,x"]])
+def test_numbers_out_of_range_are_one_line(words, capsys):
+    with pytest.raises(SystemExit):
+        probe.main(["--model_path", "x", "--dataset", "y", "--eval_mode", "knn", *words])
+    assert re.search(rf"argument {words[0]}\S*: \S+: not a (whole )?number (above|of at least) [01]$", capsys.readouterr().err.strip())
 
 
 def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run, words):
@@ -129,7 +183,7 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
     own.write(load.read(run), tmp_path / "export.safetensors")
     probe.main(["--model_path", str(tmp_path / "export.safetensors"), *words[2:], "--eval_mode", "knn", "--baselines", "none", *size])
     (result,) = json.loads((tmp_path / "probe.json").read_text())
-    assert result["encoder"] == "target_encoder" and result["step"] is None and result["data"]["crop_px"] == 16
+    assert result["encoder"] == "encoder" and result["step"] is None and result["data"]["crop_px"] == 16
 
 
 def test_digits_need_no_index(run, tmp_path):
@@ -154,6 +208,8 @@ def test_digits_need_no_index(run, tmp_path):
         (["--fold", "split"], "needs 3 or more values"),
         (["--fold", "scene", "--val", "split=val"], "give one or the other"),
         (["--crop_px", "12"], "--crop_px 12: is not a whole"),
+        (["--crop_px", "4"], r"--crop_px 4: crop_px: Input should be greater than or equal to 8, got 4$"),
+        (["--clip_fps", "2", "--frame_step", "2"], r"--clip_fps 2.0 --frame_step 2: clip_fps and frame_step: each says"),
         (["--selection", "split=train"], "are in data.train too"),
     ],
 )

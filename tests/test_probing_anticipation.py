@@ -386,4 +386,4 @@ def test_a_roll_out_needs_an_action(words, capsys):
         probe.main([*words[:-2], "--eval_mode", "knn", "--rollout", "both"])
     with pytest.raises(SystemExit):
         probe.main([*words[:-1], "-1", "--eval_mode", "knn"])
-    assert "not a number of seconds from 0" in capsys.readouterr().err
+    assert "not a number of at least 0" in capsys.readouterr().err

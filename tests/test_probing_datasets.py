@@ -68,7 +68,7 @@ def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_on
 def test_images_become_clips_of_one_frame():
     digits = open_images("digits")
     rows = digits.splits["val"][:10]
-    clips = ImageClips(digits.images, rows, 32, 4)
+    clips = ImageClips(digits.images, rows, config.Data(train="x", crop_px=32), 4)
     assert len(clips) == 3
     batches = list(ClipLoader(clips, range(len(clips)), 0, 60.0))
     assert torch.cat([batch.clip_ids for batch in batches]).tolist() == rows.tolist()
@@ -84,14 +84,14 @@ def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     root = folder(("train/cat", 3), ("train/dog", 3), ("val/cat", 1), ("val/dog", 1))
     (root / "val/dog/0.png").write_bytes(b"no picture")
     found = open_images(str(root))
-    batch = ImageClips(found.images, found.splits["val"], 12, 8, num_crops=2)[0]
+    batch = ImageClips(found.images, found.splits["val"], config.Data(train="x", crop_px=12), 8, num_crops=2)[0]
     cat, dog = found.splits["val"].tolist()
     assert batch.clip_ids.tolist() == [cat, cat]
     picture = torch.from_numpy(found.images.read(cat)).permute(2, 0, 1)
     assert torch.equal(batch.video[0, :, 0], picture[:, :, :12]) and torch.equal(batch.video[1, :, 0], picture[:, :, 8:])
     assert [row for row, _ in batch.failures] == [dog] and "cannot identify image" in batch.failures[0][1]
     (root / "val/cat/0.png").write_bytes(b"no picture")
-    empty = ImageClips(found.images, found.splits["val"], 12, 8)[0]
+    empty = ImageClips(found.images, found.splits["val"], config.Data(train="x", crop_px=12), 8)[0]
     assert empty.video.shape == (0, 3, 1, 12, 12) and len(empty.failures) == 2
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.index import build_index
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.clips import Views
@@ -16,15 +15,10 @@ DATA = config.Data(train="x", num_frames=4, crop_px=16, workers=0, clip_fps=8, c
 
 
 @pytest.fixture
-def index(make_video, tmp_path):
+def index(make_index):
     """10 short videos of two labels, in five scenes."""
-    lines = ["file,label,group,split,scene"]
-    for number in range(10):
-        make_video(f"clips/{number}.mp4", 12, size=(48, 32), mark=number % 2 == 0)
-        lines.append(f"{number}.mp4,{'ab'[number % 2]},,{'train' if number < 7 else 'val'},s{number // 2}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
-    return str(tmp_path / "clips.parquet")
+    rows = [{"label": "ab"[i % 2], "group": "", "split": "train" if i < 7 else "val", "scene": f"s{i // 2}"} for i in range(10)]
+    return str(make_index(rows, num_frames=12, size=(48, 32)))
 
 
 def read(source, ids, views, batch=4):

@@ -52,6 +52,10 @@ def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(name):
     assert accuracy(found, test) > 0.95
     assert found.probabilities[0].shape == (80, 3) and found.probabilities[0].sum(1) == pytest.approx(1, abs=1e-5)
     assert found.chosen in [{key: value for key, value in tried.items() if key != "accuracy"} for tried in found.selection]
+    if found.head:
+        views = [found.head(test.tokens(np.arange(80), view, torch.device("cpu")).float()) for view in range(2)]
+        shares = [heads.as_shares(one.numpy()) if "ridge" in name else one.softmax(-1).numpy() for one in views]
+        assert np.mean(shares, 0) == pytest.approx(found.probabilities[0], abs=1e-4) and found.head.classes == tuple(found.names)
     train, selection, test = thirds(stored, list(np.random.default_rng(1).permutation(labels)))
     assert accuracy(answer(METHODS[name], train, selection, [test]), test) < 1 / 3 + 0.15  # 3 standard deviations of 80 clips
 

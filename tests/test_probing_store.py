@@ -1,6 +1,8 @@
 """Features on disk: made once, found by what they depend on, never half there."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +14,7 @@ from vjepa.errors import UserError
 from vjepa.probing.passes import Passes
 from vjepa.probing.recipes import in_time, plain_recipe
 from vjepa.probing.store import Recipe, Store, default_folder
+from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
 pytestmark = pytest.mark.fast
@@ -23,14 +26,14 @@ class Samples:
     """Seven clips whose grey level is their number, of which some cannot be read."""
 
     broken: tuple[int, ...] = ()
-    passes: list[Views] = field(default_factory=list)
+    passes: list[list[int]] = field(default_factory=list)
     die_at: int | None = None
 
     def facts(self, clip_ids, views):
         return {"ids": clip_ids.tolist(), "views": str(views)}
 
     def loader(self, clip_ids, views, batch):
-        self.passes.append(views)
+        self.passes.append(clip_ids.tolist())
         num = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
         for start in range(0, len(clip_ids), batch):
             ids = [int(i) for i in clip_ids[start : start + batch]]
@@ -69,7 +72,52 @@ def test_features_are_made_once_and_mapped(store, said):
         assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == ((12, "broken"),)
         assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
         assert banks["a"]["pooled"].values.dtype is torch.float16
-    assert len(samples.passes) == 1 and "7 clips x 2 views" in said[0] and "found" in said[1]
+    assert samples.passes == [IDS.tolist(), [12]] and "7 clips x 2 views" in said[0] and "found" in said[1]
+
+
+def test_a_clip_that_was_repaired_is_measured_again(store, said):
+    samples = Samples(broken=(12, 14))
+    store.banks(samples, IDS, Views(), {"a": level()}, 4)
+    samples.broken = (14,)
+    bank = store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"]
+    assert samples.passes == [IDS.tolist(), [12, 14], IDS.tolist()] and "1 clips that could not be read" in said[1]
+    assert bank.clip_ids.tolist() == [10, 11, 12, 13, 15, 16] and bank.failures == ((14, "broken"),)
+
+
+@dataclass(frozen=True)
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    barrier: threading.Barrier = None
+    said: list = None
+
+    def wait(self):
+        self.barrier.wait(60)
+
+    def agree(self, value):
+        self.said[self.rank] = value
+        self.wait()
+        return self.said[0]
+
+
+@pytest.mark.parametrize(("num", "broken"), [(2, (12, 14)), (3, (10, 11, 12)), (9, (16,))])
+def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, broken):
+    alone = store.banks(Samples(broken), IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+    barrier, said = threading.Barrier(num), [None] * num
+    samples = [Samples(broken) for _ in range(num)]
+
+    def make(rank):
+        shared = Store(tmp_path / "shared", say=store.say, ranks=Threads(rank, num, barrier, said))
+        return shared.banks(samples[rank], IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+
+    with ThreadPoolExecutor(num) as pool:
+        found = list(pool.map(make, range(num)))
+    assert np.concatenate([one.passes[0] for one in samples]).tolist() == IDS.tolist()
+    for banks in found:
+        for name, output in (("a", "pooled"), ("b", "tokens")):
+            one, other = banks[name][output], alone[name][output]
+            assert torch.equal(one.values, other.values) and one.clip_ids.tolist() == other.clip_ids.tolist() and one.failures == other.failures
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 def test_what_differs_is_made_anew(store):

@@ -48,7 +48,7 @@ def images(tmp_path) -> Path:
     return tmp_path / "images.parquet"
 
 
-def settings(index: Path, name: str, **tree: dict) -> config.Config:
+def settings(index: Path, name: str, **tree: dict | list) -> config.Config:
     base = {
         "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32", "save_every_steps": 4, "log_every_steps": 1},
         "data": {
@@ -60,7 +60,7 @@ def settings(index: Path, name: str, **tree: dict) -> config.Config:
         "optim": {"total_steps": 6, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
     }  # fmt: skip
     for section, values in tree.items():
-        base[section] = {**base.get(section, {}), **values}
+        base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return config.validate(base, "test")
 
 
@@ -79,7 +79,7 @@ def losses(folder: str | None) -> list[float]:
 
 def same_weights(one: config.Config, other: config.Config) -> bool:
     first, second = weights(one.run.dir), weights(other.run.dir)
-    assert first.keys() == second.keys() == {"encoder.safetensors", "target_encoder.safetensors", "predictor.safetensors", "optimizer.safetensors"}
+    assert first.keys() == second.keys() == {f"{name}.safetensors" for name in (*one.objective.networks, "optimizer")}
     return all((second[file][name] == tensor).all() for file, tensors in first.items() for name, tensor in tensors.items())
 
 
@@ -96,6 +96,62 @@ def test_six_steps_are_three_and_three_more_bit_for_bit(clips) -> None:
     assert losses(whole.run.dir) == losses(parts.run.dir) and len(losses(whole.run.dir)) == 6
     assert summary["final_loss"] == resumed["final_loss"] == losses(whole.run.dir)[-1]
     assert same_weights(whole, parts)
+
+
+GROWING = {"kind": "random", "ratio": 0.5, "final_ratio": 0.75, "ratio_stages": 2}
+OBJECTIVES: dict[str, dict] = {
+    "ema": {"objective": {"loss": "huber", "huber_delta": 0.5, "cycle": 0.1, "vicreg_invariance": 1, "sigreg": 0.05}, "masks": [GROWING]},
+    "pixels": {"objective": {"targets": "pixels", "loss": "mse"}, "masks": [GROWING]},
+    "none": {"objective": {"targets": "none", "sigreg": 0.05}, "masks": [GROWING]},
+    "views": {
+        "objective": {"targets": "none", "prediction": 0, "view_invariance": 1, "sigreg": 0.05, "projector_widths": [32, 8]},
+        "data": {"clips_per_decode": 2},
+        "masks": [GROWING, GROWING],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_every_objective_goes_on_bit_for_bit_and_logs_its_terms_apart(clips, kind) -> None:
+    whole, parts = (settings(clips, name, **OBJECTIVES[kind], optim={"total_steps": 7}) for name in ("whole", "parts"))
+    for run, stops in ((whole, [6]), (parts, [3, 6])):
+        for stop in stops:
+            assert train(run, stop_at_step=stop, progress=False) is None
+    assert losses(whole.run.dir) == losses(parts.run.dir) and len(losses(whole.run.dir)) == 6 and same_weights(whole, parts)
+    weight_of = {name: weight for name, weight in whole.objective.weights.items() if weight}
+    facts = {"step", "loss", "grad_norm", "lr", "clips_per_s", "num_replaced", *(["ema_decay"] if whole.objective.targets == "ema" else [])}
+    for row in metrics(whole.run.dir):
+        assert row.keys() == weight_of.keys() | facts
+        assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weight_of.items()), rel=1e-5)
+
+
+def test_a_student_learns_from_a_teacher_that_learned_from_pixels(clips) -> None:
+    """SALT: two stages; the second goes on bit for bit when the teacher's own run is gone, and the teacher's weights stay as they were."""
+    first = settings(clips, "first", objective={"targets": "pixels", "loss": "mse"})
+    train(first, stop_at_step=2, progress=False)
+    frozen = {"targets": "frozen", "teacher": first.run.dir}
+    model = {"patch_px": 8, "encoder": {"width": 36, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}}
+    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has 24 features a token, 36 are predicted; set model\.predictor\.out_width: 24"):
+        train(settings(clips, "second", objective=frozen, model=model), progress=False)
+    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has patch_px 8; set model\.patch_px to that, it is 4"):
+        train(settings(clips, "second", objective=frozen, model={**model, "patch_px": 4}), progress=False)
+    with pytest.raises(UserError, match=r"missing: no such file or folder"):
+        train(settings(clips, "second", objective={**frozen, "teacher": "missing"}), progress=False)
+    assert not (clips.parent / "second").exists()
+    model["predictor"]["out_width"] = 24
+    source = {"index": str(clips)}
+    measured = {"data": {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}}
+    whole, parts = (settings(clips, name, objective=frozen, model=model, **measured) for name in ("whole", "second"))
+    train(whole, stop_at_step=5, progress=False)
+    train(parts, stop_at_step=3, progress=False)
+    before = load_encoder(clips.parent / "first").state_dict()
+    shutil.rmtree(clips.parent / "first")
+    summary = train(parts, progress=False)
+    assert summary is not None and "trained" in summary["label"]["knn"]
+    assert losses(whole.run.dir) == losses(parts.run.dir)[:5]
+    after = load_encoder(clips.parent / "second" / "teacher.safetensors").state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert load_encoder(clips.parent / "second").width == 36
 
 
 def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:

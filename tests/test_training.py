@@ -10,7 +10,7 @@ import torch
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.jepa import Jepa, build
+from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.training import checkpoint, device, ema, optim, run_log, schedules
@@ -99,6 +99,21 @@ def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
     trained(other, other_optimizer)
     assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
     assert state.num_replaced == 2 and state.unreadable == {"7": "empty file"}
+
+
+def test_a_run_goes_on_that_has_parameters_without_a_gradient(tmp_path) -> None:
+    """Such as what images need, before the first image."""
+    narrow = {"patch_px": 8, "encoder": {"width": 24, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2, "mask_tokens": 3}}
+    plan = settings(model={**narrow, "image_mode": "own", "modality_embedding": True})
+    model = build(plan)
+    optimizer = optim.make_optimizer(model, plan.optim)
+    clips = torch.randint(256, (4, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    TrainingStep(plan, model, optimizer, torch.float32, 10)(0, clips)
+    checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(1), keep=1)
+    again = optim.make_optimizer(model, plan.optim)
+    assert checkpoint.restore(tmp_path, model, again).step == 1
+    unused = {model.encoder.img_mod_embed, *model.predictor.mask_tokens[1:]}
+    assert unused.isdisjoint(again.state) and model.encoder.video_mod_embed in again.state and again.state.keys() == optimizer.state.keys()
 
 
 def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monkeypatch) -> None:
@@ -197,3 +212,17 @@ def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
         losses[dtype] = [step(number, clips)["loss"].item() for number in range(6)]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
     assert losses[torch.bfloat16] != losses[torch.float32]
+
+
+@pytest.mark.fast
+def test_a_teacher_is_cast_once_and_stays_as_it_is() -> None:
+    plan = settings(objective={"targets": "frozen", "teacher": "elsewhere"})
+    teacher = untrained_encoder(settings())
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    model = build(plan, teacher)
+    step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), torch.bfloat16, 10)
+    assert step.shadow is None and teacher.blocks[0].attn.qkv.weight.dtype == torch.bfloat16 and teacher.norm.weight.dtype == torch.float32
+    clips = torch.randint(256, (4, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert all(step(number, clips)["loss"].isfinite() for number in range(2))
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name].to(tensor.dtype)), name

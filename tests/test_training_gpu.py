@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vjepa import config
-from vjepa.jepa import build
+from vjepa.jepa import build, untrained_encoder
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 
@@ -15,18 +15,30 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 CLIPS = torch.randint(256, (4, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def step_on(device: str, dtype: torch.dtype, compiled: bool = False) -> TrainingStep:
+# Every kind of target and every term.
+OBJECTIVES: dict[str, dict] = {
+    "ema": {"cycle": 0.1, "vicreg_invariance": 0.1},
+    "frozen": {"targets": "frozen", "teacher": "elsewhere", "loss": "huber"},
+    "pixels": {"targets": "pixels", "loss": "mse"},
+    "none": {"targets": "none", "sigreg": 0.05, "vicreg_variance": 0.1, "vicreg_covariance": 0.1},
+    "views": {"targets": "none", "prediction": 0, "view_invariance": 1.0, "sigreg": 0.05, "projector_widths": [64, 32]},
+}
+
+
+def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: str = "ema") -> TrainingStep:
     settings = config.validate(
         {
             "run": {"compile": compiled},
             "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 32},
             "masks": [{"kind": "multiblock", "num_blocks": 2}, {"kind": "multiblock", "num_blocks": 1, "spatial_scale": [0.7, 0.7]}],
             "model": {"patch_px": 4, "encoder": {"width": 128, "depth": 2, "heads": 2}, "predictor": {"width": 64, "depth": 2, "heads": 2}},
+            "objective": OBJECTIVES[objective],
             "optim": {"total_steps": 8, "clip_grad": 1.0},
         },
         "test",
     )
-    model = build(settings).to(device)
+    teacher = untrained_encoder(settings) if objective == "frozen" else None
+    model = build(settings, teacher).to(device)
     return TrainingStep(settings, model, make_optimizer(model, settings.optim), dtype, 8)
 
 
@@ -34,15 +46,17 @@ def losses(step: TrainingStep) -> list[float]:
     return [step(number, CLIPS)["loss"].item() for number in range(6)]
 
 
-def test_a_step_gives_the_losses_of_the_cpu() -> None:
-    exact = losses(step_on("cpu", torch.float32))
-    assert losses(step_on("cuda", torch.float32)) == pytest.approx(exact, rel=1e-4)
-    for compiled in (False, True):
-        assert losses(step_on("cuda", torch.bfloat16, compiled)) == pytest.approx(exact, rel=3e-3)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_gives_the_losses_of_the_cpu(objective: str) -> None:
+    exact = losses(step_on("cpu", torch.float32, objective=objective))
+    assert losses(step_on("cuda", torch.float32, objective=objective)) == pytest.approx(exact, rel=1e-4)
+    for compiled in (False, True) if objective == "ema" else (False,):
+        assert losses(step_on("cuda", torch.bfloat16, compiled, objective)) == pytest.approx(exact, rel=3e-3)
 
 
-def test_the_host_never_waits_for_the_gpu() -> None:
-    step, clips = step_on("cuda", torch.bfloat16), CLIPS.pin_memory()
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_host_never_waits_for_the_gpu(objective: str) -> None:
+    step, clips = step_on("cuda", torch.bfloat16, objective=objective), CLIPS.pin_memory()
     for number in range(2):
         step(number, clips)
     torch.cuda.set_sync_debug_mode("error")

@@ -18,7 +18,7 @@ def load_encoder(
     path: str | os.PathLike[str],
     format: str | None = None,
     *,
-    which: str = "target_encoder",
+    which: str | None = None,
     heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
 ) -> Encoder:
@@ -31,7 +31,8 @@ def load_encoder(
     path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of transformers' VJEPA2
     or I-JEPA.
     format: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface; None: recognised by content.
-    which: `target_encoder`, the moving average that published evaluations use, or `encoder`, where there are both.
+    which: `encoder`, the context encoder, or `target_encoder`, its moving average, where there are both. None: the one that is evaluated,
+    `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published file.
     heads: attention heads, for a training file of no published size. position_grid: time slots, rows and columns of its sin-cos table.
 
     Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or misshapen.
@@ -49,7 +50,7 @@ def load_predictor(
     path: str | os.PathLike[str],
     format: str | None = None,
     *,
-    which: str = "target_encoder",
+    which: str | None = None,
     heads: int | None = None,
     predictor_heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,

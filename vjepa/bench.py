@@ -66,16 +66,18 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
 
 def training_step(settings: config.Config, where: torch.device, dtype: torch.dtype) -> tuple[TrainingStep, int]:
     """The step of `settings` as training would run it, and its model FLOPs."""
+    from vjepa.interop.teacher import read_teacher
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.training import flops, optim
     from vjepa.training.step import TrainingStep
 
-    model = build(settings).to(where)
+    teacher = read_teacher(settings)
+    model = build(settings, teacher.build_encoder() if teacher else None).to(where)
     total = settings.optim.total_steps or 1000
     masks = plan(settings.masks, settings.grid).draw(settings.data.global_batch, settings.run.seed, 0, 0, total)
     step = TrainingStep(settings, model, optim.make_optimizer(model, settings.optim), dtype, total)
-    return step, flops.step_flops(settings, settings.grid, masks)
+    return step, flops.step_flops(settings, settings.grid, masks, teacher.model if teacher else None)
 
 
 def median_seconds(run: Callable[[int], Any], times: int, where: torch.device) -> float:
@@ -103,7 +105,7 @@ def moment(where: torch.device) -> Any:
 
     if where.type != "cuda":
         return perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

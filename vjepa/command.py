@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from vjepa import config
 from vjepa.errors import UserError
+
+# of the option --encoder of every command that reads weights
+ENCODERS: Final = ("encoder", "target_encoder")
+ENCODER_HELP: Final = "context encoder or target encoder (default: eval.encoder of a run, which is the former; the latter of a published file)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +28,14 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"python -m vjepa.{command}",
         description=purpose,
-        epilog="settings (section.key = default  meaning):\n" + "\n".join(config.describe()),
+        epilog="\n".join(
+            [
+                "short names, at the top level of a config and on the command line (name = setting):",
+                *config.describe_aliases(),
+                "settings (section.key = default  meaning):",
+                *config.describe(),
+            ]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -43,6 +55,27 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
         raise UserError(f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value")
     overrides = [word for word in arguments.settings if "=" in word]
     return config.load(names[0] if names else "demo", overrides)
+
+
+def number(kind: type[int] | type[float], *, least: float | None = None, above: float | None = None) -> Callable[[str], Any]:
+    """A `type` for argparse: a finite number, `least` or more, or more than `above`."""
+
+    def parse(text: str) -> int | float:
+        limit = f"of at least {least:g}" if least is not None else f"above {above:g}" if above is not None else ""
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (-math.inf < value < math.inf and (least is None or value >= least) and (above is None or value > above)):
+            raise argparse.ArgumentTypeError(f"{text}: not a {'whole ' if kind is int else ''}number {limit}".rstrip())
+        return value
+
+    return parse
+
+
+def numbers(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A `type` for argparse: several of `parse`, with commas between."""
+    return lambda text: tuple(parse(word) for word in text.split(","))
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> Any:

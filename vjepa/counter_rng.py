@@ -23,6 +23,7 @@ STREAMS: Final = {
     "probe_views": 12,
     "probe_order": 13,
     "probe_weights": 14,
+    "sigreg": 15,
 }
 
 

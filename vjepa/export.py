@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=sorted(WRITERS), help="what to write; ONNX holds the encoder alone")
     parser.add_argument("--out", required=True, metavar="PATH", help="file, or folder for huggingface; it must not exist")
     parser.add_argument("--format", metavar="FORMAT", help="of SOURCE: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface (default: recognised)")
-    parser.add_argument("--which", choices=("encoder", "target_encoder"), default="target_encoder", help="of a run or training file (default: target_encoder)")
+    parser.add_argument("--encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
     parser.add_argument("--heads", type=int, metavar="N", help="attention heads of the encoder, for a training file of no published size")
     parser.add_argument("--predictor-heads", type=int, metavar="N", help="likewise of the predictor")
     parser.add_argument("--position-grid", type=int, nargs=3, metavar=("T", "H", "W"), help="time slots, rows, columns of a training file's sin-cos table")
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     from vjepa.interop import load, meta
 
     position_grid = tuple(given.position_grid) if given.position_grid else None
-    weights = load.read(given.source, given.format, meta.Hints(given.which, given.heads, given.predictor_heads, position_grid))
+    weights = load.read(given.source, given.format, meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid))
     clips = _clips(given, weights)
     difference = export(weights, given.to, out, clips)
     what = "encoder and predictor" if weights.predictor and given.to != "onnx" else "encoder"

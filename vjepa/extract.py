@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -66,7 +67,7 @@ def extract(options: argparse.Namespace) -> str:
     from vjepa.probing import feature_files
     from vjepa.probing.windows import Cut, CutVideos
 
-    encoder = vjepa.load_encoder(options.model_path, options.format, which=options.which)
+    encoder = vjepa.load_encoder(options.model_path, options.format, which=options.encoder)
     data, device, computed = probe.how_to_read(options, encoder)
     encoding = _Encoding.of(encoder, options, device, computed)
     videos = CutVideos.of(index, selected, data, Cut(options.num_clips, options.window_s, options.stride_s))
@@ -74,8 +75,10 @@ def extract(options: argparse.Namespace) -> str:
     plan = _plan(options, encoding, videos, clips_per_part)
     out, writer = options.out, feature_files.WRITERS.get(options.out.suffix)
     if writer and out.exists():
-        feature_files.refuse_other_plan(out, plan, feature_files.read_metadata(out))
-        return f"{out}: complete already"
+        found = feature_files.read_metadata(out)
+        feature_files.refuse_other_plan(out, plan, found)
+        lacking = len(json.loads(found["unreadable"]))
+        return f"{out}: complete already" + (f", without {lacking} videos that could not be read; remove it to try them again" if lacking else "")
     parts = feature_files.Parts(out.with_name(f"{out.name}.parts") if writer else out, plan, -(-len(videos) // clips_per_part))
     columns = _Columns.of(index, selected)
     mine = [part for part in parts.missing() if part % share[1] == share[0]]
@@ -116,8 +119,6 @@ class _Encoding:
     def of(cls, encoder: Encoder, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
         return cls(encoder.to(device), _depths(options.level, encoder.depth), options.pool, stored, computed, device)
 
@@ -282,18 +283,9 @@ def _where(given: Sequence[str]) -> dict[str, str | int | list[str | int]]:
     return where
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
-    def parse(text: str) -> int | float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: must be above 0")
-        return value
-
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vjepa.extract", description="Features of a clip index by a frozen encoder, as safetensors or Parquet.")
+    whole, count, above_0 = command.number(int, least=0), command.number(int, least=1), command.number(float, above=0)
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **options)
@@ -303,21 +295,21 @@ def _parser() -> argparse.ArgumentParser:
     add("out", required=True, type=Path, metavar="OUT", help="FILE.safetensors, FILE.parquet, or a folder of safetensors parts")
     add("pool", default="mean", choices=["mean", "none"], help="mean over the tokens of a clip, or all tokens (default: mean)")
     add("level", default="last", metavar="last|LIST", help="features after which blocks, such as 2,5,-1 (default: last)")
-    add("num_clips", type=_positive(int), default=1, metavar="N", help="clips of each video, evenly in time (default: 1)")
-    add("window_s", type=_positive(float), metavar="S", help="instead: windows that slide over each video; num_frames are spread over one")
-    add("stride_s", type=_positive(float), metavar="S", help="from the start of a window to that of the next")
-    add("num_frames", type=_positive(int), metavar="T", help="frames of a clip (default: as the run was trained; 16 for other encoders)")
-    add("clip_fps", type=_positive(float), metavar="F", help="their rate (default: as the run was trained; the whole video for other encoders)")
-    add("frame_step", type=_positive(int), metavar="N", help="every n-th frame instead")
-    add("crop_px", type=_positive(int), metavar="S", help="side of the crop (default: as the encoder was trained)")
+    add("num_clips", type=count, default=1, metavar="N", help="clips of each video, evenly in time (default: 1)")
+    add("window_s", type=above_0, metavar="S", help="instead: windows that slide over each video; num_frames are spread over one")
+    add("stride_s", type=above_0, metavar="S", help="from the start of a window to that of the next")
+    add("num_frames", type=count, metavar="T", help="frames of a clip (default: as the run was trained; 16 for other encoders)")
+    add("clip_fps", type=above_0, metavar="F", help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add("frame_step", type=count, metavar="N", help="every n-th frame instead")
+    add("crop_px", type=count, metavar="S", help="side of the crop (default: as the encoder was trained)")
     add("where", action="append", default=[], metavar="COL=V[,V2]", help="rows of the index; may be given for several columns (default: all)")
     add("dtype", default="fp32", choices=DTYPES, help="of what is stored (default: fp32)")
-    add("batch", type=_positive(int), default=16, metavar="N", help="clips that the encoder gets at a time (default: 16)")
-    add("workers", type=int, metavar="N", help="processes that decode (default: as the run was trained, 2)")
+    add("batch", type=count, default=16, metavar="N", help="clips that the encoder gets at a time (default: 16)")
+    add("workers", type=whole, metavar="N", help="processes that decode (default: as the run was trained, 2)")
     add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
     add("precision", choices=["auto", "fp32", "bf16"], help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)")
     add("shard", metavar="I/N", help="do part I of N, from 1 (default: all, or the share of the rank under torchrun)")
-    add("which", default="target_encoder", choices=["target_encoder", "encoder"], help="of a run or training file (default: target_encoder)")
+    add("encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
     add("format", metavar="FORMAT", help="of --model_path (default: recognised)")
     return parser
 

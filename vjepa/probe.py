@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
@@ -38,6 +37,8 @@ MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attent
 BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor")
 # a result replaces an older one that agrees in these; older results of other versions lack those that `_save` adds
 KEY: Final = ("dataset", "eval_mode", "label", "encoder")
+# what a head needs to be used again: the features that it reads, and what its answers mean
+OF_HEADS: Final = (*KEY, "fold", "model_path", "weights_hash", "levels", "data", "anticipation_s", "rollout")
 _PUBLISHED_FRAMES: Final = 16  # of a clip of every published video probe but anticipation
 # of the baselines that show clips to the trained encoder in another order
 _ORDERS: Final[dict[str, Time]] = {"shuffled_frames": "shuffled", "reversed_frames": "reversed"}
@@ -46,14 +47,23 @@ _PUBLISHED_PX: Final = {"rotation": 224, "vjepa2": 256}
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    from vjepa.probing import summary  # after --help, which must not wait for it
+    from vjepa.interop import probes  # after --help, which must not wait for it
+    from vjepa.probing import summary
+    from vjepa.probing.comparison import TRAINED
 
     run = _run_of(Path(options.model_path))
-    options.encoder = options.encoder or ("encoder" if run else "target_encoder")
     path = Path(options.out or Path(run or ".", "probe.json"))
     _results(path)  # a file that cannot take the result should show before the work
-    dataset, comparison, result = measure(options)
-    result["pictures"] = summary.write_pictures(path.with_name(_stem(path, options)), dataset, comparison, options.batch)
+    measured = measure(options)
+    if measured is None:  # number 0 goes on with the features that this process helped to make
+        return 0
+    dataset, comparison, result = measured
+    stem = path.with_name(_stem(path, options))
+    result["pictures"] = summary.write_pictures(stem, dataset, comparison, options.batch)
+    chosen = [answer.head for answer in comparison.kinds[TRAINED].answers if answer.head]
+    result["chosen_heads"] = str(stem.with_name(f"{stem.name}.safetensors")) if chosen else None
+    if chosen:
+        probes.write_probes(Path(result["chosen_heads"]), chosen, {name: result[name] for name in OF_HEADS})
     _save(path, result)
     print(summary.table(comparison, dataset, result))
     print(f"-> {path}")
@@ -65,9 +75,12 @@ def _stem(path: Path, options: argparse.Namespace) -> str:
     return f"{path.stem}_{options.eval_mode}_{options.label}{ahead}"
 
 
-def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]]:
-    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line."""
-    from vjepa import load_encoder
+def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]] | None:
+    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line.
+
+    Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others return None.
+    """
+    from vjepa import ranks
     from vjepa.data.clips import Views
     from vjepa.probing import anticipation, comparison, datasets, recipes, store, summary
     from vjepa.probing.datasets_images import IMAGE_SETS
@@ -75,8 +88,9 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
 
     path = Path(options.model_path)
     if not path.exists():
-        raise UserError(f"{options.model_path}: no such run folder, checkpoint or weights file")
-    encoder = load_encoder(path, which=options.encoder)
+        runs = [] if path.is_absolute() else sorted(Path("runs").glob(f"*/{path}"), key=lambda file: file.stat().st_mtime)
+        raise UserError(f"{path}: no such run folder, checkpoint or weights file" + (f"; there is {runs[-1]}" if runs else ""))
+    encoder, which = _read_encoder(options)
     data, device, dtype = how_to_read(options, encoder)
     where = {name: getattr(options, name) for name in ("train", "selection", "val")}
     dataset = datasets.open_dataset(options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root))
@@ -88,17 +102,23 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     roll_out = _roll_out(options, encoder.to(device), data)
     sha256 = recipes.weights_hash(encoder)
     with ExitStack() as stack:
+        mine = stack.enter_context(ranks.join())
+        if options.no_cache and mine.num > 1:
+            raise UserError("--no-cache: processes that share the work share a folder of features; name it with --cache")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if options.no_cache else options.cache or store.default_folder())
         _make_folder(folder)
-        features = store.Store(folder, options.feature_dtype, _say, _watch("features"))
+        features = store.Store(folder, options.feature_dtype, _say if mine.rank == 0 else lambda line: None, _watch("features", mine.rank == 0), mine)
         looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
         made = _recipes(options, encoder, roll_out, sha256, device, dtype, data)
+        if mine.rank:
+            comparison.features(dataset, made, looks, features, options.batch)
+            return None
         found = comparison.compare(dataset, made, method, looks, features, options.batch, _watch("heads"))
         result = {
             "dataset": options.dataset if options.dataset in IMAGE_SETS else str(Path(options.dataset).absolute()),
             "eval_mode": options.eval_mode,
             "label": options.label,
-            "encoder": options.encoder,
+            "encoder": which,
             "fold": options.fold,
             "anticipation_s": options.anticipation_s,
             "rollout": options.rollout if options.anticipation_s is not None else None,
@@ -120,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vjepa.probe", description="Measure a frozen encoder by a probe, beside its baselines.", formatter_class=argparse.RawTextHelpFormatter
     )
+    whole, count = command.number(int, least=0), command.number(int, least=1)
+    from_0, above_0 = command.number(float, least=0), command.number(float, above=0)
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **options)
@@ -127,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model_path", required=True, metavar="PATH", help="run or checkpoint folder, exported or published file, Hugging Face folder")
     add("dataset", required=True, metavar="DATA", help="clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images")
     add("eval_mode", required=True, choices=list(MODES), help="k nearest neighbours; a linear head; or heads that attend to all tokens")
-    add("encoder", choices=["encoder", "target_encoder"], help="which of them (default: encoder of a run, target_encoder of a published file)")
+    add("encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
     add("label", default="label", metavar="COLUMN", help="column to predict (default: label)")
     add("group", default="group", metavar="COLUMN", help="column whose equal rows stay together in selection and in the bootstrap (default: group)")
     add("train", metavar="COL=V[,V2]", help="rows to learn from (default: split=train)")
@@ -135,17 +157,23 @@ def _parser() -> argparse.ArgumentParser:
     add("val", metavar="COL=V[,V2]", help="rows to measure on (default: split=val)")
     add("fold", metavar="COLUMN", help="cross-validation: measure on the rows of each value in turn, learn and choose on the others")
     add("data_root", metavar="DIR", help="folder of an image data set that is known by name")
-    add("num_frames", type=_positive, help="frames of a clip (default: as the run was trained; 16 for other encoders)")
-    add("clip_fps", type=float, help="their rate (default: as the run was trained; the whole video for other encoders)")
-    add("frame_step", type=_positive, help="every n-th frame instead")
-    add("crop_px", type=_positive, help="side of the crop (default: as the encoder was trained)")
-    add("num_clips", type=_positive, default=1, help="clips of a video to choose and measure on, evenly in time; their answers are averaged (default: 1)")
-    add("num_crops", type=_positive, default=1, help="crops of each, evenly along the longer side (default: 1)")
-    add("train_passes", type=int, default=0, metavar="N", help="random clips and crops of each video to learn from (default: 0, the central one)")
+    add("num_frames", type=count, help="frames of a clip (default: as the run was trained; 16 for other encoders)")
+    add("clip_fps", type=above_0, help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add("frame_step", type=count, help="every n-th frame instead")
+    add("crop_px", type=count, help="side of the crop (default: as the encoder was trained)")
+    add("num_clips", type=count, default=1, help="clips of a video to choose and measure on, evenly in time; their answers are averaged (default: 1)")
+    add("num_crops", type=count, default=1, help="crops of each, evenly along the longer side (default: 1)")
+    add(
+        "train_passes",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="random clips and crops of each video to learn from (default: 0, the central one)",
+    )
     add("levels", default="last", help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)")
     add("baselines", default="all", metavar="NAMES", help=f"all, none, or some of {','.join(BASELINES)} (default: all)")
     add(
-        "anticipation_s", type=_seconds, metavar="S",
+        "anticipation_s", type=from_0, metavar="S",
         help="action anticipation: each row of the index ends where an action starts (in a manifest for data_prep.index:\n"
         "end_s, and start_s as far back as may be seen, or none); the clip ends so many seconds before it",
     )  # fmt: skip
@@ -154,18 +182,18 @@ def _parser() -> argparse.ArgumentParser:
         help="anticipation: tokens that the predictor expects to follow, until the action starts, beside those of the\n"
         "encoder; both: measured with and without (default: none)",
     )  # fmt: skip
-    add("k", metavar="K[,K2]", type=_numbers(int), help="k-NN: neighbours to choose from (default: 1,5,10,20,50)")
+    add("k", metavar="K[,K2]", type=command.numbers(count), help="k-NN: neighbours to choose from (default: 1,5,10,20,50)")
     add("head", default="logistic", choices=["logistic", "ridge"], help="linear probe: the loss (default: logistic)")
     add("batch_norm", default="yes", choices=["yes", "no"], help="linear probe: features standardised by train (default: yes)")
     add("depth", type=int, default=1, choices=[1, 2, 3, 4], help="attentive: 1 for cross-attention alone, 4 with 3 blocks before it (default: 1)")
-    add("probe_heads", type=_positive, help="attentive: attention heads (default: 16, or the next fewer that divide the width)")
-    add("lr", metavar="X[,Y]", type=_numbers(float), help="attentive: learning rates to choose from (default: 5e-3,3e-3,1e-3,3e-4,1e-4)")
-    add("weight_decay", metavar="X[,Y]", type=_numbers(float), help="attentive: weight decays to choose from (default: .01,.1,.4,.8)")
-    add("epochs", type=_positive, default=20, help="attentive: passes over train (default: 20)")
-    add("probe_batch", type=_positive, help="attentive: clips per step (default: 256, or a sixteenth of train)")
-    add("seed", type=int, default=0, help="attentive: initial weights and order; augmented passes (default: 0)")
-    add("batch", type=_positive, default=64, help="views per forward pass of the encoder (default: 64)")
-    add("workers", type=int, help="processes that decode (default: as the run was trained, 2)")
+    add("probe_heads", type=count, help="attentive: attention heads (default: 16, or the next fewer that divide the width)")
+    add("lr", metavar="X[,Y]", type=command.numbers(above_0), help="attentive: learning rates to choose from (default: 5e-3,3e-3,1e-3,3e-4,1e-4)")
+    add("weight_decay", metavar="X[,Y]", type=command.numbers(from_0), help="attentive: weight decays to choose from (default: .01,.1,.4,.8)")
+    add("epochs", type=count, default=20, help="attentive: passes over train (default: 20)")
+    add("probe_batch", type=count, help="attentive: clips per step (default: 256, or a sixteenth of train)")
+    add("seed", type=whole, default=0, help="attentive: initial weights and order; augmented passes (default: 0)")
+    add("batch", type=count, default=64, help="views per forward pass of the encoder (default: 64)")
+    add("workers", type=whole, help="processes that decode (default: as the run was trained, 2)")
     add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
     add("precision", choices=["auto", "fp32", "bf16"], help="default: as the run was trained, auto")
     add("cache", metavar="DIR", help="where features are kept (default: $XDG_CACHE_HOME/vjepa/features)")
@@ -175,34 +203,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: not a whole number from 1")
-    return int(text)
+def _read_encoder(options: argparse.Namespace) -> tuple[Encoder, str]:
+    """The frozen encoder, and which it is, `encoder` or `target_encoder`."""
+    from vjepa.interop import load, meta
 
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: not a number of seconds from 0")
-    return seconds
-
-
-def _numbers(kind: type) -> Any:
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(word) for word in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text}: numbers are written X,Y,Z") from None
-
-    return parse
+    weights = load.read(options.model_path, hints=meta.Hints(options.encoder), predictor=False)
+    return weights.build_encoder(), weights.which
 
 
 def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, torch.device, torch.dtype]:
     """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was published; options win."""
+    from pydantic import ValidationError
+
     from vjepa import config
     from vjepa.training import device
 
@@ -215,8 +227,10 @@ def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, to
     try:
         data = config.Data.model_validate({**data.model_dump(), "prepare": "none", "mix": [], **given})
         encoder.model.grid(data.num_frames, data.crop_px, data.crop_px)
-    except ValueError as error:
-        raise UserError(f"{options.model_path}: " + " ".join(str(error).split())) from None
+    except (ValidationError, config.ConfigError) as error:
+        words = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
+        problem = config.explain(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{words or options.model_path}: {problem}") from None
     if data.crop_px % encoder.model.patch_px:
         raise UserError(f"--crop_px {data.crop_px}: is not a whole number of patches of {encoder.model.patch_px} px")
     where = trained.run if trained else config.Run()
@@ -314,11 +328,11 @@ def _recipes(
         if name in recipes.PLAIN:
             made[name] = recipes.plain_recipe(name)
         elif name == "random_init":
-            untrained = recipes.untrained(encoder).to(device)
             if everywhere:
-                made[name] = replace(everywhere.with_untrained_predictor(), encoder=untrained).recipe(blocks, outputs, device, dtype)
+                untrained = replace(everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(device))
+                made[name] = untrained.recipe(blocks, outputs, device, dtype)
             else:
-                made[name] = recipes.encoder_recipe(untrained, recipes.weights_hash(untrained), blocks, outputs, device, dtype)
+                made[name] = recipes.untrained_recipe(encoder, blocks, outputs, device, dtype)
         elif name == "untrained_predictor":
             if roll_out:
                 made[name] = roll_out.with_untrained_predictor().recipe(blocks, outputs, device, dtype)
@@ -356,9 +370,9 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)  # above a bar, not into it
 
 
-def _watch(what: str) -> Any:
+def _watch(what: str, shown: bool = True) -> Any:
     def watch(batches: Iterable[Any]) -> Iterable[Any]:
-        bar: Iterable[Any] = command.progress_bar(batches, shown=True, desc=what, leave=False)
+        bar: Iterable[Any] = command.progress_bar(batches, shown=shown, desc=what, leave=False)
         return bar
 
     return watch

@@ -79,7 +79,7 @@ class TokenMask:
 
     def to(self, device: torch.device) -> TokenMask:
         """On `device`; a copy to a GPU starts from pinned memory, so that the host need not wait for it."""
-        ids = (self.context_ids, self.target_ids)
+        context, target = self.context_ids, self.target_ids
         if device.type == "cuda":
-            ids = (self.context_ids.pin_memory(), self.target_ids.pin_memory())
-        return TokenMask(*(each.to(device, non_blocking=True) for each in ids), self.num_targets)
+            context, target = context.pin_memory(), target.pin_memory()
+        return TokenMask(context.to(device, non_blocking=True), target.to(device, non_blocking=True), self.num_targets)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vjepa.data.clips import Part, TrainSource
     from vjepa.jepa import Jepa
+    from vjepa.models.encoder import Encoder
     from vjepa.probing.evidence import Split
     from vjepa.probing.online import OnlineProbe
     from vjepa.training.checkpoint import TrainingState
@@ -31,11 +32,12 @@ STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
 
 @dataclass(frozen=True)
 class Job:
-    """What one call of `train` has to do: settings, their run folder, the clips of each source, and where to compute."""
+    """What one call of `train` has to do: settings, their run folder, the clips of each source, a frozen teacher, and where to compute."""
 
     settings: config.Config
     folder: Path
     sources: list[TrainSource]
+    teacher: Encoder | None
     device: torch.device
     dtype: torch.dtype
     total_steps: int
@@ -52,7 +54,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     from vjepa.training import checkpoint, optim
 
     job = prepare(settings, progress)
-    model = build(settings).to(job.device)
+    model = build(settings, job.teacher).to(job.device)
     optimizer = optim.make_optimizer(model, settings.optim)
     state = checkpoint.restore(job.folder, model, optimizer)
     if state.step == 0:
@@ -72,6 +74,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
     from vjepa.data.clips import open_sources
+    from vjepa.interop.teacher import keep_teacher, read_teacher
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.models.backbone import encoder_width
@@ -90,12 +93,17 @@ def prepare(settings: config.Config, progress: bool) -> Job:
             refuse_shared(part, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
+    weights = read_teacher(settings)
+    teacher = weights.build_encoder() if weights else None
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
     encoder_width(settings.model)  # is an error where timm has no such network
     if (settings.run.init_from or settings.model.pretrained) and not started:  # a run that goes on needs its own checkpoint alone
-        checkpoint.initialise(build(settings), settings)
+        checkpoint.initialise(build(settings, teacher), settings)
     total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
-    return Job(settings, run_log.open_run(settings), sources, where, dtype, total, progress)
+    folder = run_log.open_run(settings)
+    if weights:
+        keep_teacher(weights, folder)
+    return Job(settings, folder, sources, teacher, where, dtype, total, progress)
 
 
 def steps_of_epochs(settings: config.Config, num_rows: int) -> int:
@@ -156,7 +164,7 @@ def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: Traini
                 values = read_terms(terms, state.step)
                 facts = {
                     "lr": optimizer.param_groups[0]["lr"],
-                    "ema_decay": training_step.ema_decay(step),
+                    **({"ema_decay": training_step.ema_decay(step)} if training_step.shadow else {}),
                     "clips_per_s": bar.clips_per_s,
                     "num_replaced": state.num_replaced,
                 }

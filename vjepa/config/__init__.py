@@ -6,11 +6,12 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 """
 
 from vjepa.config.data import Data, MixedSource, Source
-from vjepa.config.files import config_path, describe, dump, load, validate
+from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Backbone, Encoder, Model, Predictor, Transformer
+from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError, Section
-from vjepa.config.settings import Config, Eval, Objective, Optim, Run
+from vjepa.config.settings import Config, Eval, Optim, Run
 
 __all__ = [
     "MASK_KINDS",
@@ -38,7 +39,9 @@ __all__ = [
     "TubeMask",
     "config_path",
     "describe",
+    "describe_aliases",
     "dump",
+    "explain",
     "load",
     "validate",
 ]

@@ -47,7 +47,7 @@ class Data(Section):
     mix: list[MixedSource] = Field([], max_length=256, description="further sources to learn from, each with a `ratio` of the steps (images beside clips)")
     selection: Source | None = Field(None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows")
     val: Source | None = Field(None, description="rows that the closing report is measured on; null: no report")
-    num_frames: int = Field(16, ge=1, description="frames of a clip; 1: images (I-JEPA)")
+    num_frames: int = Field(16, ge=1, description="frames of a clip; 1: images (I-JEPA), and the default with a network of timm")
     clip_fps: float | None = Field(None, gt=0, description="frames per second of a clip; without it, frame_step and duration_s: the whole video")
     frame_step: int | None = Field(None, ge=1, description="every n-th frame of the file, whatever its rate (V-JEPA: 4)")
     duration_s: float | None = Field(None, gt=0, description="num_frames spread over so many seconds")

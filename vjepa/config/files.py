@@ -7,14 +7,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vjepa.config.aliases import ALIASES
 from vjepa.config.masks import MASK_KINDS
+from vjepa.config.model import Backbone
 from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config
+
+_MAKE_AN_INDEX = (
+    "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images (ImageNet's train/); give data.train=x.parquet"
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +58,7 @@ def config_path(name: str) -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a config file and overrides `section.key=value`. Raises ConfigError with one line."""
+    """Read and validate a config file and overrides `section.key=value`; both may use the short names of `ALIASES`. Raises ConfigError with one line."""
     path = config_path(name)
     try:
         tree = _parse(path.read_text(encoding="utf-8")) or {}
@@ -60,8 +66,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(tree).__name__}")
+    _spell_out(tree, str(path))
     for override in overrides:
-        _set(tree, override)
+        _override(tree, override)
     tree.setdefault("run", {})
     if isinstance(tree["run"], dict) and tree["run"].get("dir") is None:
         tree["run"]["dir"] = f"runs/{path.stem}"
@@ -71,16 +78,34 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 def validate(tree: Mapping[str, Any], origin: str) -> Config:
     """A `Config` from plain data; `origin` names the source in the one-line ConfigError."""
     try:
-        return Config.model_validate_json(json.dumps(tree))
+        return Config.model_validate_json(json.dumps(_filled(tree)))
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
             raise ConfigError(f"{origin}: {error}") from None
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(one) for one in error.errors())) from None
+        raise ConfigError(f"{origin}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Every mistake as `path: what is wrong; remedy`, in one line."""
+    return "; ".join(_explain(one) for one in error.errors())
+
+
+def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With a section `data`, so that without one it is data.train that is missing; of single frames for a network of timm, which reads images."""
+    model, data = tree.get("model", {}), tree.get("data", {})
+    of_timm = isinstance(model, dict) and model.get("backbone", "vit") not in get_args(Backbone)
+    return {**tree, "data": {"num_frames": 1, **data} if of_timm and isinstance(data, dict) else data}
 
 
 def dump(config: Config) -> str:
     """The resolved config as YAML; reading it back gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe_aliases() -> Iterator[str]:
+    """One line per short name: what it stands for."""
+    for name, path in ALIASES.items():
+        yield f"  {name} = {path}"
 
 
 def describe() -> Iterator[str]:
@@ -100,7 +125,24 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
         yield f"  {prefix}{name} = {default}  {field.description or ''}"
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def _spell_out(tree: dict[str, Any], origin: str) -> None:
+    """Replace the short names at the top level of a config by the settings they stand for."""
+    for name in [name for name in tree if name in ALIASES]:
+        path, value = ALIASES[name], tree.pop(name)
+        if _is_given(tree, path):
+            raise ConfigError(f"{origin}: {name} is short for {path}, which is given too; keep one of them")
+        _set(tree, path, value, f"{origin}: {name}")
+
+
+def _is_given(tree: Any, path: str) -> bool:
+    """Whether `tree` has something at this path of keys and places in lists."""
+    key, _, rest = path.partition(".")
+    if isinstance(tree, list):
+        tree = {str(place): value for place, value in enumerate(tree)}
+    return isinstance(tree, dict) and key in tree and (not rest or _is_given(tree[key], rest))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
     """Apply one `section.key=value`; the value is YAML, and a number in the path is a place in a list."""
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -109,30 +151,36 @@ def _set(tree: dict[str, Any], override: str) -> None:
         value = _parse(text)
     except (yaml.YAMLError, ConfigError):
         raise ConfigError(f"{override!r}: {text!r} is not a YAML value") from None
+    first, dot, rest = path.partition(".")
+    _set(tree, ALIASES.get(first, first) + dot + rest, value, repr(override))
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:
+    """Put `value` at `path`, making the sections on the way; `origin` opens the line of a ConfigError."""
     node: Any = tree
     *parents, last = path.split(".")
     for key in parents:
         if isinstance(node, list):
-            node = _place(node, key, override)
+            node = _place(node, key, origin)
         elif isinstance(node.get(key), str) and path.startswith("data."):
             node[key] = {"index": node[key]}  # the short form of a Source
             node = node[key]
         else:
             if node.get(key) is None:
-                node[key] = {}
+                node[key] = [{}] if key == "masks" else {}  # the default is one set
             node = node[key]
         if not isinstance(node, (dict, list)):
-            raise ConfigError(f"{override!r}: {key} is a value, it has no settings inside")
+            raise ConfigError(f"{origin}: {key} is a value, it has no settings inside")
     if isinstance(node, list):
-        _place(node, last, override)
+        _place(node, last, origin)
         node[int(last)] = value
     else:
         node[last] = value
 
 
-def _place(items: list[Any], key: str, override: str) -> Any:
+def _place(items: list[Any], key: str, origin: str) -> Any:
     if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"{override!r}: {key!r} is not a place in a list of {len(items)}")
+        raise ConfigError(f"{origin}: {key!r} is not a place in a list of {len(items)}")
     return items[int(key)]
 
 
@@ -141,11 +189,11 @@ def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     where = ".".join(path[:2] + path[3:] if path[:1] == ["masks"] else path)  # a mask's kind is no part of its path
     if error["type"] == "extra_forbidden":
-        known = _keys(path[:-1])
+        known = [*_keys(path[:-1]), *(ALIASES if len(path) == 1 else ())]
         near = difflib.get_close_matches(path[-1], known, n=1)
         return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
     if error["type"] == "missing":
-        return f"{where}: required, and not given"
+        return f"{where}: required, and not given" + (_MAKE_AN_INDEX if where == "data.train" else "")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}.{message}" if where else message

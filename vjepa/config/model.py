@@ -138,6 +138,11 @@ class Model(Section):
                 raise ValueError(f"{name}.heads: heads of {head_width} features cannot be rotated along 3 axes; an even number, 6 or more, can")
         return self
 
+    @property
+    def patch_values(self) -> int:
+        """Numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
+        return 3 * self.tubelet_frames * self.patch_px**2
+
     def _is_changed(self, path: str) -> bool:
         *parents, name = path.split(".")
         section = reduce(getattr, parents, self)
@@ -147,6 +152,11 @@ class Model(Section):
     def backbone_kind(self) -> Backbone:
         own: dict[str, Backbone] = {"vit": "vit", "energy": "energy"}
         return own.get(self.backbone, "timm")
+
+    @property
+    def known_width(self) -> int | None:
+        """Features per token of the encoder; None for a network of timm, which knows its own (`vjepa.models.backbone.encoder_width`)."""
+        return None if self.backbone_kind == "timm" else self.encoder.width
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.

@@ -1,4 +1,4 @@
-"""All sections of a run: how it executes, its objective, optimizer and closing report."""
+"""All sections of a run: how it executes, its optimizer and closing report; and what they have to agree on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from vjepa.config.data import Data
 from vjepa.config.masks import MaskSet, TubeMask
 from vjepa.config.model import Model
+from vjepa.config.objective import Objective
 from vjepa.config.section import Section
 from vjepa.records import TokenGrid
 
@@ -21,20 +22,10 @@ class Run(Section):
     init_from: str | None = Field(None, description="run or checkpoint folder whose weights the first step starts from (a cool-down); null: random")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where this machine is fast at it")
-    compile: bool = Field(False, description="torch.compile each block of ViT and predictor: minutes of warm-up, then fewer and larger kernels")
+    compile: bool = Field(False, description="torch.compile each transformer block, but not those of timm or energy: minutes to warm up, then fewer kernels")
     log_every_steps: int = Field(10, ge=1, description="metrics are read from the device only on these steps")
     save_every_steps: int = Field(100, ge=1, description="a checkpoint is written after so many steps, and after the last")
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
-
-
-class Objective(Section):
-    """The loss: distance of predictions to layer-normed targets, plus weighted terms."""
-
-    loss: Literal["l1", "smooth_l1", "mse"] = Field("l1", description="distance (V-JEPA: l1; I-JEPA: smooth_l1)")
-    context_weight: float = Field(0.0, ge=0, description="weight of the loss on visible tokens, less far from the hidden ones (V-JEPA 2.1's lambda)")
-    context_warmup_steps: tuple[int, int] = Field((0, 0), description="context_weight rises linearly between these steps")
-    vicreg_variance: float = Field(0.0, ge=0, description="weight of the hinge on the standard deviation over clips (VICReg eq. 1)")
-    vicreg_covariance: float = Field(0.0, ge=0, description="weight of the off-diagonal covariance over clips (VICReg eq. 3)")
 
 
 class Optim(Section):
@@ -90,19 +81,50 @@ class Config(Section):
     def _fits(self) -> Self:
         if self.eval.every_steps is not None and self.data.val is None:
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
+        if self.eval.encoder not in self.objective.networks:
+            raise ValueError(f"eval.encoder: with objective.targets: {self.objective.targets} there is no target_encoder; set eval.encoder: encoder")
         if self.run.init_from is not None and self.model.pretrained:
             raise ValueError("run.init_from: model.pretrained names other weights to start from; keep one of them")
         if self.objective.context_weight and self.model.predictor.kind == "mlp":
             raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
+        if self.objective.cycle and self.model.predictor.out_width not in (None, self.model.known_width):
+            raise ValueError("objective.cycle: predictions go into the predictor again, so they need the width of the encoder; leave predictor.out_width out")
         if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):
             raise ValueError("objective.context_weight: masks of kind ijepa predict each target apart, with no loss on visible tokens; use another kind")
+        self._check_views()
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
         for name, data in self.data.sources.items():
             if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
                 path = f"{name.removesuffix('.train')}.num_frames"
                 raise ValueError(f"{path}: {data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
-        return self
+        return self._with_out_width()
+
+    def _check_views(self) -> None:
+        """Terms over embeddings compare clips, or views of a clip."""
+        objective, crops = self.objective, self.data.clips_per_decode
+        if objective.view_invariance and len(self.masks) * crops < 2:
+            raise ValueError("objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2")
+        compares = objective.sigreg or objective.vicreg_variance or objective.vicreg_covariance
+        for name, data in self.data.sources.items():
+            if compares and data.global_batch < 2 * crops:
+                path = f"{name.removesuffix('.train')}.global_batch"
+                raise ValueError(f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more")
+
+    def _with_out_width(self) -> Self:
+        """The width of predictions: of pixels it is known, of features it is the encoder's, of a frozen teacher that of its file."""
+        model, targets = self.model, self.objective.targets
+        if targets == "frozen" or not self.objective.predicts:
+            return self
+        if targets == "pixels" and model.levels > 1:
+            raise ValueError("model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema")
+        wanted = model.patch_values if targets == "pixels" else model.known_width
+        if wanted is not None and model.predictor.out_width not in (None, wanted):
+            raise ValueError(f"model.predictor.out_width: with objective.targets: {targets} it is {wanted}, not {model.predictor.out_width}; leave it out")
+        if targets != "pixels" or model.predictor.out_width == wanted:
+            return self
+        predictor = model.predictor.model_copy(update={"out_width": wanted})
+        return self.model_copy(update={"model": model.model_copy(update={"predictor": predictor})})
 
     @property
     def grid(self) -> TokenGrid:

@@ -136,7 +136,7 @@ class ClipIndex:
         """Map the index into memory. Raises UserError where it is missing, or no clip index of this version."""
         path = Path(path).absolute()
         if not path.is_file():
-            raise UserError(f"{path}: no such clip index; make it with `{_REMEDY}`")
+            raise UserError(f"{path}: no such clip index; `{_REMEDY}` makes one of a folder of videos or images (ImageNet's train/)")
         version = index_version(path)
         if version is None:
             raise UserError(f"{path}: not a clip index; make one with `{_REMEDY}`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -220,15 +220,7 @@ class EvalClips(Clips):
 
     def __getitem__(self, k: int) -> ClipBatch:
         """A row that cannot be read is left out and named in `failures`; B may be 0."""
-        clips: list[Clip] = []
-        failures = []
-        with one_thread():
-            for i in self.rows[k * self.batch : (k + 1) * self.batch].tolist():
-                try:
-                    clips += [Clip(video, i) for video in self._views(self.index.row(i))]
-                except DecodeError as error:
-                    failures.append((i, str(error)))
-            return batch_of(clips, self.data, tuple(failures))
+        return read_each(self.rows[k * self.batch : (k + 1) * self.batch], lambda i: self._views(self.index.row(i)), self.data)
 
     def _views(self, row: IndexRow) -> list[torch.Tensor]:
         views, boxes = [], view_boxes(row.height, row.width, self.views.num_crops)
@@ -241,6 +233,19 @@ class EvalClips(Clips):
         if self.views.time == "shuffled":
             return generator(0, "shuffled_frames", clip_id).permutation(ids)
         return ids[::-1] if self.views.time == "reversed" else ids
+
+
+def read_each(clip_ids: np.ndarray, views: Callable[[int], list[torch.Tensor]], data: Data) -> ClipBatch:
+    """The `views` of each clip, side by side; a clip that cannot be read, a DecodeError, is left out and named in `failures`."""
+    clips: list[Clip] = []
+    failures = []
+    with one_thread():
+        for i in clip_ids.tolist():
+            try:
+                clips += [Clip(video, i) for video in views(i)]
+            except DecodeError as error:
+                failures.append((i, str(error)))
+        return batch_of(clips, data, tuple(failures))
 
 
 def frame_ids(row: IndexRow, data: Data, position: float, keyframes_s: np.ndarray | None = None) -> np.ndarray:

@@ -25,14 +25,15 @@ WHICH: Final = ("target_encoder", "encoder")
 def read(path: Path | str, format: str | None = None, hints: Hints | None = None, *, predictor: bool = True) -> Weights:
     """The networks at `path`, in a format of `FORMATS`, or in the one that is recognised.
 
-    hints: which encoder, where there are two, and what a training file cannot tell. predictor: False reads the encoder of a training
-    file alone. Raises UserError with one line for a path that is none of these, for a format that it is not, and for a hint that
-    the format has no use for.
+    hints: which encoder, where there are two, and what a training file cannot tell. Where they do not say which, it is the one that is
+    evaluated: `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published file (V-JEPA, section 4).
+    predictor: False reads the encoder of a training file alone. Raises UserError with one line for a path that is none of these, for a
+    format that it is not, and for a hint that the format has no use for.
     """
     path, hints = Path(path), hints or Hints()
     if format is not None and format not in FORMATS:
         raise UserError(f"format={format!r}: no such format; the formats are {', '.join(FORMATS)}")
-    if hints.which not in WHICH:
+    if hints.which not in (None, *WHICH):
         raise UserError(f"which={hints.which!r}: no such encoder; it is {' or '.join(WHICH)}")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")

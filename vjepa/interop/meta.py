@@ -54,12 +54,12 @@ TABLE_FRAMES = 16
 class Hints:
     """What a training file cannot tell.
 
-    which: the encoder that was trained, or its moving average, which the published evaluations use.
+    which: the encoder that was trained, or its moving average; None: the one that `load.read` says.
     heads, predictor_heads: attention heads; None: those of the published sizes.
     position_grid: time slots, rows and columns of a sin-cos table; None: told from its values, else 16 frames and a square.
     """
 
-    which: str = "target_encoder"
+    which: str | None = None
     heads: int | None = None
     predictor_heads: int | None = None
     position_grid: tuple[int, int, int] | None = None
@@ -197,7 +197,8 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     is named when they are built.
     """
     hints, file = hints or Hints(), read_networks(path)
-    encoder = file.encoder(hints.which)
+    which = hints.which or "target_encoder"
+    encoder = file.encoder(which)
     cues = _Cues.of(file, encoder)
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")
@@ -218,7 +219,7 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
-    return Weights(str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables)
+    return Weights(str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables, which)
 
 
 def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:

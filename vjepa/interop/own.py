@@ -1,7 +1,7 @@
 """Weights of `vjepa` itself: run folders, their checkpoints, and a single safetensors file for passing on.
 
-runs/demo/config.yaml, runs/demo/checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   written by vjepa.train
-encoder.safetensors   tensors `encoder.*`, `predictor.*`, `tables.*`; metadata: format ("vjepa"), model (JSON), dense ("true", "false")
+runs/demo/config.yaml, runs/demo/checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   written by vjepa.train, those that the run has
+encoder.safetensors   tensors `encoder.*`, `predictor.*`, `tables.*`; metadata: format ("vjepa"), model (JSON), dense ("true", "false"), which
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def recognises(path: Path) -> bool:
     return metadata is not None and (metadata.get("format") == "vjepa" or _config_above(path) is not None)
 
 
-def read(path: Path, which: str = "target_encoder") -> Weights:
+def read(path: Path, which: str | None = None) -> Weights:
     """The networks of a run (its newest checkpoint), of a checkpoint folder, or of one file.
 
-    which: `encoder` or `target_encoder` of a run or checkpoint; a file has the one that it has. A weights file of a checkpoint gives that
-    network alone. Raises UserError for anything else.
+    which: `encoder` or `target_encoder` of a run or checkpoint, None: its `eval.encoder`; a file has the one that it has. A weights file
+    of a checkpoint gives that network alone. Raises UserError for anything else.
     """
     if path.is_dir():
         return _read_checkpoint(_checkpoint(path), which)
@@ -57,7 +57,12 @@ def read(path: Path, which: str = "target_encoder") -> Weights:
 def write(weights: Weights, path: Path) -> None:
     """One safetensors file with all of `weights`, all at once or not at all; `read` gives the same back."""
     tensors = {f"{part}.{name}": tensor for part in PARTS for name, tensor in getattr(weights, part).items()}
-    metadata = {"format": "vjepa", "model": weights.model.model_dump_json(), "dense": str(weights.dense).lower()}
+    metadata = {"format": "vjepa", "model": weights.model.model_dump_json(), "dense": str(weights.dense).lower(), "which": weights.which}
+    write_file(path, tensors, metadata)
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, all at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -77,30 +82,40 @@ def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
             raise UserError(f"{path}: {key} is part of no network; keys start with {', '.join(f'{one}.' for one in PARTS)}")
         parts[part][name] = tensor
     dense = metadata.get("dense") == "true"
-    return Weights(str(path), parse_model(metadata["model"], str(path)), parts["encoder"], parts["predictor"], dense, parts["tables"])
+    which = metadata.get("which", "target_encoder")
+    return Weights(str(path), parse_model(metadata["model"], str(path)), parts["encoder"], parts["predictor"], dense, parts["tables"], which)
 
 
-def _read_checkpoint(folder: Path, which: str) -> Weights:
-    files = {"encoder": folder / f"{which}.safetensors", "predictor": folder / "predictor.safetensors"}
-    return _of_run(folder, {network: read_tensors(path) for network, path in files.items()})
+def _read_checkpoint(folder: Path, which: str | None) -> Weights:
+    settings = _settings_above(folder)
+    networks, which = settings.objective.networks, which or settings.eval.encoder
+    if which not in networks:
+        raise UserError(f"{folder}: has no {which}, for the run has objective.targets: {settings.objective.targets}; take encoder")
+    files = {"encoder": which, **({"predictor": "predictor"} if "predictor" in networks else {})}
+    return _of_run(folder, settings, {network: read_tensors(folder / f"{name}.safetensors") for network, name in files.items()}, which)
 
 
 def _read_network(path: Path) -> Weights:
     """A weights file of a checkpoint; its keys say which network it is."""
     tensors = read_tensors(path)
-    return _of_run(path, {"predictor" if "predictor_proj.weight" in tensors else "encoder": tensors})
+    return _of_run(path, _settings_above(path), {"predictor" if "predictor_proj.weight" in tensors else "encoder": tensors}, path.stem)
 
 
-def _of_run(path: Path, networks: Mapping[str, Mapping[str, Tensor]]) -> Weights:
-    """`networks` under the settings of the run that `path` lies in, whose masks tell the number of mask tokens where the model does not."""
-    settings_path = _config_above(path)
-    if settings_path is None:
+def _settings_above(path: Path) -> config.Config:
+    """Those of the run that `path` lies in."""
+    found = _config_above(path)
+    if found is None:
         raise UserError(f"{path}: no config.yaml lies above it; name a file or folder inside a run of vjepa.train")
-    settings = config.load(str(settings_path))
+    return config.load(str(found))
+
+
+def _of_run(path: Path, settings: config.Config, networks: Mapping[str, Mapping[str, Tensor]], which: str) -> Weights:
+    """`networks` under the settings of their run, whose masks tell the number of mask tokens where the model does not."""
     num_tokens = settings.model.predictor.mask_tokens or len(settings.masks)
     predictor = settings.model.predictor.model_copy(update={"mask_tokens": num_tokens})
     model = settings.model.model_copy(update={"predictor": predictor})
-    return Weights(str(path), model, networks.get("encoder", {}), networks.get("predictor", {}), settings.objective.context_weight > 0)
+    dense = settings.objective.context_weight > 0
+    return Weights(str(path), model, networks.get("encoder", {}), networks.get("predictor", {}), dense, which=which)
 
 
 def _checkpoint(folder: Path) -> Path:

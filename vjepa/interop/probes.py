@@ -1,18 +1,25 @@
-"""Published probes: V-JEPA and V-JEPA 2 probe files, and the heads of Hugging Face's V-JEPA 2 classifiers."""
+"""Probes: V-JEPA and V-JEPA 2 probe files, the heads of Hugging Face's V-JEPA 2 classifiers, and the heads that `vjepa.probe` chose.
+
+probe_attentive_label.safetensors   a head for each fold, number N under `N.` and the names of V-JEPA's file; metadata: format ("vjepa.probe"),
+                                    probes (JSON: attention_heads, null for a mean over the tokens, and classes of each), and what was measured
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.interop import huggingface, meta
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
-from vjepa.models.state import load_strictly
+from vjepa.interop import huggingface, meta, own
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, MeanClassifier
+from vjepa.models.state import load_strictly, read_tensors
 
+FORMAT: Final = "vjepa.probe"
+Classifier = AttentiveClassifier | MeanClassifier
 FILE_HEADS = 16  # in every published probe, whatever the width; the files do not say it
 UNUSED = "pooler.cross_attention_block.xattn.proj."  # V-JEPA has this layer and never applies it
 HEAD = huggingface.Layout(
@@ -41,16 +48,46 @@ HEAD = huggingface.Layout(
 )
 
 
-def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> AttentiveClassifier:
-    """The probe of a V-JEPA or V-JEPA 2 probe file or a Hugging Face V-JEPA 2 classifier folder: features [B, N, D] -> logits [B, C].
+def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Classifier:
+    """The probe of a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or of a Hugging Face V-JEPA 2 classifier folder: features [B, N, D] -> logits [B, C].
 
-    index: which of the probes that a V-JEPA 2 file holds, one per learning rate and weight decay. heads: attention heads, for
-    files, which do not say it. Frozen, in evaluation mode; no code is unpickled. Raises UserError that names a key which is
-    missing, surplus or misshapen.
+    index: which of the probes that a file holds: of `vjepa.probe` one per fold, of V-JEPA 2 one per learning rate and weight decay.
+    heads: attention heads, for published files, which do not say it. Frozen, in evaluation mode; no code is unpickled. Raises UserError
+    that names a key which is missing, surplus or misshapen.
     """
     path = Path(path)
-    probe = _from_folder(path) if path.is_dir() else _from_file(path, index, heads)
+    probe: Classifier
+    if path.is_dir():
+        probe = _from_folder(path)
+    elif (metadata := own.read_metadata(path)) is not None:
+        probe = _from_own(path, metadata, index)
+    else:
+        probe = _from_file(path, index, heads)
     return probe.requires_grad_(False).eval()
+
+
+def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, Any]) -> None:
+    """One file of `probes`, all at once or not at all; `about` becomes metadata, values other than text as JSON."""
+    told = [{"attention_heads": _attention_heads(probe), "classes": probe.classes} for probe in probes]
+    tensors = {f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    own.write_file(path, tensors, {**texts, "format": FORMAT, "probes": json.dumps(told)})
+
+
+def _attention_heads(probe: Classifier) -> int | None:
+    return probe.pooler.cross_attention_block.xattn.heads if isinstance(probe, AttentiveClassifier) else None
+
+
+def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier:
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path}: is no probe file; name one that python -m vjepa.probe wrote beside its probe.json")
+    told = _one_of(json.loads(metadata["probes"]), index, path)
+    stored = {name.removeprefix(f"{index}."): tensor for name, tensor in read_tensors(path).items() if name.startswith(f"{index}.")}
+    heads = told["attention_heads"]
+    probe: Classifier = _attentive(path, stored, heads) if heads else MeanClassifier(*reversed(_tensor(path, stored, "linear.weight").shape))
+    load_strictly(probe, stored, path)
+    probe.classes = tuple(told["classes"])
+    return probe
 
 
 def _from_folder(path: Path) -> AttentiveClassifier:
@@ -72,16 +109,24 @@ def _from_file(path: Path, index: int, heads: int) -> AttentiveClassifier:
     stored = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
     of_vjepa1 = any(key.startswith(UNUSED) for key in stored)
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(UNUSED)}
-    depth = 1 + len({key.split(".")[2] for key in stored if key.startswith("pooler.blocks.")})
-    if of_vjepa1 and depth > 1:
-        raise UserError(f"{path}: is a V-JEPA probe of depth {depth}, whose blocks follow the query; only depth 1 is supported")
+    if of_vjepa1 and _depth(stored) > 1:
+        raise UserError(f"{path}: is a V-JEPA probe of depth {_depth(stored)}, whose blocks follow the query; only depth 1 is supported")
+    probe = _attentive(path, stored, heads)
+    load_strictly(probe, stored, path)
+    return probe
+
+
+def _depth(stored: Mapping[str, Tensor]) -> int:
+    return 1 + len({key.split(".")[2] for key in stored if key.startswith("pooler.blocks.")})
+
+
+def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> AttentiveClassifier:
+    """One of the shapes of `stored`, without its values."""
     query, hidden, linear = (_tensor(path, stored, key) for key in ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight"))
     width = query.shape[-1]
     if width % heads:
         raise UserError(f"{path}: a width of {width} has no {heads} heads; give the number of heads of this probe")
-    probe = AttentiveClassifier(AttentivePooler(width, heads, len(hidden) / width, depth), len(linear))
-    load_strictly(probe, stored, path)
-    return probe
+    return AttentiveClassifier(AttentivePooler(width, heads, len(hidden) / width, _depth(stored)), len(linear))
 
 
 def _tensor(path: Path, stored: Mapping[str, Tensor], key: str) -> Tensor:
@@ -94,7 +139,11 @@ def _choose(path: Path, content: Mapping[str, Any], index: int) -> Mapping[str, 
     """The state of probe number `index`: V-JEPA's file has one, V-JEPA 2's a list."""
     if "classifier" not in content and "classifiers" not in content:
         raise UserError(f"{path}: is no probe file; it has neither `classifier` (V-JEPA) nor `classifiers` (V-JEPA 2)")
-    probes: list[Mapping[str, Tensor]] = content.get("classifiers", [content.get("classifier")])
+    chosen: Mapping[str, Tensor] = _one_of(content.get("classifiers", [content.get("classifier")]), index, path)
+    return chosen
+
+
+def _one_of(probes: Sequence[Any], index: int, path: Path) -> Any:
     if not 0 <= index < len(probes):
         raise UserError(f"{path}: has no probe number {index}; it has 0 to {len(probes) - 1}")
     return probes[index]

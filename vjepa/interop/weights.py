@@ -27,6 +27,7 @@ class Weights:
     encoder, predictor: name -> tensor, the names of the encoder and predictor that `model` names; the predictor is empty where the file has none.
     dense: the predictor has a head for visible tokens (V-JEPA 2.1).
     tables: position tables that the file brings, "encoder" and "predictor" -> fp32 [N, width]; without one it is computed.
+    which: what the encoder was in training, `encoder` or its moving average, `target_encoder`, which is what is published.
     """
 
     origin: str
@@ -35,6 +36,7 @@ class Weights:
     predictor: Mapping[str, Tensor] = field(default_factory=dict)
     dense: bool = False
     tables: Mapping[str, Tensor] = field(default_factory=dict)
+    which: str = "target_encoder"
 
     def build_encoder(self) -> Encoder:
         """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""

@@ -1,4 +1,6 @@
-"""Attentive pooling: one learned query reads all tokens of a clip, the probe of V-JEPA (section 4.1) and V-JEPA 2 (section 4.1)."""
+"""Heads of frozen probes: attentive pooling, where one learned query reads all tokens of a clip, as in V-JEPA (section 4.1) and V-JEPA 2
+(section 4.1); and the mean over the tokens.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ class AttentivePooler(nn.Module):
 
 
 class AttentiveClassifier(nn.Module):
-    """[B, K, D] -> logits [B, C]: an AttentivePooler and a linear layer."""
+    """[B, K, D] -> logits [B, C]: an AttentivePooler and a linear layer. classes: their names, where they are known."""
+
+    classes: tuple[str, ...] = ()
 
     def __init__(self, pooler: AttentivePooler, num_classes: int) -> None:
         super().__init__()
@@ -86,3 +90,16 @@ class AttentiveClassifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.linear(self.pooler(tokens))  # type: ignore[no-any-return]
+
+
+class MeanClassifier(nn.Module):
+    """[B, K, D] -> [B, C]: the mean over the tokens and a linear layer. classes: their names, where they are known."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens.mean(1))  # type: ignore[no-any-return]

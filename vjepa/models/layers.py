@@ -143,7 +143,10 @@ def initialise(module: nn.Module) -> None:
     """Linear weights from a normal of std .02 cut at 2 std, biases 0; then each block's outputs are scaled down with depth.
 
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
+    A module on the meta device has no values to draw; PyTorch would import SymPy for the scaling, a second.
     """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             small_normal(layer.weight)

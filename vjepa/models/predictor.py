@@ -39,7 +39,7 @@ class Predictor(nn.Module):
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D].
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D.
 
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
@@ -75,18 +75,18 @@ class MlpPredictor(nn.Module):
     def __init__(self, model: config.Model, num_masks: int) -> None:
         """`num_masks`: mask sets, each of which has its own mask token."""
         super().__init__()
-        shape, features = model.predictor, model.levels * encoder_width(model)
-        self.predictor_embed = nn.Linear(features, shape.width)
+        shape, width = model.predictor, encoder_width(model)
+        self.predictor_embed = nn.Linear(model.levels * width, shape.width)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
         self.positions = SinCos("sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid)
         layers = (nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = LayerNorm(shape.width)
-        self.predictor_proj = nn.Linear(shape.width, features)
+        self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or width))
         initialise(self)
 
     def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D]."""
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D."""
         tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
         tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
         for layer in self.layers:

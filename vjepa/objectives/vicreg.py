@@ -1,23 +1,33 @@
-"""The two terms of VICReg (Bardes et al. 2022) that keep features from collapsing; they need no second view."""
+"""The three terms of VICReg (Bardes et al. 2022). The first is between two branches; the others keep embeddings from collapsing and need no second."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from vjepa.objectives.precision import at_least_fp32
 
 
-def variance(features: Tensor) -> Tensor:
-    """[B, D], one row per clip -> scalar: mean hinge of the standard deviation over clips below 1 (eq. 1)."""
-    std = (features.float().var(dim=0) + 1e-4).sqrt()
+def invariance(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Both [B, K, D] -> scalar: mean squared distance of the two branches (eq. 5, divided by D)."""
+    return functional.mse_loss(at_least_fp32(predictions), at_least_fp32(targets))
+
+
+def variance(embeddings: Tensor) -> Tensor:
+    """[V, B, D], V views of B clips -> scalar: mean hinge of the standard deviation over clips below 1 (eq. 1)."""
+    std = (at_least_fp32(embeddings).var(dim=-2) + 1e-4).sqrt()
     return (1 - std).relu().mean()
 
 
-def covariance(features: Tensor) -> Tensor:
-    """[B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3).
+def covariance(embeddings: Tensor) -> Tensor:
+    """[V, B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3), mean over views.
 
     In fp32 whatever autocast says: sums of small products are what bf16 is bad at.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        centred = features.float() - features.float().mean(dim=0)
-        cov = centred.T @ centred / (len(features) - 1)
-        return (cov.square().sum() - cov.diagonal().square().sum()) / features.shape[1]
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings = at_least_fp32(embeddings)
+        centred = embeddings - embeddings.mean(dim=-2, keepdim=True)
+        cov = centred.mT @ centred / (embeddings.shape[-2] - 1)
+        off_diagonal = cov.square().sum(dim=(-2, -1)) - cov.diagonal(dim1=-2, dim2=-1).square().sum(dim=-1)
+        return (off_diagonal / embeddings.shape[-1]).mean()

@@ -38,6 +38,10 @@ class Heads(Protocol):
         """Those of each head, with the gradients so far."""
         ...
 
+    def head(self, number: int) -> AttentiveClassifier:
+        """A copy of one of them, frozen, on the CPU."""
+        ...
+
     def zero_gradients(self) -> None: ...
 
     def clips_at_once(self, num_tokens: int) -> int:
@@ -63,7 +67,7 @@ class StackedHeads:
         """`num` copies of `first`."""
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
-        self.device, self.dtype = device, dtype
+        self.first, self.device, self.dtype = first, device, dtype
         self.weights = {name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()}
         self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)]
 
@@ -73,6 +77,11 @@ class StackedHeads:
             for view, weight in zip(views, self.weights.values(), strict=True):
                 view.grad = None if weight.grad is None else weight.grad[number]
         return self._views
+
+    def head(self, number: int) -> AttentiveClassifier:
+        head = deepcopy(self.first)
+        head.load_state_dict({name: weight.detach()[number] for name, weight in self.weights.items()})
+        return head.requires_grad_(False).eval()
 
     def zero_gradients(self) -> None:
         for weight in self.weights.values():
@@ -134,6 +143,9 @@ class SeparateHeads:
 
     def parameters(self) -> list[list[nn.Parameter]]:
         return [list(head.parameters()) for head in self.heads]
+
+    def head(self, number: int) -> AttentiveClassifier:
+        return deepcopy(self.heads[number]).cpu().requires_grad_(False).eval()
 
     def zero_gradients(self) -> None:
         for head in self.heads:

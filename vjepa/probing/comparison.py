@@ -85,7 +85,7 @@ def compare(
 
     Pixels and motion energy have no tokens, so where the method is attentive they are measured by logistic regression.
     """
-    learn, test = _features(dataset, recipes, looks, store, batch)
+    learn, test = features(dataset, recipes, looks, store, batch)
     output = "tokens" if method.mode == "attentive" else "pooled"
     kinds: dict[str, Measured] = {}
     for name in (name for name in recipes if name != REVERSED):
@@ -104,8 +104,8 @@ def compare(
 _Banks = dict[str, dict[str, Bank]]
 
 
-def _features(dataset: Dataset, recipes: Mapping[str, Recipe], looks: Looks, store: Store, batch: int) -> tuple[_Banks, _Banks]:
-    """The banks to learn from and those to choose and measure on; one pass over the clips where it can serve both."""
+def features(dataset: Dataset, recipes: Mapping[str, Recipe], looks: Looks, store: Store, batch: int) -> tuple[_Banks, _Banks]:
+    """The banks to learn from and those to choose and measure on; one pass over the clips where it can serve both. All ranks of `store` call it."""
     learned_from = _union(trial.train for trial in dataset.trials)
     measured_on = _union(part for trial in dataset.trials for part in (trial.selection, trial.test))
     learnt = {name: one for name, one in recipes.items() if name != REVERSED}

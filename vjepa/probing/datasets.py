@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vjepa.config import Data
 from vjepa.config import Source as IndexSource
@@ -139,7 +141,7 @@ class ImageSource:
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
         if isinstance(views, Passes):
             raise UserError("--train_passes: augmented passes are for clips; leave it out for images")
-        clips = ImageClips(self.images.images, clip_ids, self.data.crop_px, batch, views.num_crops)
+        clips = ImageClips(self.images.images, clip_ids, self.data, batch, views.num_crops)
         return ClipLoader(clips, range(len(clips)), self.data.workers, self.data.deadline_s)
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
@@ -218,10 +220,14 @@ def _where(text: str, option: str) -> dict[str, str | int | list[str | int]]:
 def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
     """sha256 of the numbers of the rows and of what they hold; a file without a content hash goes by its address."""
     digest = hashlib.sha256(np.ascontiguousarray(clip_ids, dtype=np.int64).tobytes())
-    columns = {name: index.column(name) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")}
-    for i in clip_ids.tolist():
-        names = _CONTENT if columns["content_hash"][i] is not None else columns
-        digest.update("\0".join(str(columns[name][i]) for name in names).encode())
+    rows = {name: index.arrow(name).take(pa.array(clip_ids)) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")}
+    texts = {name: pc.fill_null(pc.cast(values, pa.large_string()), "None") for name, values in rows.items()}
+    between = pa.scalar("\0", pa.large_string())
+    by_content, by_address = (pc.binary_join_element_wise(*(texts[name] for name in names), between) for names in (_CONTENT, texts))
+    for chunk in pc.if_else(pc.is_valid(rows["content_hash"]), by_content, by_address).chunks:
+        _, offsets, text = chunk.buffers()
+        first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
+        digest.update(memoryview(text)[first:last])
     return digest.hexdigest()
 
 

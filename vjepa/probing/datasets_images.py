@@ -19,11 +19,12 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
+from vjepa.config import Data
 from vjepa.data.augment import crop_resize, view_boxes
-from vjepa.data.clips import Clips, one_thread
-from vjepa.data.decode import DecodeError, read_image
+from vjepa.data.clips import Clips, clip_bytes, read_each
+from vjepa.data.decode import read_image
 from vjepa.errors import UserError
-from vjepa.records import Clip, ClipBatch
+from vjepa.records import ClipBatch
 
 _DOWNLOAD_TIMEOUT_S: Final = 20.0
 
@@ -61,9 +62,9 @@ class ImageClips(Clips):
     The crops of an image lie side by side, as those of `vjepa.data.clips.EvalClips`. Clip ids are numbers of images.
     """
 
-    def __init__(self, images: Images, rows: np.ndarray, crop_px: int, batch: int, num_crops: int = 1) -> None:
+    def __init__(self, images: Images, rows: np.ndarray, data: Data, batch: int, num_crops: int = 1) -> None:
         super().__init__()
-        self.images, self.rows, self.crop_px, self.batch, self.num_crops = images, rows, crop_px, batch, num_crops
+        self.images, self.rows, self.data, self.batch, self.num_crops = images, rows, data.model_copy(update={"num_frames": 1}), batch, num_crops
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -71,23 +72,15 @@ class ImageClips(Clips):
 
     @property
     def batch_bytes(self) -> int:
-        return 3 * self.crop_px**2 * self.batch * self.num_crops
+        return clip_bytes(self.data) * self.batch * self.num_crops
 
     def __getitem__(self, k: int) -> ClipBatch:
         """An image that cannot be read is left out and named in `failures`; B may be 0."""
-        clips: list[Clip] = []
-        failures = []
-        with one_thread():
-            for i in self.rows[k * self.batch : (k + 1) * self.batch].tolist():
-                try:
-                    frames = self.images.read(i)[None]
-                except DecodeError as error:
-                    failures.append((i, str(error)))
-                    continue
-                boxes = view_boxes(frames.shape[1], frames.shape[2], self.num_crops)
-                clips += [Clip(crop_resize(frames, box, self.crop_px), i) for box in boxes]
-        video = torch.stack([clip.video for clip in clips]) if clips else torch.empty((0, 3, 1, self.crop_px, self.crop_px), dtype=torch.uint8)
-        return ClipBatch(video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), tuple(failures))
+        return read_each(self.rows[k * self.batch : (k + 1) * self.batch], self._views, self.data)
+
+    def _views(self, i: int) -> list[torch.Tensor]:
+        frames = self.images.read(i)[None]
+        return [crop_resize(frames, box, self.data.crop_px) for box in view_boxes(frames.shape[1], frames.shape[2], self.num_crops)]
 
 
 def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:

@@ -54,6 +54,18 @@ def probe(train: Floats, train_classes: Classes, selection: Floats, selection_cl
     return Probed(c, models[c].predict(val))
 
 
+def of_raw(model: LinearModel, prepared: Floats, train: Floats, batch_norm: bool = True) -> LinearModel:
+    """`model`, which was fitted to `prepared` [N, r], as one of the features that these were made of, `train` [N, D]: the same scores for every clip.
+
+    Its weights lie in the span of the training rows, whose coordinates in `prepared` are orthogonal (see `rotate`).
+    """
+    ends = np.zeros((1, train.shape[1])), np.ones((1, train.shape[1]))
+    rows, zero, one = (standardise if batch_norm else scale)(train, *ends)
+    length = np.maximum((prepared**2).sum(0), np.finfo(np.float64).tiny)
+    weights = rows.T @ (prepared @ (model.weights / length[:, None]))
+    return LinearModel(model.names, (one - zero).T * weights, model.bias + (zero @ weights)[0], model.loss)
+
+
 def standardise(train: Floats, *others: Floats) -> list[Floats]:
     """Each [., D] with mean 0 and standard deviation 1 / sqrt(D) over `train`; a dimension that is constant there becomes 0.
 

@@ -32,7 +32,8 @@ class OnlineProbe:
         """
         if step % (self.settings.eval.every_steps or step + 1):
             return {}
-        encoder, training = getattr(model, self.settings.eval.encoder), model.training
+        encoder = getattr(model, self.settings.eval.encoder)
+        training = encoder.training
         encoder.eval()
         found = self._accuracies(encoder)
         encoder.train(training)

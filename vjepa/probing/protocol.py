@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vjepa.errors import UserError
+from vjepa.models.attentive_pool import AttentiveClassifier, MeanClassifier
 from vjepa.probing import heads, knn, sweep
 from vjepa.probing.attentive import Heads, make_heads
 from vjepa.probing.metrics import Classes, Floats
@@ -81,12 +82,15 @@ class Answer:
     """names: the C classes that train has. probabilities: of the chosen setting, [n, C] for each test set.
 
     chosen: its setting, name -> value. selection: each setting that was tried, with its share of right answers on the selection clips.
+    head: that of the chosen setting, frozen, on the CPU, from features as the bank has them, one view [B, K, D], to [B, C]: logits whose softmax
+    are the probabilities, or the outputs of ridge regression. None: neighbours have none.
     """
 
     names: Classes
     chosen: dict[str, float]
     selection: list[dict[str, float]]
     probabilities: list[Floats]
+    head: AttentiveClassifier | MeanClassifier | None
 
 
 def answer(
@@ -102,45 +106,67 @@ def answer(
     """
     if len(np.unique(train.classes)) < 2:
         raise UserError(f"train: every clip is {train.classes[0]!r}; a probe needs two classes")
-    if method.mode == "attentive":
-        return _attentive(method, train, selection, tests, watch)
-    return _pooled(method, train, selection, tests)
+    found = _attentive(method, train, selection, tests, watch) if method.mode == "attentive" else _pooled(method, train, selection, tests)
+    if found.head:
+        found.head.classes = tuple(found.names.tolist())
+    return found
 
 
 def _pooled(method: Method, train: Examples, selection: Examples, tests: Sequence[Examples]) -> Answer:
     """k-NN and linear probes. Every view of a training clip is a sample of its own."""
     classes = np.repeat(train.classes, train.num_views)
     values = [rearrange(part.pooled(), "n v d -> (n v) d") for part in (train, selection, *tests)]
-    names, settings, predict = _fit_neighbours(method, values, classes) if method.mode == "knn" else _fit_linear(method, values, classes)
+    fitted = _fit_neighbours(method, values, classes) if method.mode == "knn" else _fit_linear(method, values, classes)
 
     def probabilities(number: int, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
-        found = predict(values[number], wanted)
+        found = fitted.probabilities(values[number], wanted)
         return {setting: rearrange(shares, "(n v) c -> n v c", v=examples.num_views).mean(1) for setting, shares in found.items()}
 
-    predicted = {setting: names[shares.argmax(1)] for setting, shares in probabilities(1, selection, settings).items()}
+    predicted = {setting: fitted.names[shares.argmax(1)] for setting, shares in probabilities(1, selection, fitted.settings).items()}
     setting = sweep.choose(predicted, selection.classes)
     name = _SETTING[method.mode, method.head] if method.mode == "linear" else "k"
-    tried = [{name: one, "accuracy": float(np.mean(predicted[one] == selection.classes))} for one in settings]
-    return Answer(names, {name: setting}, tried, [probabilities(number, test, [setting])[setting] for number, test in enumerate(tests, start=2)])
+    tried = [{name: one, "accuracy": float(np.mean(predicted[one] == selection.classes))} for one in fitted.settings]
+    found = [probabilities(number, test, [setting])[setting] for number, test in enumerate(tests, start=2)]
+    return Answer(fitted.names, {name: setting}, tried, found, fitted.head(setting))
 
 
 _SETTING: Final = {("linear", "logistic"): "C", ("linear", "ridge"): "alpha"}
-_Fitted = tuple[Classes, Sequence[float], Callable[[Floats, Sequence[float]], dict[float, Floats]]]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C]. head: of one setting."""
+
+    names: Classes
+    settings: Sequence[float]
+    probabilities: Callable[[Floats, Sequence[float]], dict[float, Floats]]
+    head: Callable[[float], MeanClassifier | None]
 
 
 def _fit_neighbours(method: Method, values: list[Floats], classes: Classes) -> _Fitted:
     neighbours = knn.Neighbours(values[0], classes, method.choices)
-    return neighbours.names, neighbours.settings, neighbours.probabilities
+    return _Fitted(neighbours.names, neighbours.settings, neighbours.probabilities, lambda k: None)
 
 
 def _fit_linear(method: Method, values: list[Floats], classes: Classes) -> _Fitted:
     """`values`, of which the first is train, become what the models work on."""
+    raw = values[0]
     values[:] = heads.prepare(*values) if method.batch_norm else heads.rotate(*heads.scale(*values))
     logistic = method.head == "logistic"
     choices = heads.C_CHOICES if logistic else heads.ALPHA_CHOICES
     models = dict(zip(choices, (heads.fit if logistic else heads.fit_ridge)(values[0], classes, choices), strict=True))
     squash = heads.softmax if logistic else heads.as_shares
-    return models[choices[0]].names, choices, lambda features, wanted: {one: squash(models[one].scores(features)) for one in wanted}
+
+    def probabilities(features: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
+        return {one: squash(models[one].scores(features)) for one in wanted}
+
+    def head(setting: float) -> MeanClassifier:
+        model = heads.of_raw(models[setting], values[0], raw, method.batch_norm)
+        made = MeanClassifier(*model.weights.shape)
+        made.load_state_dict({"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)})
+        return made.requires_grad_(False).eval()
+
+    return _Fitted(models[choices[0]].names, choices, probabilities, head)
 
 
 def _attentive(method: Method, train: Examples, selection: Examples, tests: Sequence[Examples], watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Answer:
@@ -166,7 +192,8 @@ def _attentive(method: Method, train: Examples, selection: Examples, tests: Sequ
     # of heads that are right equally often, on few clips there are several, the one that gives the true classes more probability
     best = int(np.lexsort((-np.nan_to_num(sure), -right))[0])
     tried = [{**setting, "accuracy": num / len(selection.places)} for setting, num in zip(settings, right.tolist(), strict=True)]
-    return Answer(names, settings[best], tried, [np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests])
+    found = [np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests]
+    return Answer(names, settings[best], tried, found, trained.head(best))
 
 
 def _attention_heads(width: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from vjepa.probing.store import Recipe
 Time = Literal["forward", "shuffled", "reversed"]
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"pixels": pixels, "motion_energy": motion_energy}
 _PLAIN_VERSION = 1  # raise it when what `pixels` or `motion_energy` computes changes
+_UNTRAINED_VERSION = 1  # raise it when an encoder draws other initial weights
 
 
 def weights_hash(encoder: Encoder) -> str:
@@ -32,13 +34,22 @@ def network_hash(settings: str, network: nn.Module) -> str:
     """sha256 of every tensor of a network, a table of positions included, and of its settings."""
     digest = hashlib.sha256(settings.encode())
     tensors = dict(network.state_dict())
-    table = getattr(getattr(network, "positions", None), "table", None)
-    if isinstance(table, Tensor):
+    if (table := _table(network)) is not None:
         tensors["positions.table"] = table
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        _add_tensor(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _table(network: nn.Module) -> Tensor | None:
+    """Its table of positions, which is no part of its state."""
+    table = getattr(getattr(network, "positions", None), "table", None)
+    return table if isinstance(table, Tensor) else None
+
+
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def untrained(encoder: Encoder) -> Encoder:
@@ -72,6 +83,16 @@ def encoder_recipe(
     outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, 1, L * D], the mean over the tokens of each.
     """
     return levels_recipe({"weights": sha256, "blocks": list(blocks)}, lambda clips: read_levels(encoder, clips, blocks), outputs, device, dtype, time)
+
+
+def untrained_recipe(encoder: Encoder, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Recipe:
+    """As `encoder_recipe`, of `untrained(encoder)`. Its facts say how its weights are drawn, so that they are drawn only where its features are missing."""
+    settings = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
+    if (table := _table(encoder)) is not None:
+        _add_tensor(settings, "table", table)
+    facts = {"untrained": settings.hexdigest(), "version": _UNTRAINED_VERSION, "torch": torch.__version__, "blocks": list(blocks)}
+    drawn = cache(lambda: untrained(encoder).to(device))
+    return levels_recipe(facts, lambda clips: read_levels(drawn(), clips, blocks), outputs, device, dtype, "forward")
 
 
 def levels_recipe(

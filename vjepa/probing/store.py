@@ -25,6 +25,7 @@ from torch import Tensor
 from vjepa.data.clips import Views
 from vjepa.errors import UserError
 from vjepa.probing.passes import Passes
+from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION: Final = 1
@@ -72,6 +73,7 @@ class Store:
     """A folder of banks.
 
     dtype: of what is written, a name of DTYPES. say: is given a line before something is written. watch: wraps the pass over the clips.
+    ranks: the processes that share the passes over the clips, and the folder: each reads its share, and the first joins what they made.
     """
 
     def __init__(
@@ -80,36 +82,57 @@ class Store:
         dtype: str = "fp16",
         say: Callable[[str], None] = print,
         watch: Callable[[Iterable[ClipBatch]], Iterable[ClipBatch]] = iter,
+        ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
     ) -> None:
-        self.folder, self.dtype, self.say, self.watch = folder, dtype, say, watch
+        self.folder, self.dtype, self.say, self.watch, self.ranks = folder, dtype, say, watch, ranks
 
     def banks(self, source: Readable, clip_ids: np.ndarray, views: Views | Passes, recipes: Mapping[str, Recipe], batch: int) -> dict[str, dict[str, Bank]]:
         """Recipe -> output -> bank. Those that are not on disk are made by one pass over the clips, `batch` views at a time.
 
+        What a bank lacks because it could not be read is tried again; where something of it can be read by now, the bank is made anew.
         Raises UserError where they do not fit on the disk, no clip can be read, or features are not finite.
         """
         clips = source.facts(clip_ids, views)
         keys = {name: {output: self._key(clips, recipe, output) for output in recipe.outputs} for name, recipe in recipes.items()}
-        missing: dict[str, Recipe] = {}
-        for name, recipe in recipes.items():  # an encoder at step 0 and the untrained one are the same features
-            if not all(self._is_whole(key) for key in keys[name].values()) and keys[name] not in [keys[other] for other in missing]:
-                missing[name] = recipe
+        missing, job = self.ranks.agree((self._missing(source, views, keys) if self.ranks.rank == 0 else [], os.getpid()))
         if not missing:
             self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
         else:
             num_views = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
-            writers = {
-                name: {output: _Writer(self, key, {"clips": clips, "recipe": dict(recipes[name].facts), "output": output}) for output, key in outputs.items()}
-                for name, outputs in keys.items()
-                if name in missing
-            }
+            share = np.array_split(clip_ids, self.ranks.num)[self.ranks.rank]
+            facts = {name: {"clips": clips, "recipe": dict(recipes[name].facts)} for name in missing}
+            writers = {name: {output: _Writer(self, key, job, {**facts[name], "output": output}) for output, key in keys[name].items()} for name in missing}
+            every = [writer for outputs in writers.values() for writer in outputs.values()]
             try:
-                self._fill(source.loader(clip_ids, views, max(1, batch // num_views)), len(clip_ids), num_views, missing, writers)
+                made = {name: recipes[name] for name in missing}
+                self._fill(source.loader(share, views, max(1, batch // num_views)), len(clip_ids), num_views, made, writers)
+                self.ranks.wait()
+                for writer in every if self.ranks.rank == 0 else []:
+                    writer.publish()
+                self.ranks.wait()
             finally:
-                for one in writers.values():
-                    for writer in one.values():
-                        writer.close()
+                for writer in every:
+                    writer.close()
         return {name: {output: self._open(key) for output, key in outputs.items()} for name, outputs in keys.items()}
+
+    def _missing(self, source: Readable, views: Views | Passes, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """Names of the recipes whose banks have to be made."""
+        self._forget_stale(source, views, {key for outputs in keys.values() for key in outputs.values()})
+        missing: list[str] = []
+        for name, outputs in keys.items():  # an encoder at step 0 and the untrained one may be the same features
+            if not all(self._is_whole(key) for key in outputs.values()) and outputs not in [keys[other] for other in missing]:
+                missing.append(name)
+        return missing
+
+    def _forget_stale(self, source: Readable, views: Views | Passes, keys: set[str]) -> None:
+        """Remove the banks that lack a clip which can be read by now: its file was repaired, or its disk is there again."""
+        lacking = {key: {clip_id for clip_id, _ in self._open(key).failures} for key in keys if self._is_whole(key)}
+        failed = np.array(sorted(set().union(*lacking.values())), dtype=np.int64)
+        readable = {clip_id for batch in source.loader(failed, views, 1) for clip_id in batch.clip_ids.tolist()} if len(failed) else set()
+        if readable:
+            self.say(f"{len(readable)} clips that could not be read can be read now: features are made anew")
+        for key in (key for key, ids in lacking.items() if ids & readable):
+            shutil.rmtree(self._place(key))
 
     def _fill(
         self, loader: Iterable[ClipBatch], num_clips: int, num_views: int, recipes: Mapping[str, Recipe], writers: Mapping[str, Mapping[str, _Writer]]
@@ -127,10 +150,8 @@ class Store:
             for name, outputs in found.items():
                 for output, values in outputs.items():
                     writers[name][output].add(rearrange(values, "(n v) k d -> n v k d", v=num_views), name)
-        if not ids:
-            raise UserError("no clip to measure could be read" + (f"; row {failures[0][0]}: {failures[0][1]}" if failures else ""))
         for writer in (writer for outputs in writers.values() for writer in outputs.values()):
-            writer.finish(np.concatenate(ids), failures)
+            writer.finish(np.concatenate([np.empty(0, np.int64), *ids]), failures)
 
     def _announce(self, num_clips: int, num_views: int, values: Sequence[Tensor]) -> None:
         """Say how much will be written; refuse what does not fit."""
@@ -168,12 +189,13 @@ class Store:
 
 
 class _Writer:
-    """One bank in the making, under another name until it is whole."""
+    """The share that one rank has of a bank in the making, under another name until the bank is whole. job: names the processes that make it."""
 
-    def __init__(self, store: Store, key: str, about: Mapping[str, Any]) -> None:
+    def __init__(self, store: Store, key: str, job: int, about: Mapping[str, Any]) -> None:
         self.store, self.key, self.about = store, key, about
         self.final = store._place(key)
-        self.partial = self.final.parent / f".partial-{key}-{os.getpid()}"
+        self.shares = [self.final.parent / f".partial-{key}-{job}-{rank}" for rank in range(store.ranks.num)]
+        self.partial = self.shares[store.ranks.rank]
         self.shape: list[int] = []
         self.file: IO[bytes] | None = None
         self.final.parent.mkdir(parents=True, exist_ok=True)
@@ -195,18 +217,39 @@ class _Writer:
         self.shape = [self.shape[0] + len(stored) if self.shape else len(stored), *stored.shape[1:]]
 
     def finish(self, clip_ids: np.ndarray, failures: Sequence[tuple[int, str]]) -> None:
-        """Give it its name."""
+        """The share is complete."""
         np.save(self.partial / "clip_ids.npy", clip_ids)
         about = {"shape": self.shape, "dtype": self.store.dtype, "failures": failures, **self.about}
         (self.partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if self.file is not None:
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """All shares, which are complete, become one bank in this one's place. Raises UserError where none has a clip."""
+        abouts = [json.loads((share / "about.json").read_text(encoding="utf-8")) for share in self.shares]
+        failures = [failure for about in abouts for failure in about["failures"]]
+        shapes = [about["shape"] for about in abouts if about["shape"]]
+        if not shapes:
+            raise UserError("no clip to measure could be read" + (f"; row {failures[0][0]}: {failures[0][1]}" if failures else ""))
+        if len(self.shares) > 1:
+            self._join({**abouts[0], "shape": [sum(shape[0] for shape in shapes), *shapes[0][1:]], "failures": failures})
         if self.final.exists():
             if self.store._is_whole(self.key):  # another process was quicker
                 return
             shutil.rmtree(self.final, ignore_errors=True)
         os.replace(self.partial, self.final)
+
+    def _join(self, about: Mapping[str, Any]) -> None:
+        """All shares in order, in this one."""
+        np.save(self.partial / "clip_ids.npy", np.concatenate([np.load(share / "clip_ids.npy") for share in self.shares]))
+        (self.partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        with (self.partial / "values.bin").open("ab") as file:
+            for values in (share / "values.bin" for share in self.shares[1:]):
+                if values.exists():  # none of its clips could be read, or it has none
+                    with values.open("rb") as part:
+                        shutil.copyfileobj(part, file)
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Leave nothing behind that is not whole."""

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
 
-checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network
+checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network of `Objective.networks`
                           optimizer.safetensors                            AdamW's moments, by parameter name
                           state.json                                       step, failures so far, format version
 checkpoints/latest        a link to the newest
@@ -30,7 +30,6 @@ from vjepa.models.timm_backbone import TimmEncoder, load_pretrained
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
-NETWORKS = ("encoder", "target_encoder", "predictor")
 
 
 @dataclass
@@ -69,7 +68,7 @@ def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: Tr
     partial = root / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for network in NETWORKS:
+    for network in model.objective.networks:
         _write_tensors(partial / f"{network}.safetensors", getattr(model, network).state_dict())
     _write_tensors(partial / "optimizer.safetensors", _moments(model, optimizer))
     (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(state)}, indent=1))
@@ -93,6 +92,8 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     load_networks(folder, model)
     moments = read_tensors(folder / "optimizer.safetensors")
     for name, parameter in _trained(model).items():
+        if f"{name}/step" not in moments:  # no step has used it yet
+            continue
         optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
     stored = json.loads((folder / "state.json").read_text())
     version = stored.pop("format_version")
@@ -107,13 +108,14 @@ def initialise(model: Jepa, settings: config.Config) -> None:
         load_networks(Path(settings.run.init_from), model)
     if settings.model.pretrained and isinstance(model.encoder, TimmEncoder):
         load_pretrained(model.encoder)
-        model.target_encoder.load_state_dict(model.encoder.state_dict())
+        if model.target_encoder is not None and model.objective.targets == "ema":
+            model.target_encoder.load_state_dict(model.encoder.state_dict())
 
 
 def load_networks(path: Path, model: Jepa) -> None:
-    """Load all three networks of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
+    """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
     folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
-    for network in NETWORKS:
+    for network in model.objective.networks:
         file = folder / f"{network}.safetensors"
         load_strictly(getattr(model, network), read_tensors(file), file)
 
@@ -137,7 +139,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state[parameter].items()}
+    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state.get(parameter, {}).items()}
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Final
 
@@ -16,12 +17,15 @@ _M_MMAP_THRESHOLD: Final = -3
 
 
 def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of matrix products, on a CPU with memory that is kept. Raises UserError for a device that this machine lacks."""
+    """The device and the dtype of matrix products, on a CPU with memory that is kept; of several GPUs the one of this rank.
+
+    Raises UserError for a device that this machine lacks.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = run.device if run.device != "auto" else next(kind for kind, present in available.items() if present)
     if not available[name]:
         raise UserError(f"run.device: no {name} device on this machine; use run.device=auto")
-    device = torch.device(name)
+    device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
     if name == "cpu" and sys.platform == "linux":
         keep_freed_memory()
     fast = run.precision == "bf16" or (run.precision == "auto" and bf16_is_fast(device))

@@ -1,4 +1,4 @@
-"""The moving average that the target encoder is."""
+"""The moving average that the target encoder is, and target encoders in the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ def update(target: nn.Module, source: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
 
 
+def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """The linear layers of a frozen encoder in `dtype`, for good: so they are not cast in every pass."""
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(dtype)
+
+
 class Shadow:
     """The target encoder as its forward pass wants it: matrices in `dtype`, cast once per update and not in every pass.
 
-    The fp32 average stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself. Buffers are shared:
+    The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself. Buffers are shared:
     what BatchNorm measures in a pass of the one is the other's.
     """
 
     def __init__(self, target: Encoder, dtype: torch.dtype) -> None:
-        self.encoder = target
+        self.average, self.encoder = target, target
         self.pairs: tuple[list[Tensor], list[Tensor]] = ([], [])
         if dtype is torch.float32:
             return
         self.encoder = copy.deepcopy(target, {id(buffer): buffer for buffer in target.buffers()})
-        for layer in self.encoder.modules():
-            if isinstance(layer, nn.Linear):
-                layer.to(dtype)
+        cast_matrices(self.encoder, dtype)
         self.pairs = [parameter.data for parameter in self.encoder.parameters()], [parameter.data for parameter in target.parameters()]
 
     def refresh(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,20 +15,33 @@ from vjepa.models.encoder import Patches
 from vjepa.records import TokenGrid, TokenMask
 
 
-def step_flops(settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMask]) -> int:
-    """Of one step on one batch: target encoder forward, context encoder and predictor forward and backward (twice the forward).
+def step_flops(settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMask], teacher: config.Model | None = None) -> int:
+    """Of one step on one batch: targets, then context encoder, predictor and projector forward and backward (twice the forward).
 
-    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Position tables, norms, softmax and
-    the optimizer are left out, as `torch.utils.flop_counter` leaves them out, which this equals but for the gradient of the input pixels.
+    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Position tables, norms, softmax,
+    the optimizer and SIGReg are left out, as `torch.utils.flop_counter` leaves out all but SIGReg; else this equals it, but for the gradient
+    of the input pixels. teacher: settings of the frozen target encoder, where that is one.
     """
-    model = settings.model
+    model, objective = settings.model, settings.objective
     clips = len(masks[0].context_ids)
-    total = encoder_flops(model, grid, grid.num_tokens)
+    total = _target_flops(settings, grid, teacher)
     for mask in masks:
         num_context, num_target = mask.context_ids.shape[1], mask.target_ids.shape[1] // mask.num_targets
         total += encoder_flops(model, grid, num_context, backward=True)
-        total += 3 * mask.num_targets * predictor_flops(model, num_context, num_target, dense=settings.objective.context_weight > 0)
+        total += 3 * sum(2 * before * after for before, after in pairwise([model.levels * encoder_width(model), *objective.projector_widths]))
+        if objective.predicts:
+            total += 3 * mask.num_targets * predictor_flops(model, num_context, num_target, dense=objective.context_weight > 0)
+        if objective.cycle:
+            total += 3 * predictor_flops(model, mask.target_ids.shape[1], num_context, dense=False)
     return clips * total
+
+
+def _target_flops(settings: config.Config, grid: TokenGrid, teacher: config.Model | None) -> int:
+    """One clip: the forward pass of a target encoder, of the encoder itself with its backward pass, or nothing."""
+    objective = settings.objective
+    if not objective.predicts or objective.targets == "pixels":
+        return 0
+    return encoder_flops(teacher or settings.model, grid, grid.num_tokens, backward=objective.targets == "none")
 
 
 def encoder_flops(model: config.Model, grid: TokenGrid, num_tokens: int, backward: bool = False) -> int:

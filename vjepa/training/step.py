@@ -11,6 +11,7 @@ from vjepa.data.augment import normalise
 from vjepa.jepa import Jepa
 from vjepa.masking.draw import plan
 from vjepa.models.layers import Block
+from vjepa.objectives import sigreg
 from vjepa.training import ema, schedules
 from vjepa.training.optim import set_schedules
 
@@ -23,12 +24,16 @@ class TrainingStep:
         self.settings, self.model, self.optimizer, self.dtype, self.total_steps = settings, model, optimizer, dtype, total_steps
         self.device = next(model.parameters()).device
         self.largest_batch = max(data.global_batch for data in settings.data.sources.values())
-        self.shadow = ema.Shadow(model.target_encoder, dtype)
         model.train()
+        self.shadow = None
+        if model.target_encoder is not None and settings.objective.targets == "ema":
+            self.shadow = ema.Shadow(model.target_encoder, dtype)
+        elif model.target_encoder is not None:
+            ema.cast_matrices(model.target_encoder, dtype)
         if settings.run.compile:
             grids = set(settings.grids.values())
             static = len(grids) == 1 and plan(settings.masks, *grids).has_constant_counts
-            for block in {*model.modules(), *self.shadow.encoder.modules()}:
+            for block in {*model.modules(), *(self.shadow.encoder.modules() if self.shadow else ())}:
                 if isinstance(block, Block):
                     block.compile(dynamic=False if static else None)
 
@@ -42,8 +47,9 @@ class TrainingStep:
             terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        ema.update(self.model.target_encoder, self.model.encoder, self.ema_decay(step))
-        self.shadow.refresh()
+        if self.shadow is not None:
+            ema.update(self.shadow.average, self.model.encoder, self.ema_decay(step))
+            self.shadow.refresh()
         return terms
 
     def forward(self, step: int, clips: Tensor) -> dict[str, Tensor]:
@@ -54,9 +60,18 @@ class TrainingStep:
         torch.manual_seed(int(generator(self.settings.run.seed, "drop_path", step).integers(1 << 63)))
         objective = self.settings.objective
         context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
+        target_encoder = self.shadow.encoder if self.shadow else None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            terms: dict[str, Tensor] = self.model(video, [mask.to(self.device) for mask in masks], context_weight, self.shadow.encoder)
+            terms: dict[str, Tensor] = self.model(video, [mask.to(self.device) for mask in masks], context_weight, self.directions(step), target_encoder)
         return terms
+
+    def directions(self, step: int) -> Tensor | None:
+        """Those that SIGReg looks along, where it has a weight: the same on every rank."""
+        objective = self.settings.objective
+        if not objective.sigreg:
+            return None
+        drawn = sigreg.directions(self.settings.run.seed, step, objective.sigreg_slices, self.model.embedding_width)
+        return (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device, non_blocking=True)
 
     def ema_decay(self, step: int) -> float:
         optim = self.settings.optim

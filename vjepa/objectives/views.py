@@ -1,0 +1,30 @@
+"""Terms over the embeddings of views: those of a clip agree (LeJEPA, arXiv 2511.08544; LeVJEPA, arXiv 2608.27395), those of a batch do not."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vjepa import config
+from vjepa.objectives import vicreg
+from vjepa.objectives.precision import at_least_fp32
+from vjepa.objectives.sigreg import sigreg
+
+
+def embedding_terms(objective: config.Objective, embeddings: Tensor, directions: Tensor | None) -> dict[str, Tensor]:
+    """[V, B, D], V views of B clips -> the terms that have a weight, by name; `sigreg` where there are `directions` [S, D] for it."""
+    terms = {}
+    if objective.view_invariance:
+        terms["view_invariance"] = view_invariance(embeddings)
+    if objective.vicreg_variance:
+        terms["variance"] = vicreg.variance(embeddings)
+    if objective.vicreg_covariance:
+        terms["covariance"] = vicreg.covariance(embeddings)
+    if directions is not None:
+        terms["sigreg"] = sigreg(embeddings, directions, objective.sigreg_knots)
+    return terms
+
+
+def view_invariance(embeddings: Tensor) -> Tensor:
+    """[V, B, D] -> scalar: mean squared distance of each view to the mean of the views of its clip. No gradient is stopped."""
+    embeddings = at_least_fp32(embeddings)
+    return (embeddings - embeddings.mean(dim=0)).square().mean()
