@@ -10,6 +10,7 @@ from torch import nn
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.interop import onnx as interop_onnx
+from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import VisionTransformer
 
 
@@ -46,6 +47,25 @@ def test_onnxruntime_agrees_for_every_batch(tmp_path: Path, settings: dict[str, 
         torch.testing.assert_close(torch.from_numpy(features), network(video), atol=1e-4, rtol=0)
     again = encoder(**settings)  # the tables of positions that networks share are still real ones
     torch.testing.assert_close(again(video), network(video))
+
+
+def test_a_network_of_timm_agrees_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = make_encoder(config.Model(backbone="test_vit")).requires_grad_(False).eval()
+    assert interop_onnx.export(network, (2, 32, 16), tmp_path / "encoder.onnx") < 1e-5  # of a batch of another size than the one that was exported
+
+
+def test_what_torch_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("no such operator\nand much more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"encoder.onnx: torch cannot write backbone: vit as ONNX \(no such operator\); export it with --to safetensors$"):
+        interop_onnx.export(encoder(), (2, 8, 8), tmp_path / "encoder.onnx")
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,9 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
         torch.testing.assert_close(some, expected, atol=1e-5, rtol=1e-4)
         assert torch.equal(encoder(video), whole)  # frozen, it is a function of the video
         torch.testing.assert_close(encoder.intermediate(video, [-1])[0], whole)
+        patches = patchify(video, run.model)
+        longer = replace(patches, grid=replace(patches.grid, t=patches.grid.t + 1))  # the clip as the start of a longer one, as a roll-out has it
+        torch.testing.assert_close(encoder.encode(longer, ids), expected, atol=1e-5, rtol=1e-4)
         assert recipes.levels(encoder, "quarters")[-1] == encoder.depth - 1
 
 

@@ -28,8 +28,8 @@ class _WholeVideo(nn.Module):
 def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
     """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size` (T, H, W).
 
-    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4, and
-    where the extra `onnx` is not installed. Weights of more than 1.8 GB are in `path`.data beside it.
+    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4, where torch
+    cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are in `path`.data beside it.
     """
     try:
         import onnxruntime
@@ -41,18 +41,22 @@ def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> 
     with torch.inference_mode():
         features = network(video)  # this also makes the tables of positions, which the export then takes as constants
     num_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    with torch.no_grad():
-        torch.onnx.export(
-            network,
-            (video[:2],),
-            path,
-            input_names=["video"],
-            output_names=["features"],
-            dynamic_shapes={"video": {0: torch.export.Dim("batch")}},
-            external_data=num_bytes > ONE_FILE_BYTES,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                network,
+                (video[:2],),
+                path,
+                input_names=["video"],
+                output_names=["features"],
+                dynamic_shapes={"video": {0: torch.export.Dim("batch")}},
+                external_data=num_bytes > ONE_FILE_BYTES,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        what = str(error).partition("\n")[0]
+        raise UserError(f"{path}: torch cannot write backbone: {encoder.model.backbone} as ONNX ({what}); export it with --to safetensors") from None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run(["features"], {"video": video.numpy()})
     difference = float((torch.from_numpy(answer) - features).abs().max())

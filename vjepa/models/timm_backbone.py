@@ -185,7 +185,7 @@ class TimmVit(TimmEncoder):
         prefix, positions = self._tables(grid)
         tokens = tokens + (positions if ids is None else positions[ids % grid.cells].unsqueeze(1))
         tokens = rearrange(tokens, "b p k d -> (b p) k d")
-        prefix = repeat(prefix.to(tokens.dtype), "1 s d -> f (t s) d", f=len(tokens), t=grid.t)
+        prefix = repeat(prefix.to(tokens.dtype), "1 s d -> 1 (t s) d", t=grid.t).expand(tokens.shape[0], -1, -1)
         return self.network.norm_pre(torch.cat([prefix, tokens], dim=1))  # type: ignore[no-any-return]
 
     def _tables(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
