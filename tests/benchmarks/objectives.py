@@ -1,10 +1,10 @@
 """Every objective, target and backbone at one budget, on the demo clips and on images of digits: the tables of configs/RESULTS.md.
 
-python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 200] [--only NAME ...]
-python tests/benchmarks/objectives.py --out FOLDER --table
+python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 200] [--only NAME ...] [--table]
 
-Each finished run is a line of FOLDER/results.jsonl, and the same command goes on behind the last one. BASE and DATA are the settings of all
-variants; VARIANTS says where one differs. Rows of frozen targets spend half of their steps on the teacher (SALT), an encoder that predicts pixels.
+Each finished run is a line of FOLDER/results-200.jsonl, and the same command goes on behind the last one; --table only prints them. BASE and
+DATA are the settings of all variants; VARIANTS says where one differs. Rows of frozen targets spend half of their steps on the teacher, an encoder
+that predicts pixels (SALT).
 """
 
 from __future__ import annotations
@@ -212,14 +212,14 @@ def accuracies(trained: Sequence[float], untrained: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data, runs, and results.jsonl")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data, and a file of results for each number of steps")
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="of each run")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="only print the results that are there")
     options = parser.parse_args()
-    results = options.out / "results.jsonl"
+    results = options.out / f"results-{options.steps}.jsonl"
     for data in () if options.table else options.data:
         prepare(options.out / data, data)
     for seed, data in () if options.table else product(options.seeds, options.data):
