@@ -123,7 +123,8 @@ def test_processes_share_the_features_and_one_of_them_measures(run, words, tmp_p
     for name in ("accuracy", "num_clips", "chosen", "data_hash", "weights_hash"):
         assert [one[name] for one in shared] == [one[name] for one in alone]
     ids = [{path.parent.name: np.load(path).tolist() for path in folder.rglob("clip_ids.npy")} for folder in (tmp_path / "cache", tmp_path / "alone")]
-    assert ids[0] == ids[1] and list(range(20)) in ids[0].values()
+    assert ids[0] == ids[1] and all(len(set(found)) == len(found) for found in ids[0].values())
+    assert {clip_id for found in ids[0].values() for clip_id in found} == set(range(20))
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_comes_back_when_it_is_repaired(run, words, index):
