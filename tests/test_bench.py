@@ -91,7 +91,8 @@ def indices(make_video, tmp_path):
 def test_loader_figures_are_those_of_the_clock(indices, monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr(speed, "perf_counter", clock)
-    clock.costs(monkeypatch, decode.READERS, "decord", lambda row, *_: 1.0 if "/long/" in row.uri else 0.2)
+    for reader in ("decord", "pyav_seek"):  # the second reads clips that start at a keyframe
+        clock.costs(monkeypatch, decode.READERS, reader, lambda row, *_: 1.0 if "/long/" in row.uri else 0.2)
     clock.costs(monkeypatch, clips, "crop_resize", lambda *_: 0.1)
     clock.costs(monkeypatch, clips, "frame_ids", lambda *_: 0.05)
     found = speed.loader_speed(loader_settings(indices[0]).data, 0, 3, str(indices[1]))
@@ -105,7 +106,8 @@ def test_keyframe_starts_are_measured_against_uniform_ones(indices, monkeypatch)
     clock = Clock()
     monkeypatch.setattr(speed, "perf_counter", clock)
     # as a decoder does: from the keyframe before the first frame to the last frame
-    clock.costs(monkeypatch, decode.READERS, "decord", lambda row, ids, size: float(ids.max() + 1 - ids.min() // 20 * 20))
+    for reader in ("decord", "pyav_seek"):
+        clock.costs(monkeypatch, decode.READERS, reader, lambda row, ids, size: float(ids.max() + 1 - ids.min() // 20 * 20))
     settings = loader_settings(indices[0], clip_fps=8)
     uniform = speed.loader_speed(settings.data, 0, 4)
     assert uniform["keyframe_ratio"] > 1.5 and uniform["against_ratio"] is None and uniform["loader_ratio"] == pytest.approx(1)
