@@ -54,10 +54,12 @@ class Samples:
     def checks(self) -> Iterator[np.ndarray]:
         """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them where there are several keyframes."""
         last, keys = max(self.points), self.keyframes.kept
-        yield np.array(sorted({*self.spread.kept, last}))
-        yield np.arange(max(0, last - _NEIGHBOURS), last + 1)
-        if len(keys) == 1:  # every read decodes from the start, wherever it goes
+        spread, end = {*self.spread.kept, last}, set(range(max(0, last - _NEIGHBOURS), last + 1))
+        if len(keys) == 1:  # every read decodes from the start, wherever it goes: one does for all
+            yield np.array(sorted(spread | end))
             return
+        yield np.array(sorted(spread))
+        yield np.array(sorted(end))
         for key in keys[1 :: max(1, len(keys) // _NUM_RUNS)]:
             yield np.arange(key - 1, min(key + 1, last) + 1)
         middle = self.spread.kept[len(self.spread.kept) // 2]
