@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -13,6 +14,7 @@ from vjepa.errors import UserError
 
 # of the option --encoder of every command that reads weights
 ENCODERS: Final = ("encoder", "target_encoder")
+UNREAD: Final = 128 + 13  # exit code of a tool whose reader has gone (SIGPIPE)
 ENCODER_HELP: Final = "context encoder or target encoder (default: eval.encoder of a run, which is the former; the latter of a published file)"
 
 
@@ -87,11 +89,28 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **option
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
     """Call `main` with the command line and exit with what it returns; bad input is one line and exit code 2."""
+    code: Any
     try:
         code = main(sys.argv[1:])
+    except SystemExit as exit:  # of argparse, after --help or a wrong option
+        code = exit.code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    except BrokenPipeError:
+        if not _is_unread("\n"):  # what failed to be written is forgotten, so that a flush alone would not tell
+            raise
+        code = UNREAD
+    sys.exit(UNREAD if _is_unread() else code)
+
+
+def _is_unread(line: str = "") -> bool:
+    """Whether the reader of what is printed, such as `head`, has gone: then the rest is given up without a word, as by any tool in a pipe."""
+    try:
+        print(line, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
