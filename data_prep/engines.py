@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ from vjepa.errors import UserError
 
 Answers = Iterator[tuple[int, list[dict[str, Any]]]]
 _REASON_LENGTH: Final = 300  # of the messages of Ray, which have many lines
+_CONNECT_S: Final = 10.0  # for an address to answer; Ray itself goes on asking for minutes
 _MAX_RETRIES: Final = 2  # of a file whose machine was lost
 LOST: Final = "the machine that scanned it was lost"
 
@@ -58,10 +60,18 @@ def scan_on_ray(entries: Iterable[Entry], work: Work) -> Answers:
 def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
+        _reach(address or "")
         ray.init(address="auto" if address else "local", log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ray.exceptions.RayError) as error:
+    except (OSError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[-_REASON_LENGTH:]
         raise UserError(f"engine ray: no Ray cluster answers at {address or 'this machine'}; see `ray status` ({reason})") from None
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nothing answers at host:port, or at ray://host:port; other kinds of address are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answers:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_ray_makes_the_same_index_though_an_actor_is_killed(make_video, tmp_path
         ray.shutdown()
     assert pq.read_table(tmp_path / "ray.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
     assert [path.name for path in tmp_path.glob(".*.jsonl")] == []
+
+
+def test_an_address_where_nothing_answers_is_one_line_at_once(monkeypatch):
+    """Ray itself asks again for minutes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"engine ray: no Ray cluster answers at {address}"):
+        engines._connect(FakeRay(num_places=1))
 
 
 def _kill_an_actor():
