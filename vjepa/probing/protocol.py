@@ -166,7 +166,8 @@ def _fit_linear(method: Method, values: list[Floats], classes: Classes) -> _Fitt
 
     def head(setting: float) -> LinearClassifier:
         model = heads.of_raw(models[setting], values[0], raw, method.batch_norm)
-        made = LinearClassifier(*model.weights.shape, method.pooling)
+        width, num_classes = model.weights.shape
+        made = LinearClassifier(width, num_classes, method.pooling)
         made.load_state_dict({"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)})
         return made.requires_grad_(False).eval()
 
