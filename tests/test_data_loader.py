@@ -1,6 +1,7 @@
 """Batches: a function of (seed, step) alone; bad files replaced or left out, by name."""
 
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from vjepa import config
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.clips import Part, TrainClips, TrainSource, Views, open_sources
-from vjepa.data.loader import eval_loader, train_loader
+from vjepa.data.loader import ClipLoader, eval_loader, train_loader
 from vjepa.errors import UserError
 
 
@@ -51,13 +52,42 @@ def break_files(index, *numbers):
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(index):
-    runs = [list(train_loader(sources(index), data(workers=workers), 7, range(6), pin_memory=False)) for workers in (0, 1, 2)]
+    settings = [data(workers=workers, prefetch=prefetch) for workers, prefetch in ((0, 3), (1, 3), (2, 3), (2, 0))]
+    runs = [list(train_loader(sources(index), given, 7, range(6), pin_memory=False)) for given in settings]
     for run in runs:
         assert len(run) == 6 and all(same(*pair) for pair in zip(runs[0], run, strict=True))
     resumed = list(train_loader(sources(index), data(), 7, range(4, 6), pin_memory=False))
     assert all(same(*pair) for pair in zip(runs[0][4:], resumed, strict=True))
     other = next(iter(train_loader(sources(index), data(), 8, range(1), pin_memory=False)))
     assert not same(runs[0][0], other)
+
+
+class Timed(TrainClips):
+    """Notes in a file when the making of each batch begins and ends; that of odd ones takes longer."""
+
+    log: Path
+
+    def __getitem__(self, step):
+        begin = time.monotonic()
+        batch = super().__getitem__(step)
+        time.sleep(0.05 * (step % 2))
+        with self.log.open("a") as file:
+            file.write(f"{begin} {time.monotonic()}\n")
+        return batch
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_without_prefetch_processes_rest_while_the_caller_has_a_batch(index, tmp_path, prefetch):
+    clips = Timed(sources(index), data(), 0)
+    clips.log = tmp_path / "log"
+    busy = []
+    for _ in ClipLoader(clips, range(5), workers=2, deadline_s=60.0, prefetch=prefetch):
+        begin = time.monotonic()
+        time.sleep(0.1)
+        busy.append((begin, time.monotonic()))
+    made = [tuple(map(float, line.split())) for line in clips.log.read_text().splitlines()]
+    together = [max(begin, start) < min(end, stop) for begin, end in made for start, stop in busy]
+    assert len(made) == 5 and any(together) == bool(prefetch)
 
 
 @pytest.mark.fast

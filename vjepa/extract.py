@@ -200,7 +200,7 @@ def _fill(
     spans = [range(part * clips_per_part, min(len(videos), (part + 1) * clips_per_part)) for part in numbers]
     batches = [[span[first : first + options.batch] for first in range(0, len(span), options.batch)] for span in spans]
     clips = CutClips(videos, [batch for part in batches for batch in part])
-    loader = iter(ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s))
+    loader = iter(ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s, videos.data.prefetch))
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []

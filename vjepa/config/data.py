@@ -61,6 +61,9 @@ class Data(Section):
     flip: bool = Field(False, description="mirror half of the training clips; never where left and right matter")
     global_batch: int = Field(32, ge=1, description="clips per step")
     workers: int = Field(2, ge=0, description="processes that decode; 0: decode in the training process, where nothing can stop a decoder that hangs")
+    prefetch: int = Field(
+        3, ge=0, description="batches that each of them decodes ahead; 0: they rest while a step is computed, which is quicker where that takes every core"
+    )
     deadline_s: float = Field(60.0, gt=0, description="a decode that takes longer is stopped with its process, and the clip is put in quarantine")
 
     @model_validator(mode="after")

@@ -30,7 +30,6 @@ from vjepa.data.watch import Reading, Watch
 from vjepa.errors import UserError
 from vjepa.records import ClipBatch
 
-_BATCHES_AHEAD: Final = 3  # of each process
 _LOOK_S: Final = 0.25  # how often the deadline is looked at while a batch is waited for
 _MAX_DEATHS: Final = 16  # of processes, from one batch to the next
 
@@ -42,12 +41,12 @@ def train_loader(
 
     Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
     """
-    return ClipLoader(TrainClips(sources, data, seed, rank, num_ranks), steps, data.workers, data.deadline_s, pin_memory)
+    return ClipLoader(TrainClips(sources, data, seed, rank, num_ranks), steps, data.workers, data.deadline_s, data.prefetch, pin_memory)
 
 
 def eval_loader(index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, views: Views | None = None) -> ClipLoader:
     """Every row once, in order, the same at every call; the last batch may be smaller. The views of a row lie side by side."""
-    return ClipLoader(EvalClips(index, rows, data, batch, views or Views()), range(-(-len(rows) // batch)), workers, data.deadline_s)
+    return ClipLoader(EvalClips(index, rows, data, batch, views or Views()), range(-(-len(rows) // batch)), workers, data.deadline_s, data.prefetch)
 
 
 class ClipLoader:
@@ -56,11 +55,12 @@ class ClipLoader:
     workers: processes that decode; 0: none, in which case a decode cannot be stopped.
     deadline_s: for the decode of one clip; a process that takes longer is killed, its clip put in quarantine, and the
         batch made again without it.
+    prefetch: batches that each process makes ahead; 0: all make one each when one is waited for, and rest while the caller works.
     Iterating raises UserError as `clips` does, and where processes die time and again.
     """
 
-    def __init__(self, clips: Clips, steps: range, workers: int, deadline_s: float, pin_memory: bool = False) -> None:
-        self.clips, self.steps, self.workers, self.deadline_s, self.pin_memory = clips, steps, workers, deadline_s, pin_memory
+    def __init__(self, clips: Clips, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False) -> None:
+        self.clips, self.steps, self.workers, self.deadline_s, self.prefetch, self.pin_memory = clips, steps, workers, deadline_s, prefetch, pin_memory
         if workers:
             context().set_forkserver_preload(["vjepa.data.loader"])
             forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
@@ -90,7 +90,8 @@ class _Pool:
 
     def __init__(self, loader: ClipLoader) -> None:
         self.clips, self.steps, self.deadline_s, self.pin_memory = loader.clips, loader.steps, loader.deadline_s, loader.pin_memory
-        num_slots = min(_BATCHES_AHEAD * loader.workers, max(1, len(self.steps)))
+        self.runs_ahead = loader.prefetch > 0
+        num_slots = min(max(1, loader.prefetch) * loader.workers, max(1, len(self.steps)))
         slots = [context().RawArray("B", max(1, self.clips.batch_bytes)) for _ in range(num_slots)]
         self.workers = [_Worker(self.clips, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))]
         self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
@@ -100,26 +101,28 @@ class _Pool:
 
     def batches(self) -> Iterator[ClipBatch]:
         try:
-            for worker in self.workers:
-                for _ in worker.free:
-                    self._assign(worker)
             for step in self.steps:
-                while step not in self.ready:
+                if self.runs_ahead or not any(worker.taken for worker in self.workers):
+                    self._hand_out()
+                while step not in self.ready or not (self.runs_ahead or all(worker.rests for worker in self.workers)):
                     self._wait()
                 worker, batch = self.ready.pop(step)
                 batch = batch.pin_memory() if self.pin_memory else replace(batch, video=batch.video.clone())
                 worker.release(step)
-                self._assign(worker)
+                if self.runs_ahead:
+                    self._hand_out()
                 self.deaths = 0
                 yield batch
         finally:
             for worker in self.workers:
                 worker.kill()
 
-    def _assign(self, worker: _Worker) -> None:
-        step = next(self.unassigned, None)
-        if step is not None:
-            worker.take(step)
+    def _hand_out(self) -> None:
+        """The next batches, one to each process in turn, for as long as they have room."""
+        for _ in range(max(len(worker.free) for worker in self.workers)):
+            for worker in self.workers:
+                if worker.free and (step := next(self.unassigned, None)) is not None:
+                    worker.take(step)
 
     def _wait(self) -> None:
         """For the next answer, or for a process that is dead or late."""
@@ -194,6 +197,11 @@ class _Worker:
         for step, slot in self.taken.items():
             if step not in self.made:
                 self._send((step, slot))
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has made all that it was asked for."""
+        return len(self.made) == len(self.taken)
 
     def take(self, step: int) -> None:
         self.taken[step] = self.free.pop()

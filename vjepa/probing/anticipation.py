@@ -95,7 +95,7 @@ class ActionSource(ClipSource):
             clips = ObservedClips(self.index, clip_ids, self.data, batch, views, self.anticipation_s)
         else:
             raise UserError(f"--num_clips {views.num_clips}: of an action there is one clip, the last before it; leave it out with --anticipation_s")
-        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s)
+        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s, self.data.prefetch)
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         return {**super().facts(clip_ids, views), "anticipation_s": self.anticipation_s}

@@ -121,7 +121,7 @@ class ClipSource:
         if isinstance(views, Views):
             return eval_loader(self.index, clip_ids, self.data, batch, self.data.workers, views)
         clips = AugmentedClips(self.index, clip_ids, self.data, batch, views)
-        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s)
+        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s, self.data.prefetch)
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
@@ -142,7 +142,7 @@ class ImageSource:
         if isinstance(views, Passes):
             raise UserError("--train_passes: augmented passes are for clips; leave it out for images")
         clips = ImageClips(self.images.images, clip_ids, self.data, batch, views.num_crops)
-        return ClipLoader(clips, range(len(clips)), self.data.workers, self.data.deadline_s)
+        return ClipLoader(clips, range(len(clips)), self.data.workers, self.data.deadline_s, self.data.prefetch)
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()

@@ -17,7 +17,10 @@ from vjepa import __version__, config
 from vjepa.errors import UserError
 
 # Settings that change how a run executes, not what it computes: a run may go on with other values of these.
-EXECUTION: Final = {"run": {"dir", "device", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"}, "data": {"workers", "deadline_s"}}
+EXECUTION: Final = {
+    "run": {"dir", "device", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"},
+    "data": {"workers", "prefetch", "deadline_s"},
+}
 
 
 def open_run(settings: config.Config) -> Path:
