@@ -47,7 +47,7 @@ def files(make_video, tmp_path):
 
 @pytest.fixture
 def run(files, monkeypatch):
-    """run("a.parquet", "--pool", "none") extracts with clips of 4 frames of 16 px in parts of 4 clips, and returns the path."""
+    """run("a.parquet", "--pool", "all") extracts with clips of 4 frames of 16 px in parts of 4 clips, and returns the path."""
     monkeypatch.setattr(extract, "_CLIPS_PER_PART", (4, 4096))
 
     def call(out, *words):
@@ -109,13 +109,25 @@ def test_parquet_and_a_folder_hold_the_same(run):
 
 
 def test_all_tokens_of_several_levels(run, files):
-    tensors, metadata = tensors_of(run("a.safetensors", "--pool", "none", "--level", "0,-1", "--dtype", "bf16"))
+    tensors, metadata = tensors_of(run("a.safetensors", "--pool", "all", "--level", "0,-1", "--dtype", "bf16"))
     assert {name for name in tensors if name.startswith("features")} == {"features_0", "features_2"}
     assert tensors["features_0"].shape == (10, 8, 24) and tensors["features_2"].dtype == torch.bfloat16
     assert json.loads(metadata["level"]) == [0, 2] and json.loads(metadata["grid"]) == {"t": 2, "h": 2, "w": 2}
     torch.testing.assert_close(tensors["features_2"].float(), tokens_of(files), atol=0.1, rtol=0.05)
-    table = pq.read_table(run("a.parquet", "--pool", "none", "--dtype", "fp16"))
+    table = pq.read_table(run("a.parquet", "--pool", "all", "--dtype", "fp16"))
     assert np.stack(table["features"].to_numpy()).reshape(10, 8, 24).dtype == np.float16
+
+
+def test_places_are_pooled_as_the_probes_pool_them(run, files):
+    tokens = tokens_of(files).unflatten(1, (2, 2, 2))
+    for pool, expected in (("slots", tokens.mean((2, 3))), ("grid:1", tokens.mean((2, 3))), ("grid:2", tokens.flatten(1, 3))):
+        tensors, metadata = tensors_of(run(f"{pool[-1]}.safetensors", "--pool", pool))
+        torch.testing.assert_close(tensors["features"], expected, atol=1e-5, rtol=1e-5)
+        assert metadata["pool"] == pool and json.loads(metadata["shape"]) == list(expected.shape[1:])
+    with pytest.raises(UserError, match=r"--pool grid: 4x4 cells are more than the 2x2 tokens of a time slot; give grid:2 or less, or all"):
+        run("b.safetensors", "--pool", "grid")
+    with pytest.raises(UserError, match="--pool none: give mean, slots, grid, a grid of another size such as grid:2, or all"):
+        run("b.safetensors", "--pool", "none")
 
 
 def test_several_clips_of_a_video_are_the_views_of_evaluation(run, files):
@@ -307,7 +319,7 @@ def test_nothing_else_is_overwritten(run, files):
     for out in ("a.safetensors", "a.parquet", "folder"):
         run(out)
         with pytest.raises(UserError, match=r"features of another extraction \(another level, pool.*name another --out"):
-            run(out, "--pool", "none", "--level", "1")
+            run(out, "--pool", "all", "--level", "1")
     assert (folder / "full/notes.txt").read_text() == "my notes"
 
 

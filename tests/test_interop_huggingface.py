@@ -237,6 +237,7 @@ def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"input": "changes"}, "input: changes"),
         ({"positions": "sincos"}, "positions: sincos"),
         ({"rope": "rotation"}, r"rope: rotation .*train with model\.rope=vjepa2"),
         ({"rope_grid": 4}, "rope_grid"),

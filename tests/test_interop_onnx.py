@@ -28,7 +28,7 @@ def encoder(**settings: object) -> VisionTransformer:
     [
         ({}, (1, 8, 12)),
         ({}, (4, 8, 12)),
-        ({"rope": "vjepa2"}, (5, 16, 9)),
+        ({"rope": "vjepa2", "input": "changes"}, (5, 16, 9)),
         ({"positions": "sincos", "sincos_grid": (2, 2, 2)}, (1, 8, 8)),
         ({"positions": "sincos", "sincos_grid": (2, 2, 2), "image_mode": "repeat", "image_repeats": 4}, (1, 8, 12)),
         ({"image_mode": "own", "modality_embedding": True, "level_norms": True, "rope_grid": 4}, (4, 8, 12)),

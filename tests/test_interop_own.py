@@ -113,7 +113,7 @@ def test_other_kinds_of_networks_load(tmp_path: Path) -> None:
 
 
 def test_a_single_file_gives_back_what_was_written(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", levels=4, level_norms=True)
+    make_run(tmp_path / "run", levels=4, level_norms=True, input="changes")
     sources = {"run": tmp_path / "run", "vjepa1": published.save(tmp_path / "a.bin", "vjepa1", published.networks("vjepa1"))}
     for name, source in sources.items():
         weights, path = load.read(source), tmp_path / "new" / name

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from vjepa.errors import UserError
 from vjepa.interop.probes import load_probe, write_probes
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, CrossAttention, MeanClassifier
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, CrossAttention, LinearClassifier
+from vjepa.models.pooling import Pooling
+from vjepa.records import TokenGrid
 
 WIDTH, HEADS = 48, 4
 
@@ -117,7 +119,9 @@ def test_a_probe_file_is_read_strictly(tmp_path: Path, change: dict[str, Tensor 
 
 @pytest.mark.fast
 def test_heads_that_were_chosen_are_read_as_they_were_written(tmp_path: Path) -> None:
-    probes, tokens = [classifier(depth=2), classifier(depth=1), randomise(MeanClassifier(WIDTH, 3))], torch.randn(2, 30, WIDTH)
+    cells = Pooling.parse("grid:2", TokenGrid(5, 2, 3))
+    linear = [randomise(LinearClassifier(WIDTH, 3)), randomise(LinearClassifier(5 * 4 * WIDTH, 3, cells))]
+    probes, tokens = [classifier(depth=2), classifier(depth=1), *linear], torch.randn(2, 30, WIDTH)
     for number, probe in enumerate(probes):
         probe.classes = ("a", f"{number}")
     path = tmp_path / "new" / "probe.safetensors"
@@ -126,9 +130,13 @@ def test_heads_that_were_chosen_are_read_as_they_were_written(tmp_path: Path) ->
         loaded = load_probe(path, number)
         assert torch.equal(loaded(tokens), probe(tokens)) and loaded.classes == probe.classes and not loaded.linear.weight.requires_grad
     with safe_open(path, "pt") as file:
-        assert file.metadata()["label"] == "taste" and json.loads(file.metadata()["levels"]) == [1, 2]
-    with pytest.raises(UserError, match="has no probe number 3; it has 0 to 2"):
-        load_probe(path, 3)
+        metadata = file.metadata()
+        assert metadata["label"] == "taste" and json.loads(metadata["levels"]) == [1, 2]
+    old = [{"attention_heads": None, "classes": ["a", "2"]} for _ in probes]  # as versions that knew the mean alone wrote it
+    save_file(load_file(path), tmp_path / "old.safetensors", {**metadata, "probes": json.dumps(old)})
+    assert torch.equal(load_probe(tmp_path / "old.safetensors", 2)(tokens), probes[2](tokens))
+    with pytest.raises(UserError, match="has no probe number 4; it has 0 to 3"):
+        load_probe(path, 4)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"is no probe file; name one that python -m vjepa\.probe wrote"):
         load_probe(tmp_path / "other.safetensors")

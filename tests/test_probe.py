@@ -22,6 +22,7 @@ from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.probes import load_probe
 from vjepa.jepa import untrained_encoder
+from vjepa.probing.recipes import untrained, weights_hash
 
 
 @pytest.fixture
@@ -97,6 +98,31 @@ def test_attentive_beside_every_baseline(run, words, capsys):
     assert confusion(run, "probe_linear_probe_label.safetensors", words[3]) == results(run)[2]["scores"]["confusion"]
     assert results(run)[1]["chosen_heads"] is None
     assert results(run)[0] == result
+
+
+def test_places_are_kept_apart_for_the_encoder_and_its_baselines(run, words, tmp_path, capsys):
+    ridge = [*words, "--eval_mode", "linear_probe", "--head", "ridge"]
+    for pool in ("slots", "grid:2", "mean", "slots"):
+        probe.main([*ridge, "--pool", pool])
+    assert [one["pool"] for one in results(run)] == ["grid:2", "mean", "slots"]
+    shapes = [json.loads(path.read_text())["shape"][1:] for path in (tmp_path / "cache").rglob("about.json")]
+    for places in (1, 2, 8):  # trained, untrained and shuffled of all clips, reversed of those that are measured
+        assert shapes.count([1, places, 24]) == 4
+    for result in results(run):
+        assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames"}
+        name = {"mean": ""}.get(result["pool"], f"_{result['pool'].replace(':', '')}")
+        assert confusion(run, f"probe_linear_probe_label{name}.safetensors", words[3]) == result["scores"]["confusion"]
+    assert "pool slots, data " in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_what_a_run_on_changes_sees_is_other_features_and_no_image(run, words):
+    tree = json.loads((run / "config.yaml").read_text())
+    before = weights_hash(load_encoder(run))
+    (run / "config.yaml").write_text(json.dumps({**tree, "model": {**tree["model"], "input": "changes"}}))
+    assert weights_hash(load_encoder(run)) != before
+    with pytest.raises(UserError, match=r"^a single frame has no changes, which model\.input: changes needs"):
+        probe.main([*words[:2], "--dataset", "digits", "--eval_mode", "knn"])
+    probe.main([*words, "--eval_mode", "knn", "--baselines", "shuffled_frames,random_init"])
 
 
 def test_folds_measure_every_clip_once(run, words):
@@ -190,7 +216,7 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
 
 def test_digits_need_no_index(run, tmp_path):
     words = ["--model_path", str(run), "--dataset", "digits", "--cache", str(tmp_path / "cache"), "--eval_mode", "knn"]
-    probe.main(words)
+    probe.main([*words, "--pool", "grid:2"])
     (result,) = results(run)
     assert set(result["baselines"]) == {"random_init", "pixels"} and result["data"]["num_frames"] == 1
     assert result["baselines"]["pixels"]["top1"]["value"] > 0.9
@@ -207,6 +233,10 @@ def test_digits_need_no_index(run, tmp_path):
         (["--train", "split=test"], "none of its"),
         (["--levels", "7"], "--levels 7: give last"),
         (["--baselines", "magic"], "no baseline 'magic'"),
+        (["--pool", "middle"], "--pool middle: give mean, slots, grid"),
+        (["--pool", "grid"], "--pool grid: 4x4 cells are more than the 2x2 tokens of a time slot; give grid:2 or less"),
+        (["--eval_mode", "attentive", "--pool", "slots"], "--pool slots: attentive heads read all tokens in their places; leave it out"),
+        (["--anticipation_s", "0", "--rollout", "both", "--pool", "all"], "--pool all: a roll-out has time slots of its own"),
         (["--fold", "split"], "needs 3 or more values"),
         (["--fold", "scene", "--val", "split=val"], "give one or the other"),
         (["--crop_px", "12"], "--crop_px 12: is not a whole"),
@@ -240,8 +270,6 @@ def test_help_loads_no_tensor_library():
 
 @pytest.mark.fast
 def test_the_same_weights_have_one_hash(run):
-    from vjepa.probing.recipes import untrained, weights_hash
-
     encoder = load_encoder(run)
     assert weights_hash(encoder) == weights_hash(load_encoder(run))
     other = untrained(encoder)

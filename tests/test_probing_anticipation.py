@@ -199,9 +199,10 @@ def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS
     dataset = replace(dataset, labels=labels) if labels else dataset
     encoder = Sums()
     roll_out = RollOut.of(encoder, Onward(encoder.model), data, anticipation_s, trained_frames=2 * SEEN)
+    reading = recipes.Reading((0,), ("pooled", "tokens"), CPU, torch.float32)
     made = {
-        TRAINED: recipes.encoder_recipe(encoder, "sums", (0,), ("pooled", "tokens"), CPU, torch.float32),
-        ROLLOUT: roll_out.recipe((0,), ("pooled", "tokens"), CPU, torch.float32),
+        TRAINED: recipes.encoder_recipe(encoder, "sums", reading),
+        ROLLOUT: roll_out.recipe(reading),
     }
     return compare(dataset, made, method or Method("linear"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 32)
 
@@ -270,9 +271,10 @@ def test_features_depend_on_both_networks_and_on_how_far():
     roll_out = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.0, 8)
     other = roll_out.with_untrained_predictor()
     farther = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.5, 8)
-    facts = [json.dumps(dict(one.recipe((1,), ("pooled",), CPU, torch.float32).facts)) for one in (roll_out, other, farther, roll_out)]
+    reading = recipes.Reading((1,), ("pooled",), CPU, torch.float32)
+    facts = [json.dumps(dict(one.recipe(reading).facts)) for one in (roll_out, other, farther, roll_out)]
     assert len(set(facts)) == 3 and facts[0] == facts[3]
-    again = json.dumps(dict(other.with_untrained_predictor().recipe((1,), ("pooled",), CPU, torch.float32).facts))
+    again = json.dumps(dict(other.with_untrained_predictor().recipe(reading).facts))
     assert again == facts[1]
 
 

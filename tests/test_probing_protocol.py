@@ -7,12 +7,13 @@ from sklearn.linear_model import LogisticRegression
 
 from vjepa.data.clips import Views
 from vjepa.errors import UserError
+from vjepa.models.pooling import Pooling
 from vjepa.probing import heads, sweep
 from vjepa.probing.comparison import BASELINES, TRAINED, Looks, compare
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.protocol import Examples, Method, answer
 from vjepa.probing.store import Bank, Recipe, Store
-from vjepa.records import ClipBatch
+from vjepa.records import ClipBatch, TokenGrid
 
 pytestmark = pytest.mark.fast
 NUM = 240
@@ -21,6 +22,7 @@ METHODS = {
     "logistic": Method("linear"),
     "logistic, no batch norm": Method("linear", batch_norm=False),
     "ridge": Method("linear", head="ridge"),
+    "ridge, tokens in their places": Method("linear", head="ridge", pooling=Pooling.parse("all", TokenGrid(2, 1, 2))),
     "ridge, no batch norm": Method("linear", head="ridge", batch_norm=False),
     "attentive": Method("attentive", grid=sweep.Grid((3e-3, 1e-3), (0.01, 0.1), epochs=12)),
     "attentive, depth 2": Method("attentive", depth=2, grid=sweep.Grid((5e-3,), (0.01,), epochs=16)),
@@ -46,7 +48,7 @@ def accuracy(found, test, number=0):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(name):
-    stored, labels = bank(tokens=4 if "attentive" in name else 1)
+    stored, labels = bank(tokens=4 if "tokens" in name or "attentive" in name else 1)
     train, selection, test = thirds(stored, labels)
     found = answer(METHODS[name], train, selection, [test])
     assert accuracy(found, test) > 0.95

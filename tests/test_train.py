@@ -135,6 +135,8 @@ def test_a_student_learns_from_a_teacher_that_learned_from_pixels(clips) -> None
         train(settings(clips, "second", objective=frozen, model=model), progress=False)
     with pytest.raises(UserError, match=r"objective\.teacher: \S+ has patch_px 8; set model\.patch_px to that, it is 4"):
         train(settings(clips, "second", objective=frozen, model={**model, "patch_px": 4}), progress=False)
+    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has input frames; set model\.input to that, it is changes"):
+        train(settings(clips, "second", objective=frozen, model={**model, "input": "changes"}), progress=False)
     with pytest.raises(UserError, match=r"missing: no such file or folder"):
         train(settings(clips, "second", objective={**frozen, "teacher": "missing"}), progress=False)
     assert not (clips.parent / "second").exists()

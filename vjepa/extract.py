@@ -3,9 +3,9 @@
 python -m vjepa.extract --model_path runs/demo --dataset clips.parquet --out features.parquet
 
 One row for each clip that can be read, in the order of the index: `row` (of the index), `clip` (its number in its video), `start_s`, `end_s`,
-`uri`, the label columns, and `features`: [D], or with --pool none [N, D]; with --level 2,5 `features_2` and `features_5`. What was done is in the
-metadata of the file. Stop it at any time: the same command goes on where it was. With --shard, or under torchrun, processes share the work; the
-last one to end makes the file.
+`uri`, the label columns, and `features`: [D], or with another --pool than mean [P, D], of P places; with --level 2,5 `features_2` and `features_5`.
+What was done is in the metadata of the file. Stop it at any time: the same command goes on where it was. With --shard, or under torchrun, processes
+share the work; the last one to end makes the file.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vjepa.config import Data
     from vjepa.data.clip_index import ClipIndex
     from vjepa.models.encoder import Encoder
+    from vjepa.models.pooling import Pooling
     from vjepa.probing.feature_files import Parts
     from vjepa.probing.windows import CutVideos
 
@@ -69,9 +70,9 @@ def extract(options: argparse.Namespace) -> str:
 
     encoder = vjepa.load_encoder(options.model_path, options.format, which=options.encoder)
     data, device, computed = probe.how_to_read(options, encoder)
-    encoding = _Encoding.of(encoder, options, device, computed)
+    encoding = _Encoding.of(encoder, options, data, device, computed)
     videos = CutVideos.of(index, selected, data, Cut(options.num_clips, options.window_s, options.stride_s))
-    clips_per_part = _clips_per_part(len(videos), encoding.clip_bytes(videos.data))
+    clips_per_part = _clips_per_part(len(videos), encoding.clip_bytes)
     plan = _plan(options, encoding, videos, clips_per_part)
     out, writer = options.out, feature_files.WRITERS.get(options.out.suffix)
     if writer and out.exists():
@@ -101,7 +102,7 @@ def extract(options: argparse.Namespace) -> str:
             writer(out, parts, columns.texts)
             parts.remove()
     left_out = f"; {len(videos) - len(rows)} clips of {len(unreadable)} videos cannot be read and are left out" if unreadable else ""
-    return f"{out}: {len(rows)} clips of {len(set(rows.tolist()))} videos, {encoding.told(videos.data)} each{left_out}"
+    return f"{out}: {len(rows)} clips of {len(set(rows.tolist()))} videos, {encoding} each{left_out}"
 
 
 @dataclass(frozen=True)
@@ -110,36 +111,40 @@ class _Encoding:
 
     encoder: Encoder
     depths: tuple[int, ...] | None
-    pool: str
+    pooling: Pooling
     stored: torch.dtype
     computed: torch.dtype
     device: torch.device
 
     @classmethod
-    def of(cls, encoder: Encoder, options: argparse.Namespace, device: torch.device, computed: torch.dtype) -> _Encoding:
+    def of(cls, encoder: Encoder, options: argparse.Namespace, data: Data, device: torch.device, computed: torch.dtype) -> _Encoding:
         import torch
 
+        from vjepa.models.pooling import Pooling
+
+        pooling = Pooling.parse(options.pool, encoder.grid(data.num_frames, data.crop_px, data.crop_px))
         stored = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-        return cls(encoder.to(device), _depths(options.level, encoder.depth), options.pool, stored, computed, device)
+        return cls(encoder.to(device), _depths(options.level, encoder.depth), pooling, stored, computed, device)
 
     @property
     def names(self) -> list[str]:
         return ["features"] if self.depths is None else [f"features_{depth}" for depth in self.depths]
 
-    def shape(self, data: Data) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
         """Of the features of one clip at one level."""
-        grid = self.encoder.grid(data.num_frames, data.crop_px, data.crop_px)
-        return (self.encoder.width,) if self.pool == "mean" else (grid.num_tokens, self.encoder.width)
+        return (self.encoder.width,) if self.pooling.kind == "mean" else (self.pooling.num_places, self.encoder.width)
 
-    def clip_bytes(self, data: Data) -> int:
-        return math.prod(self.shape(data)) * len(self.names) * self.stored.itemsize
+    @property
+    def clip_bytes(self) -> int:
+        return math.prod(self.shape) * len(self.names) * self.stored.itemsize
 
-    def told(self, data: Data) -> str:
+    def __str__(self) -> str:
         levels = "the last level" if self.depths is None else f"levels {', '.join(map(str, self.depths))}"
-        return f"{' x '.join(map(str, self.shape(data)))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
+        return f"{' x '.join(map(str, self.shape))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
 
     def __call__(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
-        """uint8 [B, 3, T, S, S] -> [B, D], or [B, N, D], by name. Raises UserError for features that are no numbers."""
+        """uint8 [B, 3, T, S, S] -> [B, D], or [B, P, D], by name. Raises UserError for features that are no numbers."""
         import torch
 
         from vjepa.data.augment import normalise
@@ -149,7 +154,7 @@ class _Encoding:
             levels = [self.encoder(clips)] if self.depths is None else self.encoder.intermediate(clips, self.depths)
         found = {}
         for name, tokens in zip(self.names, levels, strict=True):
-            values = (tokens.float().mean(1) if self.pool == "mean" else tokens).to(self.stored).cpu()
+            values = self.pooling(tokens).reshape(-1, *self.shape).to(self.stored).cpu()
             if not torch.isfinite(values).all():
                 raise UserError(f"{name}: features hold NaN or infinity; the encoder has diverged, use an earlier checkpoint, or --dtype fp32")
             found[name] = values
@@ -223,7 +228,7 @@ def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, c
     """All that the features depend on. Equal plans give equal files, whatever the number of processes."""
     from vjepa.probing import recipes
 
-    data, grid = videos.data, encoding.encoder.grid(videos.data.num_frames, videos.data.crop_px, videos.data.crop_px)
+    data = videos.data
     frames = {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")}
     return {
         "format": "vjepa.extract 1",
@@ -235,9 +240,9 @@ def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, c
         "where": _where(options.where),
         "views": {**frames, "crop": "centre", **asdict(videos.cut)},
         "level": "last" if encoding.depths is None else list(encoding.depths),
-        "pool": encoding.pool,
-        "shape": list(encoding.shape(data)),
-        "grid": asdict(grid),
+        "pool": str(encoding.pooling),
+        "shape": list(encoding.shape),
+        "grid": asdict(encoding.pooling.grid),
         "dtype": options.dtype,
         "computed_in": str(encoding.computed).removeprefix("torch."),
         "clips_per_part": clips_per_part,
@@ -293,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model_path", required=True, metavar="PATH", help="run, checkpoint, weights file of a known format, or Hugging Face folder")
     add("dataset", required=True, metavar="INDEX", help="clip index (Parquet) made by data_prep.index")
     add("out", required=True, type=Path, metavar="OUT", help="FILE.safetensors, FILE.parquet, or a folder of safetensors parts")
-    add("pool", default="mean", choices=["mean", "none"], help="mean over the tokens of a clip, or all tokens (default: mean)")
+    add("pool", default="mean", metavar="HOW", help="mean of the tokens of a clip, of its time slots (slots), of a grid in each (grid, grid:G), or all tokens")
     add("level", default="last", metavar="last|LIST", help="features after which blocks, such as 2,5,-1 (default: last)")
     add("num_clips", type=count, default=1, metavar="N", help="clips of each video, evenly in time (default: 1)")
     add("window_s", type=above_0, metavar="S", help="instead: windows that slide over each video; num_frames are spread over one")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vjepa.probing.comparison import Comparison
     from vjepa.probing.datasets import Dataset
     from vjepa.probing.protocol import Method, Mode
-    from vjepa.probing.recipes import Time
+    from vjepa.probing.recipes import Reading, Time
     from vjepa.probing.store import Recipe
 
 # the name on the command line -> the name in the code
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     if measured is None:  # number 0 goes on with the features that this process helped to make
         return 0
     dataset, comparison, result = measured
-    stem = path.with_name(_stem(path, options))
+    stem = path.with_name(_stem(path, options, result["pool"]))
     result["pictures"] = summary.write_pictures(stem, dataset, comparison, options.batch)
     chosen = [answer.head for answer in comparison.kinds[TRAINED].answers if answer.head]
     result["chosen_heads"] = str(stem.with_name(f"{stem.name}.safetensors")) if chosen else None
@@ -70,9 +70,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _stem(path: Path, options: argparse.Namespace) -> str:
+def _stem(path: Path, options: argparse.Namespace, pool: str | None) -> str:
     ahead = "" if options.anticipation_s is None else f"_{options.anticipation_s:g}s_ahead_{options.rollout}"
-    return f"{path.stem}_{options.eval_mode}_{options.label}{ahead}"
+    pooled = "" if pool in (None, "mean") else f"_{pool.replace(':', '')}"
+    return f"{path.stem}_{options.eval_mode}_{options.label}{pooled}{ahead}"
 
 
 def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]] | None:
@@ -98,7 +99,8 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
         data = data.model_copy(update={"num_frames": 1})
     if options.anticipation_s is not None:
         dataset = anticipation.ahead(dataset, options.anticipation_s)
-    method = _method(options, device, dtype)
+    reading = _reading(options, encoder, data, device, dtype)
+    method = _method(options, reading)
     roll_out = _roll_out(options, encoder.to(device), data)
     sha256 = recipes.weights_hash(encoder)
     with ExitStack() as stack:
@@ -109,7 +111,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
         _make_folder(folder)
         features = store.Store(folder, options.feature_dtype, _say if mine.rank == 0 else lambda line: None, _watch("features", mine.rank == 0), mine)
         looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
-        made = _recipes(options, encoder, roll_out, sha256, device, dtype, data)
+        made = _recipes(options, encoder, roll_out, sha256, reading, single_frames=data.num_frames == 1)
         if mine.rank:
             comparison.features(dataset, made, looks, features, options.batch)
             return None
@@ -129,6 +131,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
             "views": {"learn": str(looks.learn), "test": str(looks.test)},
             "data": {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")},
             "levels": options.levels,
+            "pool": None if method.mode == "attentive" else str(reading.pooling),
             "data_hash": dataset.data_hash,
             "weights_hash": sha256,
             "where": dataset.where,
@@ -171,6 +174,11 @@ def _parser() -> argparse.ArgumentParser:
         help="random clips and crops of each video to learn from (default: 0, the central one)",
     )
     add("levels", default="last", help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)")
+    add(
+        "pool", default="mean", metavar="HOW",
+        help="k-NN and linear probe, which read: the mean of all tokens; slots, the mean of each time slot; grid or grid:G,\n"
+        "of each of 4x4 or GxG cells of each time slot; or all, every token in its place (default: mean)",
+    )  # fmt: skip
     add("baselines", default="all", metavar="NAMES", help=f"all, none, or some of {','.join(BASELINES)} (default: all)")
     add(
         "anticipation_s", type=from_0, metavar="S",
@@ -257,7 +265,21 @@ def _native_px(options: argparse.Namespace, encoder: Encoder) -> int:
     return cells * model.patch_px if cells else _PUBLISHED_PX[model.rope]
 
 
-def _method(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Method:
+def _reading(options: argparse.Namespace, encoder: Encoder, data: Data, device: torch.device, dtype: torch.dtype) -> Reading:
+    """What is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its tokens or the probe do not have."""
+    from vjepa.models.pooling import Pooling
+    from vjepa.probing import recipes
+
+    pooling = Pooling.parse(options.pool, encoder.grid(data.num_frames, data.crop_px, data.crop_px))
+    attentive = MODES[options.eval_mode] == "attentive"
+    if attentive and pooling.kind != "mean":
+        raise UserError(f"--pool {options.pool}: attentive heads read all tokens in their places; leave it out")
+    if options.rollout != "none" and pooling.kind != "mean":
+        raise UserError(f"--pool {options.pool}: a roll-out has time slots of its own, so only means are read beside each other; leave --pool or --rollout out")
+    return recipes.Reading(recipes.levels(encoder, options.levels), ("tokens", "pooled") if attentive else ("pooled",), device, dtype, pooling)
+
+
+def _method(options: argparse.Namespace, reading: Reading) -> Method:
     from vjepa.probing import knn, sweep
     from vjepa.probing.protocol import Method
 
@@ -269,11 +291,12 @@ def _method(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         choices=options.k or knn.K_CHOICES,
         head=options.head,
         batch_norm=options.batch_norm == "yes",
+        pooling=reading.pooling,
         depth=options.depth,
         attention_heads=options.probe_heads,
         grid=grid,
-        device=device,
-        dtype=dtype,
+        device=reading.device,
+        dtype=reading.dtype,
     )
 
 
@@ -297,7 +320,7 @@ def _roll_out(options: argparse.Namespace, encoder: Encoder, data: Data) -> Roll
 
 
 def _recipes(
-    options: argparse.Namespace, encoder: Encoder, roll_out: RollOut | None, sha256: str, device: torch.device, dtype: torch.dtype, data: Data
+    options: argparse.Namespace, encoder: Encoder, roll_out: RollOut | None, sha256: str, reading: Reading, *, single_frames: bool
 ) -> dict[str, Recipe]:
     """Kind of features -> how clips become them; `trained` first. Single images have no order of time.
 
@@ -310,32 +333,30 @@ def _recipes(
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines {options.baselines}: no baseline {unknown[0]!r}; give all, none, or some of {','.join(BASELINES)}")
-    if data.num_frames == 1:
+    if single_frames:
         names = tuple(name for name in names if name in ("random_init", "pixels"))
-    outputs = ("tokens", "pooled") if MODES[options.eval_mode] == "attentive" else ("pooled",)
-    blocks = recipes.levels(encoder, options.levels)
     everywhere = roll_out if options.rollout == "predictor" else None
 
     def recipe(time: Time = "forward") -> Recipe:
         if everywhere:
-            return everywhere.recipe(blocks, outputs, device, dtype, time)
-        return recipes.encoder_recipe(encoder.to(device), sha256, blocks, outputs, device, dtype, time)
+            return everywhere.recipe(reading, time)
+        return recipes.encoder_recipe(encoder.to(reading.device), sha256, reading, time)
 
     made = {TRAINED: recipe()}
     if options.rollout == "both" and roll_out:
-        made[ROLLOUT] = roll_out.recipe(blocks, outputs, device, dtype)
+        made[ROLLOUT] = roll_out.recipe(reading)
     for name in names:
         if name in recipes.PLAIN:
             made[name] = recipes.plain_recipe(name)
         elif name == "random_init":
             if everywhere:
-                untrained = replace(everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(device))
-                made[name] = untrained.recipe(blocks, outputs, device, dtype)
+                untrained = replace(everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(reading.device))
+                made[name] = untrained.recipe(reading)
             else:
-                made[name] = recipes.untrained_recipe(encoder, blocks, outputs, device, dtype)
+                made[name] = recipes.untrained_recipe(encoder, reading)
         elif name == "untrained_predictor":
             if roll_out:
-                made[name] = roll_out.with_untrained_predictor().recipe(blocks, outputs, device, dtype)
+                made[name] = roll_out.with_untrained_predictor().recipe(reading)
         else:
             made[name] = recipe(_ORDERS[name])
     return made
@@ -393,8 +414,9 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 def _save(path: Path, result: dict[str, Any]) -> None:
     """Put `result` into the list in the file `path`, in place of one with the same key; all at once or not at all."""
-    keys = (*KEY, "fold", "anticipation_s", "rollout", "model_path")
-    others = [old for old in _results(path) if any(old.get(key, result[key] if key == "model_path" else None) != result[key] for key in keys)]
+    keys = (*KEY, "pool", "fold", "anticipation_s", "rollout", "model_path")
+    unsaid = {"model_path": result["model_path"], "pool": "mean" if result["pool"] else None}
+    others = [old for old in _results(path) if any(old.get(key, unsaid.get(key)) != result[key] for key in keys)]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

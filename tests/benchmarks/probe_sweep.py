@@ -19,7 +19,7 @@ from vjepa import config
 from vjepa.models.encoder import VisionTransformer
 from vjepa.probing import sweep
 from vjepa.probing.protocol import Examples, Method, answer
-from vjepa.probing.recipes import encoder_recipe, weights_hash
+from vjepa.probing.recipes import Reading, encoder_recipe, weights_hash
 from vjepa.probing.store import Bank
 from vjepa.training import device
 
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     where, dtype = device.pick(config.Run())
     encoder = VisionTransformer(config.Model(encoder=config.Encoder(preset="small"))).requires_grad_(False).eval()
-    recipe = encoder_recipe(encoder, weights_hash(encoder), [11], ("tokens",), where, dtype)
+    recipe = encoder_recipe(encoder, weights_hash(encoder), Reading((11,), ("tokens",), where, dtype))
     clips = torch.randint(0, 256, (ENCODER_BATCH, 3, 16, 112, 112), dtype=torch.uint8)
     tokens = recipe.run(clips, torch.arange(ENCODER_BATCH))["tokens"]
     stored = tokens.half().repeat(-(-options.clips // ENCODER_BATCH), 1, 1)[: options.clips, None].cpu()

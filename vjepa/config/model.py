@@ -89,6 +89,11 @@ class Model(Section):
     backbone: str = Field(
         "vit", min_length=1, description="vit, energy (an energy transformer, Hoover et al. 2023), or a network of timm by name: resnet50, convnext_tiny, ..."
     )
+    input: Literal["frames", "changes"] = Field(
+        "frames",
+        description="what is cut into patches; changes: each frame's difference to the next, over the root mean square of those of its clip, "
+        "in which a scene that stands still leaves no trace",
+    )
     pretrained: bool = Field(False, description="a network of timm starts from its published weights, which are fetched; false: random")
     patch_px: int = Field(
         16, ge=1, description="side of a patch; of a CNN, the stride of the map that is read as tokens: mostly 32 for its last stage, 16 for the one before"
@@ -161,8 +166,11 @@ class Model(Section):
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
         """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.
 
-        What does not fill a patch at the far end of an axis is left out, as a strided convolution does. Raises ConfigError where nothing is left.
+        What does not fill a patch at the far end of an axis is left out, as a strided convolution does. Raises ConfigError where nothing is left, and for
+        the changes of a single frame.
         """
+        if num_frames == 1 and self.input == "changes":
+            raise ConfigError("a single frame has no changes, which model.input: changes needs; give 2 frames or more, or take model.input: frames")
         if num_frames == 1 and self.image_mode == "repeat":
             num_frames = self.image_repeats
         grid = TokenGrid(1 if num_frames == 1 else num_frames // self.tubelet_frames, height // self.patch_px, width // self.patch_px)

@@ -10,7 +10,7 @@ from vjepa.config.data import Data
 from vjepa.config.masks import MaskSet, TubeMask
 from vjepa.config.model import Model
 from vjepa.config.objective import Objective
-from vjepa.config.section import Section
+from vjepa.config.section import ConfigError, Section
 from vjepa.records import TokenGrid
 
 
@@ -95,9 +95,13 @@ class Config(Section):
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
         for name, data in self.data.sources.items():
+            path = f"{name.removesuffix('.train')}.num_frames"
             if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
-                path = f"{name.removesuffix('.train')}.num_frames"
                 raise ValueError(f"{path}: {data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
+            try:
+                self.model.grid(data.num_frames, data.crop_px, data.crop_px)
+            except ConfigError as error:
+                raise ValueError(f"{path}: {error}") from None
         return self._with_out_width()
 
     def _check_views(self) -> None:

@@ -337,6 +337,7 @@ def _refuse_inexpressible(weights: Weights) -> None:
     model = weights.model
     refusals = {
         f"backbone: {model.backbone} (it is a ViT)": model.backbone != "vit",
+        f"input: {model.input} (it only has frames)": model.input != "frames",
         f"positions: {model.positions} (it only has rope)": model.positions != "rope",
         "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope != "vjepa2",
         "rope_grid (it never scales positions)": model.rope_grid is not None,

@@ -1,13 +1,15 @@
 """Probes: V-JEPA and V-JEPA 2 probe files, the heads of Hugging Face's V-JEPA 2 classifiers, and the heads that `vjepa.probe` chose.
 
 probe_attentive_label.safetensors   a head for each fold, number N under `N.` and the names of V-JEPA's file; metadata: format ("vjepa.probe"),
-                                    probes (JSON: attention_heads, null for a mean over the tokens, and classes of each), and what was measured
+                                    probes (JSON: of each its classes, attention_heads or null, and of a linear one pool and grid: how it averages
+                                    tokens [t, h, w]), and what was measured
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +17,13 @@ from torch import Tensor
 
 from vjepa.errors import UserError
 from vjepa.interop import huggingface, meta, own
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, MeanClassifier
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
+from vjepa.models.pooling import MEAN, Pooling
 from vjepa.models.state import load_strictly, read_tensors
+from vjepa.records import TokenGrid
 
 FORMAT: Final = "vjepa.probe"
-Classifier = AttentiveClassifier | MeanClassifier
+Classifier = AttentiveClassifier | LinearClassifier
 FILE_HEADS = 16  # in every published probe, whatever the width; the files do not say it
 UNUSED = "pooler.cross_attention_block.xattn.proj."  # V-JEPA has this layer and never applies it
 HEAD = huggingface.Layout(
@@ -68,14 +72,17 @@ def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Cla
 
 def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, Any]) -> None:
     """One file of `probes`, all at once or not at all; `about` becomes metadata, values other than text as JSON."""
-    told = [{"attention_heads": _attention_heads(probe), "classes": probe.classes} for probe in probes]
+    told = [{**_shape(probe), "classes": probe.classes} for probe in probes]
     tensors = {f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     own.write_file(path, tensors, {**texts, "format": FORMAT, "probes": json.dumps(told)})
 
 
-def _attention_heads(probe: Classifier) -> int | None:
-    return probe.pooler.cross_attention_block.xattn.heads if isinstance(probe, AttentiveClassifier) else None
+def _shape(probe: Classifier) -> dict[str, Any]:
+    """What its tensors do not tell."""
+    if isinstance(probe, AttentiveClassifier):
+        return {"attention_heads": probe.pooler.cross_attention_block.xattn.heads}
+    return {"attention_heads": None, "pool": str(probe.pooling), "grid": astuple(probe.pooling.grid)}
 
 
 def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier:
@@ -84,7 +91,7 @@ def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier
     told = _one_of(json.loads(metadata["probes"]), index, path)
     stored = {name.removeprefix(f"{index}."): tensor for name, tensor in read_tensors(path).items() if name.startswith(f"{index}.")}
     heads = told["attention_heads"]
-    probe: Classifier = _attentive(path, stored, heads) if heads else MeanClassifier(*reversed(_tensor(path, stored, "linear.weight").shape))
+    probe: Classifier = _attentive(path, stored, heads) if heads else _linear(path, stored, told)
     load_strictly(probe, stored, path)
     probe.classes = tuple(told["classes"])
     return probe
@@ -127,6 +134,13 @@ def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> Attentiv
     if width % heads:
         raise UserError(f"{path}: a width of {width} has no {heads} heads; give the number of heads of this probe")
     return AttentiveClassifier(AttentivePooler(width, heads, len(hidden) / width, _depth(stored)), len(linear))
+
+
+def _linear(path: Path, stored: Mapping[str, Tensor], told: Mapping[str, Any]) -> LinearClassifier:
+    """Likewise. Files of older versions say no `pool`, for they knew the mean alone."""
+    num_classes, width = _tensor(path, stored, "linear.weight").shape
+    pooling = Pooling.parse(told["pool"], TokenGrid(*told["grid"])) if "pool" in told else MEAN
+    return LinearClassifier(width, num_classes, pooling)
 
 
 def _tensor(path: Path, stored: Mapping[str, Tensor], key: str) -> Tensor:

@@ -25,7 +25,7 @@ def read_teacher(settings: config.Config) -> Weights | None:
     kept = Path(settings.run.dir or "", COPY)
     teacher = replace(load.read(kept if kept.is_file() else settings.objective.teacher, predictor=False), predictor={})
     ours, theirs = settings.model, teacher.model
-    for name in ("patch_px", "tubelet_frames"):
+    for name in ("patch_px", "tubelet_frames", "input"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(f"objective.teacher: {teacher.origin} has {name} {getattr(theirs, name)}; set model.{name} to that, it is {getattr(ours, name)}")
     for name, data in settings.data.sources.items():

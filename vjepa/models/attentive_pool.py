@@ -1,5 +1,5 @@
 """Heads of frozen probes: attentive pooling, where one learned query reads all tokens of a clip, as in V-JEPA (section 4.1) and V-JEPA 2
-(section 4.1); and the mean over the tokens.
+(section 4.1); and a linear layer on tokens that are averaged.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vjepa import config
 from vjepa.models.layers import Block, Mlp, initialise, small_normal
+from vjepa.models.pooling import MEAN, Pooling
 
 
 class CrossAttention(nn.Module):
@@ -92,14 +93,16 @@ class AttentiveClassifier(nn.Module):
         return self.linear(self.pooler(tokens))  # type: ignore[no-any-return]
 
 
-class MeanClassifier(nn.Module):
-    """[B, K, D] -> [B, C]: the mean over the tokens and a linear layer. classes: their names, where they are known."""
+class LinearClassifier(nn.Module):
+    """[B, N, D] -> [B, C]: the tokens as `pooling` has them, [B, P, D], side by side, and a linear layer. classes: their names, where they are known."""
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, pooling: Pooling = MEAN) -> None:
+        """width: P * D."""
         super().__init__()
+        self.pooling = pooling
         self.linear = nn.Linear(width, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(tokens.mean(1))  # type: ignore[no-any-return]
+        return self.linear(self.pooling(tokens).flatten(1))  # type: ignore[no-any-return]

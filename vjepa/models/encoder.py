@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from einops import rearrange, repeat
@@ -14,6 +15,9 @@ from vjepa import config
 from vjepa.models.layers import LayerNorm, gather_tokens, initialise, make_blocks, small_normal
 from vjepa.models.positions import Rotation, SinCos, rotation
 from vjepa.records import TokenGrid
+
+# of normalised pixels, where a grey level is .017: a clip that is all but frozen does not become noise
+LEAST_CHANGE: Final = 5e-3
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,25 @@ class Patches:
     taps: int
 
 
-def patchify(video: Tensor, model: config.Model) -> Patches:
-    """b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2); what does not fill a patch at the far end is left out.
+def changes(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] -> the same shape: each frame's difference to the next, over the root mean square of all differences of its clip; 0 for the last frame.
 
-    Raises ConfigError for a video smaller than a patch.
+    What stands still, and the contrast of a clip, leave no trace. A token sees of what follows it in time no more than that one frame. In fp32.
+    """
+    differences = video.float().diff(dim=2)
+    size = differences.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt().clamp(min=LEAST_CHANGE)
+    return functional.pad(differences / size, (0, 0, 0, 0, 0, 1)).to(video.dtype)
+
+
+def patchify(video: Tensor, model: config.Model) -> Patches:
+    """b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2), of the video or, with `input: changes`, of its `changes`.
+
+    What does not fill a patch at the far end is left out. Raises ConfigError for a video smaller than a patch, and for the changes of a single frame.
     """
     grid = model.grid(*video.shape[2:])
     taps = model.tubelet_frames
+    if model.input == "changes":
+        video = changes(video)
     if video.shape[2] == 1 and model.image_mode == "repeat":
         video = repeat(video, "b c 1 h w -> b c t h w", t=model.image_repeats)
     elif video.shape[2] == 1:

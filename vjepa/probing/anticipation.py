@@ -28,7 +28,7 @@ from vjepa.models.encoder import Encoder, patchify
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
 from vjepa.probing.datasets import ClipSource, Dataset
 from vjepa.probing.passes import AugmentedClips, Passes
-from vjepa.probing.recipes import Time, levels_recipe, network_hash, read_levels, weights_hash
+from vjepa.probing.recipes import Reading, Time, levels_recipe, network_hash, read_levels, weights_hash
 from vjepa.probing.store import Recipe
 from vjepa.records import TokenGrid
 
@@ -164,11 +164,11 @@ class RollOut:
         """For the report."""
         return {"observed": data.num_frames // self.encoder.model.tubelet_frames, "predicted": self.num_slots, "trained": self.trained_slots}
 
-    def recipe(self, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype, time: Time = "forward") -> Recipe:
-        """As `recipes.encoder_recipe`, with what is predicted as one more level."""
+    def recipe(self, reading: Reading, time: Time = "forward") -> Recipe:
+        """As `recipes.encoder_recipe`, with what is predicted as one more level, so that only the mean can pool both."""
         ahead = {"predictor": network_hash(self._settings.model_dump_json(), self.predictor), "num_slots": self.num_slots, "mask_index": MASK_INDEX}
-        facts = {"weights": weights_hash(self.encoder), "blocks": list(blocks), "rollout": ahead}
-        return levels_recipe(facts, lambda clips: self.read(clips, blocks), outputs, device, dtype, time)
+        facts = {"weights": weights_hash(self.encoder), "rollout": ahead}
+        return levels_recipe(facts, lambda clips: self.read(clips, reading.blocks), reading, time)
 
     def with_untrained_predictor(self) -> RollOut:
         """The same encoder, and a predictor of the same architecture with initial weights of seed 0."""

@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.models.attentive_pool import AttentiveClassifier, MeanClassifier
+from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
+from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing import heads, knn, sweep
 from vjepa.probing.attentive import Heads, make_heads
 from vjepa.probing.metrics import Classes, Floats
@@ -46,8 +47,8 @@ class Examples:
         return ids
 
     def pooled(self) -> Floats:
-        """float32 [n, V, D]; the mean where there are several tokens."""
-        return self.bank.values[torch.from_numpy(self.places)].float().mean(2).numpy()
+        """float32 [n, V, K * D]: the places of a clip side by side."""
+        return rearrange(self.bank.values[torch.from_numpy(self.places)].float(), "n v k d -> n v (k d)").numpy()
 
     def tokens(self, places: np.ndarray, view: int, device: torch.device) -> Tensor:
         """One view of the clips at `places` int64 [B] among these: [B, K, D]. What is not asked for is not read."""
@@ -62,14 +63,16 @@ class Examples:
 class Method:
     """One kind of probe.
 
-    choices: every k of knn. head, batch_norm: of linear probes. depth, attention_heads, grid: of attentive ones; attention_heads None: 16
-    where they divide the width, else the largest number below that does. device, dtype: where and in which precision attentive heads learn.
+    choices: every k of knn. head, batch_norm: of linear probes; pooling: what their features were made by, of tokens. depth, attention_heads, grid: of
+    attentive ones; attention_heads None: 16 where they divide the width, else the largest number below that does. device, dtype: where and in which
+    precision attentive heads learn.
     """
 
     mode: Mode
     choices: tuple[int, ...] = knn.K_CHOICES
     head: Literal["logistic", "ridge"] = "logistic"
     batch_norm: bool = True
+    pooling: Pooling = MEAN
     depth: int = 1
     attention_heads: int | None = None
     grid: sweep.Grid = field(default_factory=sweep.Grid)
@@ -82,15 +85,16 @@ class Answer:
     """names: the C classes that train has. probabilities: of the chosen setting, [n, C] for each test set.
 
     chosen: its setting, name -> value. selection: each setting that was tried, with its share of right answers on the selection clips.
-    head: that of the chosen setting, frozen, on the CPU, from features as the bank has them, one view [B, K, D], to [B, C]: logits whose softmax
-    are the probabilities, or the outputs of ridge regression. None: neighbours have none.
+    head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]: logits whose softmax are the probabilities, or the outputs
+    of ridge regression. Tokens of several blocks lie side by side, [B, N, L * D], for linear heads, and one after the other, [B, L * N, D], for
+    attentive ones. None: neighbours have none.
     """
 
     names: Classes
     chosen: dict[str, float]
     selection: list[dict[str, float]]
     probabilities: list[Floats]
-    head: AttentiveClassifier | MeanClassifier | None
+    head: AttentiveClassifier | LinearClassifier | None
 
 
 def answer(
@@ -140,7 +144,7 @@ class _Fitted:
     names: Classes
     settings: Sequence[float]
     probabilities: Callable[[Floats, Sequence[float]], dict[float, Floats]]
-    head: Callable[[float], MeanClassifier | None]
+    head: Callable[[float], LinearClassifier | None]
 
 
 def _fit_neighbours(method: Method, values: list[Floats], classes: Classes) -> _Fitted:
@@ -160,9 +164,10 @@ def _fit_linear(method: Method, values: list[Floats], classes: Classes) -> _Fitt
     def probabilities(features: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
         return {one: squash(models[one].scores(features)) for one in wanted}
 
-    def head(setting: float) -> MeanClassifier:
+    def head(setting: float) -> LinearClassifier:
         model = heads.of_raw(models[setting], values[0], raw, method.batch_norm)
-        made = MeanClassifier(*model.weights.shape)
+        width, num_classes = model.weights.shape
+        made = LinearClassifier(width, num_classes, method.pooling)
         made.load_state_dict({"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)})
         return made.requires_grad_(False).eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from vjepa.data.augment import normalise
 from vjepa.errors import UserError
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
+from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing.features import motion_energy, pixels
 from vjepa.probing.store import Recipe
 
@@ -76,45 +78,49 @@ def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in numbers}))
 
 
-def encoder_recipe(
-    encoder: Encoder, sha256: str, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype, time: Time = "forward"
-) -> Recipe:
-    """Features of a frozen encoder on `device`, forward passes in `dtype`, after `blocks`, with the frames of each clip in the order `time`.
+@dataclass(frozen=True)
+class Reading:
+    """How a frozen encoder is read, after `blocks`, on `device`, with forward passes in `dtype`.
 
-    outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, 1, L * D], the mean over the tokens of each.
+    outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, P, L * D], the tokens of each block as `pooling` has them.
     """
-    return levels_recipe({"weights": sha256, "blocks": list(blocks)}, lambda clips: read_levels(encoder, clips, blocks), outputs, device, dtype, time)
+
+    blocks: tuple[int, ...]
+    outputs: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+    pooling: Pooling = MEAN
 
 
-def untrained_recipe(encoder: Encoder, blocks: Sequence[int], outputs: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Recipe:
+def encoder_recipe(encoder: Encoder, sha256: str, reading: Reading, time: Time = "forward") -> Recipe:
+    """Features of a frozen encoder, with the frames of each clip in the order `time`."""
+    return levels_recipe({"weights": sha256}, lambda clips: read_levels(encoder, clips, reading.blocks), reading, time)
+
+
+def untrained_recipe(encoder: Encoder, reading: Reading) -> Recipe:
     """As `encoder_recipe`, of `untrained(encoder)`. Its facts say how its weights are drawn, so that they are drawn only where its features are missing."""
     settings = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
     if (table := _table(encoder)) is not None:
         _add_tensor(settings, "table", table)
     libraries = {name: version(name) for name in ("torch", "timm")}
-    facts = {"untrained": settings.hexdigest(), "version": _UNTRAINED_VERSION, "libraries": libraries, "blocks": list(blocks)}
-    drawn = cache(lambda: untrained(encoder).to(device))
-    return levels_recipe(facts, lambda clips: read_levels(drawn(), clips, blocks), outputs, device, dtype, "forward")
+    facts = {"untrained": settings.hexdigest(), "version": _UNTRAINED_VERSION, "libraries": libraries}
+    drawn = cache(lambda: untrained(encoder).to(reading.device))
+    return levels_recipe(facts, lambda clips: read_levels(drawn(), clips, reading.blocks), reading, "forward")
 
 
-def levels_recipe(
-    facts: Mapping[str, Any],
-    read: Callable[[Tensor], list[Tensor]],
-    outputs: tuple[str, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    time: Time,
-) -> Recipe:
-    """See `encoder_recipe`. read: normalised clips [B, 3, T, S, S] -> levels of features, [B, N, D] each. facts: all that it depends on."""
+def levels_recipe(facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor]], reading: Reading, time: Time) -> Recipe:
+    """See `encoder_recipe`. read: normalised clips [B, 3, T, S, S] -> levels of features, [B, N, D] each. facts: what it depends on beside `reading`."""
+    device, dtype = reading.device, reading.dtype
 
     def run(video: Tensor, clip_ids: Tensor) -> dict[str, Tensor]:
         clips = normalise(in_time(video, clip_ids, time).to(device), dtype)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             found = read(clips)
-        values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([level.float().mean(1, keepdim=True) for level in found], -1)}
-        return {output: values[output] for output in outputs}
+        values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([reading.pooling(level) for level in found], -1)}
+        return {output: values[output] for output in reading.outputs}
 
-    return Recipe({**facts, "time": time, "precision": str(dtype), "device": device.type}, outputs, run)
+    how = {"blocks": list(reading.blocks), "pool": str(reading.pooling), "time": time, "precision": str(dtype), "device": device.type}
+    return Recipe({**facts, **how}, reading.outputs, run)
 
 
 def read_levels(encoder: Encoder, clips: Tensor, blocks: Sequence[int]) -> list[Tensor]:

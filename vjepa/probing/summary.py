@@ -89,7 +89,8 @@ def table(comparison: Comparison, dataset: Dataset, result: dict[str, Any]) -> s
     )
     lines += [_anticipation(result)] if ahead else []
     lines += [f"unreadable: {line}" for line in result["unreadable"][:_MOST_MISTAKES]]
-    lines.append(f"data {result['data_hash'][:12]}, weights {result['weights_hash'][:12]}")
+    pooled = "" if result["pool"] in (None, "mean") else f"pool {result['pool']}, "
+    lines.append(f"{pooled}data {result['data_hash'][:12]}, weights {result['weights_hash'][:12]}")
     return "\n".join(lines)
 
 
