@@ -26,7 +26,6 @@ def encoder(**settings: object) -> VisionTransformer:
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
-        ({}, (1, 8, 12)),
         ({}, (4, 8, 12)),
         ({"rope": "vjepa2", "input": "changes"}, (5, 16, 9)),
         ({"positions": "sincos", "sincos_grid": (2, 2, 2)}, (1, 8, 8)),

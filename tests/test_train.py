@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_prep.index import build_index
-from vjepa import config, load_encoder
+from vjepa import command, config, load_encoder, probe
 from vjepa.errors import UserError
 from vjepa.report import closing_table
 from vjepa.train import train
@@ -163,9 +164,9 @@ def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
     summary = train(run, progress=False)
     assert summary is not None and run.run.dir is not None
     kinds = {"trained", "random_init", "pixels", "motion_energy", "shuffled_frames", "chance"}
-    for probe in ("knn", "linear"):
-        assert summary["label"][probe].keys() == kinds
-        for measured in summary["label"][probe].values():
+    for kind in ("knn", "linear"):
+        assert summary["label"][kind].keys() == kinds
+        for measured in summary["label"][kind].values():
             assert 0 <= measured["low"] <= measured["accuracy"] <= measured["high"] <= 1
     assert summary["label"]["knn"]["chance"]["accuracy"] == 0.5
     folder = Path(run.run.dir)
@@ -263,8 +264,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(clips) -> None
 def test_sigterm_saves_and_the_same_command_goes_on(clips) -> None:
     run = settings(clips, "run", optim={"total_steps": 100_000})
     (clips.parent / "run.yaml").write_text(config.dump(run))
-    command = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     metrics = Path(run.run.dir or "") / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
@@ -276,15 +277,19 @@ def test_sigterm_saves_and_the_same_command_goes_on(clips) -> None:
     assert state["step"] == len(losses(run.run.dir)) > 0
 
 
-def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path) -> None:
+def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
     run = settings(clips, "run", optim={"total_steps": 1})
     train(run, progress=False)
     (tmp_path / "run.yaml").write_text(config.dump(run))
 
     def fails(*words: str) -> str:
-        answer = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
-        lines = [line for line in answer.stderr.splitlines() if line]
-        assert answer.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), answer
+        name, *options = words
+        monkeypatch.setattr(sys, "argv", [name, *options])
+        with pytest.raises(SystemExit) as exit:
+            command.run(import_module(name).main)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert exit.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
         return lines[0]
 
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -307,9 +312,7 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
     run = settings(clips, "run", optim={"total_steps": 1})
     train(run, progress=False)
     for mode in ("knn", "linear_probe"):
-        command = [sys.executable, "-m", "vjepa.probe", "--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert answer.returncode == 0, answer.stderr
+        assert probe.main(["--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"]) == 0
     results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())
     assert [result["eval_mode"] for result in results] == ["knn", "linear_probe"]
     assert all(0 <= result["accuracy"] <= 1 for result in results)
