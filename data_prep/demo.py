@@ -142,7 +142,8 @@ def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
         table.writerow(("file", "motion", "digit", "image", "split"))
         for name, job, place, split in zip(names, jobs, places, _splits(len(jobs)), strict=True):
             table.writerow((name, MOTIONS[job.motion], digits.target[place], place, split))
-    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+    # not of the fork server, which would then lack the PyTorch that the loader's processes are forked with
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         paths = [folder / "videos" / name for name in names]
         hashes = pool.map(_write_video, repeat(recipe), jobs, paths, chunksize=16)
         return dict(zip(names, progress_bar(hashes, shown=progress, total=len(jobs), desc="demo videos", unit="file"), strict=True))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from vjepa.errors import UserError
 RECIPE = demo.Recipe()
 DIGIT = np.zeros((8, 8))
 DIGIT[1:7, 3:5] = 1.0
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("the fork server is the loader's")
 
 
 @pytest.mark.fast
@@ -38,6 +43,7 @@ def test_a_video_is_a_function_of_its_number() -> None:
 def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "SPLITS", {"selection": 4, "val": 8})
     monkeypatch.setattr(demo, "NUM_IMAGES", 24)
+    monkeypatch.setattr(forkserver.ForkServer, "ensure_running", refuse)  # it belongs to the loader, which preloads PyTorch in it
     path = tmp_path / "demo" / "index.parquet"
     demo.prepare(path, progress=False)
     index = ClipIndex.open(path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from vjepa import config
@@ -100,13 +102,10 @@ def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str
     """
     trained = features["val"]["trained"].values
     report: dict[str, Any] = {label: {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}} for label in labels["train"]}
-    for kind in features["val"]:
-        for probe in PROBES:
-            prepared = prepare(probe, {split: kinds[kind] for split, kinds in features.items()})
-            for label in labels["train"]:
-                accuracy, setting = measure(probe, label_parts(prepared, labels, label), label)
-                report[label][probe][kind] = accuracy.to_dict()
-                report[label]["chosen"][probe][kind] = setting
+    for (kind, probe), found in measure_all(features, labels).items():
+        for label, (accuracy, setting) in found.items():
+            report[label][probe][kind] = accuracy.to_dict()
+            report[label]["chosen"][probe][kind] = setting
     for label in labels["train"]:
         parts = label_parts({split: kinds["trained"] for split, kinds in features.items()}, labels, label)
         chance = metrics.chance(parts["train"].classes, parts["val"].classes).to_dict()
@@ -117,6 +116,22 @@ def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str
     report["feature_std"] = metrics.feature_std(trained)
     report["num_features"] = trained.shape[1]
     return report
+
+
+def measure_all(
+    features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]]
+) -> dict[tuple[str, Probe], dict[str, tuple[metrics.Accuracy, float]]]:
+    """(kind, probe) -> label -> what `measure` finds; side by side, the widest features first, for most products are too small to share."""
+
+    def measured(kind: str, probe: Probe) -> dict[str, tuple[metrics.Accuracy, float]]:
+        prepared = prepare(probe, {split: kinds[kind] for split, kinds in features.items()})
+        return {label: measure(probe, label_parts(prepared, labels, label), label) for label in labels["train"]}
+
+    jobs = list(product(features["val"], PROBES))
+    with threadpool_limits(1), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        widest_first = sorted(jobs, key=lambda job: -features["val"][job[0]].values.shape[1])
+        running = {job: threads.submit(measured, *job) for job in widest_first}
+        return {job: running[job].result() for job in jobs}
 
 
 def prepare(probe: Probe, features: Mapping[str, Features]) -> dict[str, Features]:
