@@ -198,7 +198,7 @@ def _remote_files(root: str) -> Files:
         files, path = _file_system(root)
         names = _visible(files.find(path), path)
     if not names:
-        raise UserError(f"{shown(root)}: no such folder, or there is no file in it; give the folder that holds the videos")
+        raise UserError(f"{shown(root)}: no such folder, no file in it, or its server cannot be reached; give the folder that holds the videos")
     return Files(root.rstrip("/") if _split(root)[1].strip("/") else root, names)
 
 

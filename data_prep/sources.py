@@ -114,7 +114,7 @@ def _find(source: str) -> _Found:
     kind = places.suffix(source)
     if kind in MEDIA_EXTENSIONS:
         if not places.exists(source):
-            raise UserError(f"{shown(source)}: no such file")
+            raise UserError(f"{shown(source)}: no such file" + (", or its server cannot be reached" if places.is_address(source) else ""))
         return _Found(places.parent(source), [Entry(source, places.base_name(source))], [], [], "")
     if kind == _TAR or kind in MANIFEST_EXTENSIONS:
         return _inside(places.parent(source), [places.base_name(source)], kind)
