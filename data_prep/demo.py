@@ -11,8 +11,6 @@ import csv
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from data_prep.new_folder import new_folder
 from vjepa.command import progress_bar
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
@@ -63,20 +62,13 @@ def prepare(index_path: Path, progress: bool = True) -> None:
     if (folder / MANIFEST).is_file():
         _verify(folder, index_path)
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: exists and is not the demo data set; choose another data.train.index, nothing was changed")
     from data_prep.index import build_index
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "videos").mkdir(parents=True)
-    hashes = _write_videos(partial, progress)
-    build_index(partial / "videos", partial / index_path.name, labels=partial / "labels.csv", progress=progress)
-    (partial / MANIFEST).write_text(json.dumps({"recipe": asdict(Recipe()), "sha256": hashes}, indent=0))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(partial, folder)
+    with new_folder(folder, "exists and is not the demo data set") as partial:
+        (partial / "videos").mkdir()
+        hashes = _write_videos(partial, progress)
+        build_index(partial / "videos", partial / index_path.name, labels=partial / "labels.csv", progress=progress)
+        (partial / MANIFEST).write_text(json.dumps({"recipe": asdict(Recipe()), "sha256": hashes}, indent=0))
 
 
 def render(recipe: Recipe, image: np.ndarray, motion: int, video: int) -> np.ndarray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +79,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"x")
     with pytest.raises(UserError, match="exists and is not the demo data set"):
         demo.prepare(tmp_path / "index.parquet", progress=False)
+    with pytest.raises(UserError, match="exists and is not the demo data set"):
+        demo.prepare(tmp_path / "holiday.mp4" / "index.parquet", progress=False)
+    with pytest.raises(UserError, match="needs a folder of its own"):
+        demo.prepare(Path("index.parquet"), progress=False)
