@@ -15,8 +15,6 @@ from vjepa.data.decode import read_frames
 from vjepa.data.order import num_steps, source_of_step
 from vjepa.errors import UserError
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def two(make_video, tmp_path):
@@ -47,6 +45,7 @@ def test_the_order_of_the_whole_run_is_the_same_for_any_number_of_ranks(two, num
         assert torch.equal(torch.cat([batch.clip_ids for batch in batches]), whole[step].clip_ids)
 
 
+@pytest.mark.fast
 def test_a_batch_that_ranks_cannot_share_is_refused(two):
     with pytest.raises(UserError, match=r"data\.train: 8 videos in a batch cannot be shared by 3 ranks"):
         clips_of(settings(two[0]), num_ranks=3)
@@ -73,6 +72,7 @@ def test_sources_mixed_by_clip_stand_in_every_batch_and_take_every_row_once_per_
     assert all(4 <= (dataset[step].clip_ids >= 5).sum() + 2 <= 7 for step in range(10))
 
 
+@pytest.mark.fast
 def test_a_source_mixed_by_clip_is_read_as_the_batches_that_it_stands_in(two):
     with pytest.raises(ValidationError, match="num_frames: clips that share the batches"):
         settings(two[0], mix=[{"index": two[1], "ratio": 0.3, "per": "clip", "num_frames": 1}])
@@ -80,6 +80,7 @@ def test_a_source_mixed_by_clip_is_read_as_the_batches_that_it_stands_in(two):
         settings(two[0], mix=[{"index": two[1], "ratio": 0.5, "per": "clip"}] * 2)
 
 
+@pytest.mark.fast
 def test_several_clips_of_a_video_and_several_crops_of_a_decode_lie_side_by_side(two):
     data = settings(two[0], clips_per_video=2, clips_per_decode=2, crop_scale=(0.2, 0.4))
     dataset, decoded = clips_of(data), []
@@ -96,6 +97,7 @@ def test_several_clips_of_a_video_and_several_crops_of_a_decode_lie_side_by_side
         settings(two[0], clips_per_video=3)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("changes", "rate"), [({"clip_fps": 4.0}, 4), ({"frame_step": 2}, 4), ({"duration_s": 1.0}, 4), ({}, 4 / 3)])
 def test_frames_by_rate_step_duration_or_the_whole_video(two, changes, rate):
     row = ClipIndex.open(two[0]).row(0)  # 24 frames at 8 fps
@@ -106,6 +108,7 @@ def test_frames_by_rate_step_duration_or_the_whole_video(two, changes, rate):
         settings(two[0], clip_fps=4.0, frame_step=2)
 
 
+@pytest.mark.fast
 def test_keyframe_starts_are_keyframes(make_video, tmp_path):
     write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | scanned(make_video("a.mp4", 40, gop=10))])
     index = ClipIndex.open(tmp_path / "x.parquet")
@@ -116,6 +119,7 @@ def test_keyframe_starts_are_keyframes(make_video, tmp_path):
     assert len(torch.unique(seen // 8)) >= 3
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("start", "decoder"), [("uniform", "decord"), ("keyframe", "pyav_seek")])
 def test_clips_from_keyframes_have_a_decoder_of_their_own(make_video, tmp_path, start, decoder):
     write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | scanned(make_video("a.mp4", 40, gop=10))])
@@ -125,6 +129,7 @@ def test_clips_from_keyframes_have_a_decoder_of_their_own(make_video, tmp_path, 
     assert {name for name, first in read if start == "keyframe" or first % 10} == {decoder}
 
 
+@pytest.mark.fast
 def test_a_clip_that_starts_elsewhere_is_read_by_the_decoder_that_is_exact_anywhere(make_video, tmp_path):
     row = scanned(make_video("a.mp4", 40, gop=10)) | {"keyframes_s": [4.5]}  # too late for a clip, which starts with the video
     write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | row])
@@ -134,6 +139,7 @@ def test_a_clip_that_starts_elsewhere_is_read_by_the_decoder_that_is_exact_anywh
     assert set(read) == {("decord", 0)}
 
 
+@pytest.mark.fast
 def test_views_of_evaluation_lie_evenly_in_time_and_space(two):
     index = ClipIndex.open(two[0])
     batch = EvalClips(index, np.array([1, 4]), settings(two[0]), 2, Views(num_clips=3, num_crops=2))[0]

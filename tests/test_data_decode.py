@@ -379,7 +379,6 @@ def test_a_still_is_one_frame_turned_by_its_exif(tmp_path):
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("size", [(128, 128), (100, 250), (700, 900)])
-@pytest.mark.fast
 def test_a_still_of_a_wanted_size(tmp_path, extension, orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation

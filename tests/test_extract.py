@@ -153,7 +153,6 @@ def test_windows_slide_over_every_video(run, files, monkeypatch):
     assert json.loads(metadata["views"])["window_s"] == 2
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("length", "count"), [(1.9, 1), (2.0, 1), (2.49, 1), (2.5, 2), (3.0, 3), (0.1, 1)])
 def test_only_whole_windows_count(files, length, count):
     row = ClipIndex.open(files[0]).row(0)

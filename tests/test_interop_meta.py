@@ -20,7 +20,6 @@ from vjepa.models.positions import SinCos
 from vjepa.models.predictor import Predictor
 from vjepa.records import TokenGrid
 
-pytestmark = pytest.mark.fast
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 

@@ -22,7 +22,6 @@ from vjepa.jepa import build as build_networks
 from vjepa.records import TokenGrid
 from vjepa.training import checkpoint, optim
 
-pytestmark = pytest.mark.fast
 IDS = torch.tensor([[0, 3, 5]]), torch.tensor([[1, 2]])
 
 

@@ -175,7 +175,6 @@ def test_dense_loss_against_a_plain_twin() -> None:
 KINDS = [{"predictor": {"kind": "mlp"}}, {"positions": "rope"}, {"encoder": {"mlp": "swiglu", "drop_path": 0.2, "recompute": "mlp"}}]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("model", KINDS)
 def test_every_kind_of_network_trains(model: dict) -> None:
     jepa = build(variant(model=model)).train()

@@ -14,8 +14,6 @@ from vjepa.models.positions import SinCos, resize_table, rotation
 from vjepa.models.predictor import MlpPredictor, Predictor
 from vjepa.records import TokenGrid
 
-pytestmark = pytest.mark.fast
-
 
 def small(**settings: object) -> config.Model:
     shapes = {"encoder": config.Encoder(width=48, depth=4, heads=4), "predictor": config.Predictor(width=24, depth=2, heads=2)}
@@ -30,6 +28,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.fast
 def test_patch_embedding_is_the_strided_convolution() -> None:
     embed = PatchEmbed(4, 2, 16)
     nn.init.normal_(embed.proj.bias)
@@ -40,6 +39,7 @@ def test_patch_embedding_is_the_strided_convolution() -> None:
         torch.testing.assert_close(embed(patches.pixels, patches.taps), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("positions", KINDS)
 def test_an_image_is_the_clip_that_repeats_it(positions: str) -> None:
     encoder = VisionTransformer(small(positions=positions))
@@ -49,6 +49,7 @@ def test_an_image_is_the_clip_that_repeats_it(positions: str) -> None:
     torch.testing.assert_close(one, repeated, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.fast
 def test_image_modes() -> None:
     image = torch.randn(2, 3, 1, 8, 8)
     repeating = VisionTransformer(small(image_mode="repeat", image_repeats=6))
@@ -64,6 +65,7 @@ def test_image_modes() -> None:
     assert not torch.allclose(own(image), before, atol=1e-2)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("positions", KINDS)
 @pytest.mark.parametrize("size", [(1, 8, 8), (2, 8, 8), (8, 4, 20), (5, 10, 9)])
 def test_features_of_all_tokens_for_any_size(positions: str, size: tuple[int, int, int]) -> None:
@@ -72,11 +74,13 @@ def test_features_of_all_tokens_for_any_size(positions: str, size: tuple[int, in
     assert encoder(torch.randn(2, 3, *size)).shape == (2, grid.num_tokens, 48)
 
 
+@pytest.mark.fast
 def test_a_video_smaller_than_a_patch_is_an_error() -> None:
     with pytest.raises(config.ConfigError, match="1 frames of 3x8 px hold no patch of 2 frames and 4 px"):
         VisionTransformer(small())(torch.randn(1, 3, 1, 3, 8))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("positions", KINDS)
 def test_visible_tokens_know_their_place_and_not_the_hidden_ones(positions: str) -> None:
     encoder = VisionTransformer(small(positions=positions))
@@ -92,6 +96,7 @@ def test_visible_tokens_know_their_place_and_not_the_hidden_ones(positions: str)
         assert not torch.allclose(encoder(same, visible), encoder(same, torch.tensor([[0, 3, 5]])), atol=1e-4)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("positions", KINDS)
 def test_training_may_follow_an_evaluation_of_the_same_size(positions: str) -> None:
     """Tables of positions are kept, whoever made them, in inference mode or not."""
@@ -102,6 +107,7 @@ def test_training_may_follow_an_evaluation_of_the_same_size(positions: str) -> N
     assert encoder.blocks[0].attn.qkv.weight.grad is not None
 
 
+@pytest.mark.fast
 def test_sincos_tells_all_tokens_apart_and_axes_separate() -> None:
     grid, device = TokenGrid(3, 4, 5), torch.device("cpu")
     for kind in ("sincos", "sincos_uniform"):
@@ -117,6 +123,7 @@ def test_sincos_tells_all_tokens_apart_and_axes_separate() -> None:
     assert (flat == flat[:1]).all() and (flat[0, :, 0, :24] == flat[0, 0, 0, :24]).all()  # no time; the column comes first
 
 
+@pytest.mark.fast
 def test_a_sincos_table_resizes_by_interpolation() -> None:
     base = TokenGrid(2, 4, 4)
     positions, table = SinCos("sincos", 48, (2, 4, 4)), SinCos("sincos", 48, None)(base, torch.device("cpu"))
@@ -134,6 +141,7 @@ def turned(grid: TokenGrid, kind: str = "rotation", square: int | None = None, h
     return rotation(kind, grid, head_width, square, None, torch.device("cpu"))(head)[0, :, 0]
 
 
+@pytest.mark.fast
 def test_rope_against_complex_numbers() -> None:
     grid, head_width = TokenGrid(2, 3, 4), 20  # 6 features an axis, 2 left alone
     head = torch.randn(head_width, generator=torch.Generator().manual_seed(3)).double()
@@ -152,6 +160,7 @@ def test_rope_against_complex_numbers() -> None:
     torch.testing.assert_close(turned(grid).double(), torch.stack(expected), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.fast
 def test_rope_keeps_lengths_and_knows_only_differences_while_vjepa2_does_not() -> None:
     grid = TokenGrid(4, 4, 4)
     for kind, exact in (("rotation", True), ("vjepa2", False)):
@@ -162,6 +171,7 @@ def test_rope_keeps_lengths_and_knows_only_differences_while_vjepa2_does_not() -
         assert bool((products[0] - products[1]).abs() < 1e-5) is exact
 
 
+@pytest.mark.fast
 def test_rope_of_some_tokens_is_part_of_that_of_all() -> None:
     grid, ids = TokenGrid(2, 3, 4), torch.tensor([[0, 5, 23], [1, 2, 3]])
     device = torch.device("cpu")
@@ -169,6 +179,7 @@ def test_rope_of_some_tokens_is_part_of_that_of_all() -> None:
     assert torch.equal(part.turn, whole.turn[0][ids]) and part.mirror is None and part.turn.dtype == torch.float32
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", ["rotation", "vjepa2"])
 def test_real_products_for_compilers_are_the_complex_ones(kind: str, monkeypatch) -> None:
     expected = turned(TokenGrid(2, 3, 4), kind)
@@ -176,6 +187,7 @@ def test_real_products_for_compilers_are_the_complex_ones(kind: str, monkeypatch
     torch.testing.assert_close(turned(TokenGrid(2, 3, 4), kind), expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.fast
 def test_vjepa2_against_its_formula() -> None:
     """Published code: cosines and sines of the frequencies f0 .. fn, f0 .. fn, while (a, b) pairs with (-b, a) as neighbours."""
     place, head = 5, torch.randn(20, generator=torch.Generator().manual_seed(3))
@@ -186,6 +198,7 @@ def test_vjepa2_against_its_formula() -> None:
     torch.testing.assert_close(turned(TokenGrid(6, 1, 1), "vjepa2")[place, :6], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.fast
 def test_rope_scaled_to_a_square_sees_the_same_corners_at_every_size() -> None:
     small_grid, large = turned(TokenGrid(2, 4, 4), square=16).view(2, 4, 4, -1), turned(TokenGrid(2, 7, 9), square=16).view(2, 7, 9, -1)
     for corner in ((1, 0, -1), (0, -1, -1)):
@@ -194,6 +207,7 @@ def test_rope_scaled_to_a_square_sees_the_same_corners_at_every_size() -> None:
     torch.testing.assert_close(plain[1, 15, 0], small_grid[1, 3, 0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.fast
 def test_swiglu_against_its_formula_and_its_size() -> None:
     mlp = SwiGlu(24, 96)
     tokens = torch.randn(2, 5, 24)
@@ -204,6 +218,7 @@ def test_swiglu_against_its_formula_and_its_size() -> None:
     assert SwiGlu(24, 100).fc1.out_features == 72  # two thirds of 100, rounded up to 8s
 
 
+@pytest.mark.fast
 def test_explicit_attention_of_bf16_is_the_fused_one_within_its_error() -> None:
     query, key, value = torch.randn(3, 2, 4, 30, 16).unbind(0)
     exact = nn.functional.scaled_dot_product_attention(query, key, value)
@@ -212,6 +227,7 @@ def test_explicit_attention_of_bf16_is_the_fused_one_within_its_error() -> None:
     assert rounded.dtype == torch.bfloat16 and (rounded.float() - exact).abs().max() < 0.03
 
 
+@pytest.mark.fast
 def test_drop_path_skips_clips_in_training_alone_and_keeps_the_mean() -> None:
     block = Block(config.Encoder(width=24, depth=1, heads=2), drop_path=0.5)
     tokens = torch.randn(1, 3, 24).expand(4000, -1, -1)
@@ -228,6 +244,7 @@ def test_drop_path_skips_clips_in_training_alone_and_keeps_the_mean() -> None:
     assert depths == pytest.approx([0, 0.1, 0.2])
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("recompute", ["mlp", "block"])
 def test_recomputation_changes_no_gradient(recompute: str) -> None:
     video = torch.randn(2, 3, 4, 8, 8)
@@ -242,6 +259,7 @@ def test_recomputation_changes_no_gradient(recompute: str) -> None:
         torch.testing.assert_close(again, plain)
 
 
+@pytest.mark.fast
 def test_intermediate_layers_are_normed_features_after_each_block() -> None:
     encoder, video = VisionTransformer(small()), torch.randn(2, 3, 4, 8, 8)
     first, last = encoder.intermediate(video, [0, -1])
@@ -251,6 +269,7 @@ def test_intermediate_layers_are_normed_features_after_each_block() -> None:
         encoder.intermediate(video, [4])
 
 
+@pytest.mark.fast
 def test_four_levels_are_read_at_quarters_of_the_depth_and_the_last_is_the_output() -> None:
     encoder, video = VisionTransformer(small(levels=4, level_norms=True)), torch.randn(2, 3, 4, 8, 8)
     levels = encoder.encode(patchify(video, encoder.model))
@@ -267,6 +286,7 @@ def num_parameters(module: nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
+@pytest.mark.fast
 def test_presets_have_the_published_numbers_of_parameters() -> None:
     published = {"large": 303.9, "huge": 631.6, "giant": 1012.2}
     for preset, shape in config.PRESETS.items():
@@ -278,6 +298,7 @@ def test_presets_have_the_published_numbers_of_parameters() -> None:
         assert num_parameters(encoder) == pytest.approx(published.get(preset, num_parameters(encoder)), abs=0.05)
 
 
+@pytest.mark.fast
 def test_published_predictors_and_ijepa_have_their_numbers_of_parameters() -> None:
     large = config.Encoder.model_validate({"preset": "large"})
     with torch.device("meta"):
@@ -296,6 +317,7 @@ def test_initialisation_is_scaled_down_with_depth_and_stays_so() -> None:
             assert block.mlp.fc1.weight.std().item() == pytest.approx(0.0176, rel=0.03)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("positions", KINDS)
 def test_predictions_do_not_depend_on_the_order_of_context_and_follow_the_targets(positions: str) -> None:
     predictor, grid = Predictor(small(positions=positions), num_masks=2), TokenGrid(2, 2, 2)
@@ -309,6 +331,7 @@ def test_predictions_do_not_depend_on_the_order_of_context_and_follow_the_target
     assert not torch.allclose(predictor(context, context_ids, target_ids, grid, mask_index=1), predictions, atol=1e-3)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 3, 5), (3, 1, 4)])
 def test_predictors_work_on_grids_that_are_not_square(shape: tuple[int, int, int]) -> None:
     grid = TokenGrid(*shape)
@@ -317,6 +340,7 @@ def test_predictors_work_on_grids_that_are_not_square(shape: tuple[int, int, int
         assert predictor(torch.randn(1, 2, 48), ids[:, :2], ids[:, 2:], grid).shape == (1, grid.num_tokens - 2, 48)
 
 
+@pytest.mark.fast
 def test_mlp_predictor_sees_the_mean_of_the_context_and_the_place_of_the_target() -> None:
     predictor, grid = MlpPredictor(small(), num_masks=1), TokenGrid(2, 2, 2)
     context, context_ids, target_ids = torch.randn(2, 3, 48), torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)
@@ -326,6 +350,7 @@ def test_mlp_predictor_sees_the_mean_of_the_context_and_the_place_of_the_target(
     assert not torch.allclose(predictions[:, 0], predictions[:, 1], atol=1e-4)
 
 
+@pytest.mark.fast
 def test_dense_predictions_of_hidden_tokens_are_the_plain_ones() -> None:
     predictor, grid = Predictor(small(levels=4, level_norms=True), num_masks=1, dense=True), TokenGrid(2, 2, 2)
     inputs = torch.randn(2, 3, 4 * 48), torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2), grid
@@ -333,6 +358,7 @@ def test_dense_predictions_of_hidden_tokens_are_the_plain_ones() -> None:
     assert torch.equal(hidden, predictor(*inputs)) and seen.shape == (2, 3, 4 * 48)
 
 
+@pytest.mark.fast
 def test_gather_and_attention_keep_shapes() -> None:
     tokens, ids = torch.arange(12.0).view(1, 6, 2), torch.tensor([[4, 0]])
     assert gather_tokens(tokens, ids).tolist() == [[[8, 9], [0, 1]]]

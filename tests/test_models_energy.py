@@ -11,7 +11,6 @@ from vjepa import config
 from vjepa.models.encoder import patchify
 from vjepa.models.energy import Energy, EnergyNorm, EnergyTransformer
 
-pytestmark = pytest.mark.fast
 SIZE = (4, 16, 24)
 
 

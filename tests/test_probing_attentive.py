@@ -11,7 +11,6 @@ from vjepa.counter_rng import generator
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
 from vjepa.probing import attentive, sweep
 
-pytestmark = pytest.mark.fast
 CPU = torch.device("cpu")
 WIDTH, HEADS, CLASSES = 24, 4, 3
 GRID = sweep.Grid((3e-3, 1e-3), (0.01, 0.4), epochs=3, batch=8, seed=5)

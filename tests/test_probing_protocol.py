@@ -15,7 +15,6 @@ from vjepa.probing.protocol import Examples, Method, answer
 from vjepa.probing.store import Bank, Recipe, Store
 from vjepa.records import ClipBatch, TokenGrid
 
-pytestmark = pytest.mark.fast
 NUM = 240
 METHODS = {
     "knn": Method("knn"),

@@ -13,8 +13,6 @@ from vjepa.errors import UserError
 from vjepa.probing import pictures, scores
 from vjepa.records import ClipBatch
 
-pytestmark = pytest.mark.fast
-
 NAMES = [f"class {i}" for i in range(8)]
 
 
@@ -28,6 +26,7 @@ def answers():
     return probabilities, [NAMES[i] for i in truth], np.arange(1000, 1300)
 
 
+@pytest.mark.fast
 def test_shares_and_confusions_agree_with_scikit_learn(answers):
     probabilities, truth, clip_ids = answers
     found = scores.score(probabilities, NAMES, truth, clip_ids)
@@ -41,6 +40,7 @@ def test_shares_and_confusions_agree_with_scikit_learn(answers):
     assert sum(one.num for one in found.per_class) == found.num_clips == 300
 
 
+@pytest.mark.fast
 def test_recall_at_k_agrees_with_a_plain_twin(answers):
     probabilities, truth, _ = answers
     probabilities = probabilities.round(1)  # many ties
@@ -55,6 +55,7 @@ def test_recall_at_k_agrees_with_a_plain_twin(answers):
     )
 
 
+@pytest.mark.fast
 def test_worst_are_the_most_confident_mistakes(answers):
     probabilities, truth, clip_ids = answers
     worst = scores.score(probabilities, NAMES, truth, clip_ids).worst
@@ -67,12 +68,14 @@ def test_worst_are_the_most_confident_mistakes(answers):
     assert [(one.clip_id, one.truth, one.predicted, one.probability, one.confidence) for one in worst] == expected
 
 
+@pytest.mark.fast
 def test_top_five_is_not_reported_where_it_says_nothing(answers):
     probabilities, _, clip_ids = answers
     found = scores.score(probabilities[:, :5], NAMES[:5], ["class 1"] * 300, clip_ids)
     assert found.top5 is None and found.to_dict()["top5"] is None
 
 
+@pytest.mark.fast
 def test_a_class_that_was_never_learned_is_a_mistake_wherever_it_occurs():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     found = scores.score(probabilities, ["a", "b"], ["a", "b", "c"], [7, 8, 9])
@@ -83,12 +86,14 @@ def test_a_class_that_was_never_learned_is_a_mistake_wherever_it_occurs():
     assert found.worst == (scores.Mistake(9, "c", "a", 0.0, 0.6),)
 
 
+@pytest.mark.fast
 def test_a_class_without_clips_has_no_recall_and_does_not_count():
     found = scores.score(np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"], ["a", "a"], [0, 1])
     assert found.per_class[1] == scores.ClassScore("b", 0, None, None)
     assert found.mean_class.value == 1
 
 
+@pytest.mark.fast
 def test_the_report_is_json(answers):
     found = scores.score(*answers[:1], NAMES, *answers[1:], groups=["x", None] * 150)
     report = json.loads(json.dumps(found.to_dict()))
@@ -96,6 +101,7 @@ def test_the_report_is_json(answers):
     assert report["num_groups"] == 151 and report["confusion"] == found.confusion.tolist()
 
 
+@pytest.mark.fast
 def test_intervals_are_those_of_a_plain_bootstrap(answers):
     probabilities, truth, clip_ids = answers
     found = scores.score(probabilities, NAMES, truth, clip_ids)
@@ -108,6 +114,7 @@ def test_intervals_are_those_of_a_plain_bootstrap(answers):
     assert (found.mean_class.low, found.mean_class.high) == pytest.approx(np.quantile(mean_class, (0.025, 0.975)), abs=0.02)
 
 
+@pytest.mark.fast
 def test_groups_are_drawn_whole(answers):
     probabilities, truth, clip_ids = answers
     alone = scores.score(probabilities, NAMES, truth, clip_ids, groups=[str(i) for i in range(300)])
@@ -122,6 +129,7 @@ def test_groups_are_drawn_whole(answers):
     assert width["apart"] < width["clips"] / 2.5
 
 
+@pytest.mark.fast
 def test_groups_against_a_plain_twin(answers):
     probabilities, truth, clip_ids = answers
     groups = np.random.default_rng(2).integers(12, size=300)
@@ -133,6 +141,7 @@ def test_groups_against_a_plain_twin(answers):
     assert found.num_groups == 12
 
 
+@pytest.mark.fast
 def test_no_spread_is_no_certainty():
     sure = np.tile([1.0, 0.0], (20, 1))
     all_right = scores.score(sure, ["a", "b"], ["a"] * 20, range(20)).top1
@@ -141,6 +150,7 @@ def test_no_spread_is_no_certainty():
     assert one_group.value == 0.5 and one_group.low < 0.1 and one_group.high > 0.9
 
 
+@pytest.mark.fast
 def test_an_interval_covers_the_true_share_as_often_as_it_says():
     hits = np.random.default_rng(3).random((400, 120)) < 0.7
     covered = 0
@@ -150,12 +160,14 @@ def test_an_interval_covers_the_true_share_as_often_as_it_says():
     assert 0.91 <= covered / 400 <= 0.98
 
 
+@pytest.mark.fast
 def test_same_seed_same_interval(answers):
     probabilities, truth, clip_ids = answers
     first, again, other = (scores.score(probabilities, NAMES, truth, clip_ids, seed=seed).top1 for seed in (0, 0, 1))
     assert first == again != other
 
 
+@pytest.mark.fast
 def test_ten_thousand_clips_take_well_under_a_second():
     rng = np.random.default_rng(0)
     probabilities, truth = rng.random((10_000, 50)), [str(i) for i in rng.integers(50, size=10_000)]
@@ -184,6 +196,7 @@ def test_pictures_are_drawn_of_few_and_many_classes(tmp_path, num_classes):
         assert (picture[-2:] == 255).all() and (picture[:, -2:] == 255).all()  # nothing is cut off
 
 
+@pytest.mark.fast
 def test_what_cannot_be_scored_is_refused(answers):
     probabilities, truth, clip_ids = answers
     with pytest.raises(UserError, match="NaN or infinity"):

@@ -13,7 +13,6 @@ from vjepa.training.flops import step_flops
 BLOCKS = {"kind": "multiblock", "num_blocks": 2, "spatial_scale": [0.4, 0.4]}
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("model", "masks", "objective", "num_frames"),
     [
