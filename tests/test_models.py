@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from vjepa import config
 from vjepa.jepa import Jepa
+from vjepa.models import layers
 from vjepa.models.encoder import PatchEmbed, VisionTransformer, patchify
 from vjepa.models.layers import Attention, Block, SwiGlu, attend, gather_tokens
 from vjepa.models.positions import SinCos, resize_table, rotation
@@ -225,6 +227,37 @@ def test_explicit_attention_of_bf16_is_the_fused_one_within_its_error() -> None:
     torch.testing.assert_close(attend(query, key, value), exact)
     rounded = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
     assert rounded.dtype == torch.bfloat16 and (rounded.float() - exact).abs().max() < 0.03
+
+
+@pytest.mark.fast
+def test_attention_on_a_cpu_keeps_no_more_weights_than_its_limit(monkeypatch) -> None:
+    parts = [part.requires_grad_() for part in torch.randn(3, 2, 4, 30, 16).bfloat16().unbind(0)]
+
+    def kept() -> bool:
+        sizes: list = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
+            attend(*parts)
+        return max(sizes) == 2 * 4 * 30 * 30
+
+    assert kept()
+    monkeypatch.setattr(layers, "MOST_WEIGHTS", 2 * 2 * 4 * 30 * 30 - 1)
+    assert not kept()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("positions", ["rope", "sincos"])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_sets_of_tokens_in_one_pass_are_as_in_passes_of_their_own(positions: str, levels: int) -> None:
+    model = small(positions=positions, levels=levels, level_norms=levels == 4)
+    encoder = VisionTransformer(model)
+    patches = patchify(torch.randn(2, 3, 4, 8, 8), model)
+    sets = [torch.tensor([[0, 2, 5], [1, 2, 3]]), torch.tensor([[1, 3, 4, 6, 7], [0, 4, 5, 6, 7]])]
+    alone = [encoder.encode(patches, ids) for ids in sets]
+    for together, own in zip(encoder.encode_sets(patches, sets), alone, strict=True):
+        torch.testing.assert_close(together, own, atol=1e-5, rtol=1e-5)
+    pixels = patches.pixels.scatter(1, sets[0].unsqueeze(-1).expand(-1, -1, patches.pixels.shape[-1]), torch.nan)
+    first, second = encoder.encode_sets(replace(patches, pixels=pixels), sets)
+    assert first.isnan().all() and not second.isnan().any()
 
 
 @pytest.mark.fast

@@ -60,8 +60,8 @@ class Jepa(nn.Module):
         targets = self.targets(patches, target_encoder) if self.objective.predicts else None
         terms: dict[str, list[Tensor]] = {}
         pooled = []
-        for index, mask in enumerate(masks):
-            context = self.encoder.encode(patches, mask.context_ids)
+        contexts = self.encoder.encode_sets(patches, [mask.context_ids for mask in masks])
+        for index, (mask, context) in enumerate(zip(masks, contexts, strict=True)):
             pooled.append(context.mean(dim=1))
             if targets is not None:
                 for name, term in self._prediction_terms(patches.grid, context, targets, mask, index).items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa import config
-from vjepa.models.layers import LayerNorm, gather_tokens, initialise, make_blocks, small_normal
+from vjepa.models.layers import LayerNorm, Sets, gather_tokens, initialise, make_blocks, small_normal
 from vjepa.models.positions import Rotation, SinCos, rotation
 from vjepa.records import TokenGrid
 
@@ -104,8 +104,11 @@ class Encoder(nn.Module):
 
     def encode(self, patches: Patches, ids: Tensor | None = None) -> Tensor:
         """Features of all tokens or of `ids` [B, K] for prediction: [B, K, levels * D], the last level last."""
-        depths = self.level_depths if self.model.levels > 1 else self.level_depths[-1:]
-        return torch.cat(self._run(patches, ids, depths), dim=-1)
+        return torch.cat(self._run(patches, ids, self._prediction_depths), dim=-1)
+
+    def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`encode` of each of several sets of ids, [B, K_i] -> [B, K_i, levels * D]; no set has influence on another."""
+        return [self.encode(patches, ids) for ids in sets]
 
     def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
         """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), as they are at the end, normed.
@@ -120,6 +123,10 @@ class Encoder(nn.Module):
     def level_depths(self) -> list[int]:
         """The blocks after which a level is read: the last alone."""
         return [self.depth - 1]
+
+    @property
+    def _prediction_depths(self) -> list[int]:
+        return self.level_depths if self.model.levels > 1 else self.level_depths[-1:]
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
         """Features of the tokens `ids` [B, K], or of all, after each of the blocks `depths`: [B, K, D] each."""
@@ -173,11 +180,17 @@ class VisionTransformer(PatchEncoder):
             return super().level_depths
         return [11, 23, 37, 47] if self.depth == 48 else [(quarter * self.depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
 
-    def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
+    def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
+        """In one pass: all but attention treats each token by itself, and larger products run nearer to the peak (RESULTS.md)."""
+        sizes = tuple(ids.shape[1] for ids in sets)
+        features = self._run(patches, torch.cat(list(sets), dim=1), self._prediction_depths, sizes)
+        return torch.split_with_sizes(torch.cat(features, dim=-1), sizes, dim=1)
+
+    def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int], sizes: Sets = None) -> list[Tensor]:
         tokens, rotate = self._embed(patches, ids), self._rotation(patches, ids)
         features = {}
         for depth, block in enumerate(self.blocks):
-            tokens = block(tokens, rotate)
+            tokens = block(tokens, rotate, sizes)
             if depth in depths:
                 features[depth] = self._norm(depth)(tokens)
         return [features[depth] for depth in depths]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, TypeAlias
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -10,6 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vjepa import config
 from vjepa.models.positions import Rotation
+
+# How many tokens each set has where several lie one after the other along K, each of which attends within itself; None: one set.
+Sets: TypeAlias = tuple[int, ...] | None
+# Bytes of attention weights, kept for the backward pass, above which the fused kernel, which keeps none, is used on every device.
+MOST_WEIGHTS: Final = 1 << 28
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -21,13 +28,14 @@ class LayerNorm(nn.LayerNorm):
     """[B, K, D] -> [B, K, D], in the dtype of the input under autocast too; mean and deviation are fp32 inside the kernel anyhow.
 
     On a GPU, autocast would copy the input to fp32 and the output back: five times the memory traffic, and an fp32 copy kept for the backward pass.
+    A CPU's kernel takes fp32 weights as they are.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(tokens.device.type):
+        if tokens.device.type == "cpu" or not torch.is_autocast_enabled(tokens.device.type):
             return super().forward(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
@@ -40,14 +48,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward (RESULTS.md);
     everywhere else the fused one is the faster and needs no K x K matrix.
     """
-    if query.device.type == "cpu" and query.dtype is torch.bfloat16:
+    num_bytes = query.element_size() * query[..., 0].numel() * key.shape[-2]
+    if query.device.type == "cpu" and query.dtype is torch.bfloat16 and num_bytes <= MOST_WEIGHTS:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         return scores.softmax(dim=-1) @ value  # type: ignore[no-any-return]
     return functional.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens given; [B, K, D] -> [B, K, D]."""
+    """Multi-head self-attention over all tokens given, or within each of several sets of them; [B, K, D] -> [B, K, D]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,13 +64,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, rotate: Rotation | None) -> Tensor:
+    def forward(self, tokens: Tensor, rotate: Rotation | None, sizes: Sets = None) -> Tensor:
         """b k (3 h d) -> b k (h d)"""
-        query, key, value = rearrange(self.qkv(tokens), "b k (three h d) -> three b k h d", three=3, h=self.heads).unbind(0)
+        heads = rearrange(self.qkv(tokens), "b k (n d) -> b k n d", n=3 * self.heads)
+        query_key, value = heads.split([2 * self.heads, self.heads], dim=2)
         if rotate is not None:
-            query, key = rotate(query), rotate(key)
-        mixed = attend(*(rearrange(part, "b k h d -> b h k d") for part in (query, key, value)))
-        return self.proj(rearrange(mixed, "b h k d -> b k (h d)"))  # type: ignore[no-any-return]
+            query_key = rotate(query_key)
+        whole = [tokens.shape[1]] if sizes is None else list(sizes)
+        mixed = [self._mix(*parts) for parts in zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)]
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))  # type: ignore[no-any-return]
+
+    def _mix(self, query_key: Tensor, value: Tensor) -> Tensor:
+        """b k (2 h) d, b k h d -> b k (h d)"""
+        query, key = rearrange(query_key, "b k (two h) d -> two b h k d", two=2).unbind(0)
+        return rearrange(attend(query, key, rearrange(value, "b k h d -> b h k d")), "b h k d -> b k (h d)")
 
 
 class Mlp(nn.Module):
@@ -112,13 +128,13 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.recompute = shape.recompute
 
-    def forward(self, tokens: Tensor, rotate: Rotation | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, rotate: Rotation | None = None, sizes: Sets = None) -> Tensor:
         if self.recompute == "block" and torch.is_grad_enabled():
-            return checkpoint(self._forward, tokens, rotate, use_reentrant=False)
-        return self._forward(tokens, rotate)
+            return checkpoint(self._forward, tokens, rotate, sizes, use_reentrant=False)
+        return self._forward(tokens, rotate, sizes)
 
-    def _forward(self, tokens: Tensor, rotate: Rotation | None) -> Tensor:
-        tokens = tokens + self._skip(self.attn(self.norm1(tokens), rotate))
+    def _forward(self, tokens: Tensor, rotate: Rotation | None, sizes: Sets) -> Tensor:
+        tokens = tokens + self._skip(self.attn(self.norm1(tokens), rotate, sizes))
         return tokens + self._skip(self._mlp(self.norm2(tokens)))
 
     def _mlp(self, tokens: Tensor) -> Tensor:
