@@ -48,12 +48,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward (RESULTS.md);
     everywhere else the fused one is the faster and needs no K x K matrix.
     """
-    shape = query.shape[:2]
+    num_heads = query.shape[1]
     num_bytes = query.element_size() * query[..., 0].numel() * key.shape[-2]
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and num_bytes <= MOST_WEIGHTS:
-        query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # copied once, as products want them
+        query, key, value = (rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value))  # copied once, as products want them
         weights = torch.bmm(query * query.shape[-1] ** -0.5, key.mT).softmax(dim=-1)
-        return torch.bmm(weights, value).unflatten(0, shape)
+        return rearrange(torch.bmm(weights, value), "(b h) k d -> b h k d", h=num_heads)
     return functional.scaled_dot_product_attention(query, key, value)
 
 
