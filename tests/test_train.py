@@ -193,6 +193,16 @@ def test_images_train_with_the_same_command(images) -> None:
     assert summary is not None and np.isfinite(summary["final_loss"])
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_steps_give_the_losses_of_plain_ones(clips) -> None:
+    """Two mask sets of different sizes, in one pass of the context encoder."""
+    masks = [{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)]
+    plain, compiled = (settings(clips, name, run={"compile": name == "compiled"}, masks=masks) for name in ("plain", "compiled"))
+    train(plain)
+    train(compiled)
+    assert losses(compiled.run.dir) == pytest.approx(losses(plain.run.dir), rel=1e-5)
+
+
 @pytest.fixture
 def mix(images) -> dict:
     """The section `data` of a run that takes every other step on images, in batches of 6."""

@@ -184,6 +184,17 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
     assert device.pick(config.Run(device="cpu", precision="bf16")) == (torch.device("cpu"), torch.bfloat16)
 
 
+def test_compiling_without_a_compiler_is_an_error(monkeypatch) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    device.require_compiler(torch.device("cuda"))
+    with pytest.raises(UserError, match=r"run\.compile: torch\.compile needs a compiler, and .*g\+\+ is not found"):
+        device.require_compiler(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "clang")
+    device.require_compiler(torch.device("cpu"))
+
+
 @pytest.mark.fast
 def test_the_shadow_is_the_rounded_average_and_follows_it() -> None:
     model = build(settings())
@@ -200,12 +211,12 @@ def test_the_shadow_is_the_rounded_average_and_follows_it() -> None:
     assert ema.Shadow(model.target_encoder, torch.float32).encoder is model.target_encoder
 
 
-@pytest.mark.fast
 def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
     """The fast path of CPUs (explicit attention, shadow of the target encoder, autocast) against the plain one, over several updates."""
     losses = {}
+    networks = {"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 4}, "predictor": {"width": 24, "depth": 1, "heads": 2}}
     for dtype in (torch.float32, torch.bfloat16):
-        plan = settings(model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 4}, "predictor": {"width": 24, "depth": 1, "heads": 2}})
+        plan = settings(model=networks, masks=[{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)])
         model = build(plan)
         step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), dtype, 8)
         clips = torch.randint(256, (4, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

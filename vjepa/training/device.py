@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 from typing import Final
 
@@ -30,6 +31,14 @@ def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
         keep_freed_memory()
     fast = run.precision == "bf16" or (run.precision == "auto" and bf16_is_fast(device))
     return device, torch.bfloat16 if fast else torch.float32
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises UserError where `torch.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a GPU."""
+    variable, names = ("CC", ["gcc", "clang"]) if device.type == "cuda" else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    names = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(shutil.which(name) for name in names):
+        raise UserError(f"run.compile: torch.compile needs a compiler, and {' or '.join(names)} is not found; install it or use run.compile=false")
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -110,9 +111,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the code, where it runs from a checkout."""
+    """The commit of the code, where it runs from a checkout on a machine that has git."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
