@@ -169,6 +169,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_a_machine_without_git_trains_and_names_no_commit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    folder = run_log.open_run(settings(run={"dir": str(tmp_path / "run")}))
+    assert json.loads((folder / "environment.json").read_text())["commit"] is None
+
+
 def test_log_drops_what_came_after_the_checkpoint_and_a_torn_line(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n{"step": 3')
     log = run_log.RunLog(tmp_path, first_step=10)
