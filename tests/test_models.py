@@ -374,6 +374,15 @@ def test_predictors_work_on_grids_that_are_not_square(shape: tuple[int, int, int
 
 
 @pytest.mark.fast
+def test_an_mlp_predictor_has_no_heads_that_must_divide_its_width() -> None:
+    with pytest.raises(ValueError, match="12 heads do not divide a width of 100"):
+        config.Predictor(width=100)
+    model = small(positions="rope", predictor=config.Predictor(kind="mlp", width=9, depth=1))
+    ids = torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)
+    assert MlpPredictor(model, 1)(torch.randn(2, 3, 48), *ids, TokenGrid(2, 2, 2)).shape == (2, 4, 48)
+
+
+@pytest.mark.fast
 def test_mlp_predictor_sees_the_mean_of_the_context_and_the_place_of_the_target() -> None:
     predictor, grid = MlpPredictor(small(), num_masks=1), TokenGrid(2, 2, 2)
     context, context_ids, target_ids = torch.randn(2, 3, 48), torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)

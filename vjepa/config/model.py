@@ -48,9 +48,14 @@ class Transformer(Section):
     drop_path: float = Field(0.0, ge=0, lt=1, description="chance that a clip skips the last block in training; it rises linearly with depth")
     recompute: Literal["none", "mlp", "block"] = Field("none", description="what the backward pass computes again rather than keep (activation checkpointing)")
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether it attends at all."""
+        return True
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.width % self.heads:
+        if self.has_heads and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
         return self
 
@@ -81,6 +86,11 @@ class Predictor(Transformer):
     heads: int = Field(12, ge=1, description="attention heads; they divide the width")
     mask_tokens: int | None = Field(None, ge=1, description="learned mask tokens; null: one per mask set")
     out_width: int | None = Field(None, ge=1, description="features of a prediction; null: the width of the encoder (distilled V-JEPA 2.1: the teacher's)")
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether it attends at all: an MLP predicts each target by itself."""
+        return self.kind == "transformer"
 
 
 class Model(Section):
@@ -139,7 +149,7 @@ class Model(Section):
         rotated = {"predictor": self.predictor} | ({"encoder": self.encoder} if self.backbone == "vit" else {})
         for name, shape in rotated.items():
             head_width = shape.width // shape.heads
-            if self.positions == "rope" and (head_width < 6 or head_width % 2):
+            if self.positions == "rope" and shape.has_heads and (head_width < 6 or head_width % 2):
                 raise ValueError(f"{name}.heads: heads of {head_width} features cannot be rotated along 3 axes; an even number, 6 or more, can")
         return self
 
