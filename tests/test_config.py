@@ -115,6 +115,7 @@ NEXT_TO = {
         ("optim.lr=0", "optim.lr: Input should be greater than 0, got 0"),
         ("optim.epochs=3", "optim.total_steps: give either total_steps or epochs"),
         ("run.precision=fp16", "run.precision: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
+        ("model.predictor={kind: mlp, drop_path: .1}", "model.predictor.drop_path: kind: mlp has none, only transformer"),
         ("model.encoder.heads=5", "model.encoder.heads: 5 heads do not divide a width of 192"),
         ("data.crop_px=33", "data.crop_px: 33 px is not a whole number of patches of model.patch_px=16"),
         ("data.num_frames=7", "data.num_frames: 7 is not a whole number of tubelets"),

@@ -92,6 +92,13 @@ class Predictor(Transformer):
         """Whether it attends at all: an MLP predicts each target by itself."""
         return self.kind == "transformer"
 
+    @model_validator(mode="after")
+    def _of_kind(self) -> Self:
+        for name in ("mlp", "drop_path", "recompute") if self.kind == "mlp" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: kind: mlp has none, only transformer; leave it out")
+        return self
+
 
 class Model(Section):
     """The networks. The target encoder has the shape of the context encoder."""
