@@ -194,11 +194,13 @@ def test_compiling_without_a_compiler_is_an_error(monkeypatch) -> None:
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
-    device.require_compiler(torch.device("cuda"))
+    compiled = config.Run(compile=True)
+    device.check_compiler(compiled, torch.device("cuda"))
+    device.check_compiler(config.Run(), torch.device("cpu"))
     with pytest.raises(UserError, match=r"run\.compile: torch\.compile needs a compiler, and .*g\+\+ is not found"):
-        device.require_compiler(torch.device("cpu"))
+        device.check_compiler(compiled, torch.device("cpu"))
     monkeypatch.setenv("CXX", "clang")
-    device.require_compiler(torch.device("cpu"))
+    device.check_compiler(compiled, torch.device("cpu"))
 
 
 @pytest.mark.fast

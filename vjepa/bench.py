@@ -35,8 +35,7 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     from vjepa.training import device
 
     where, dtype = device.pick(settings.run)
-    if settings.run.compile:
-        device.require_compiler(where)
+    device.check_compiler(settings.run, where)
     step, flops = training_step(settings, where, dtype)
     data = settings.data
     clips = torch.randint(256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8).to(where)

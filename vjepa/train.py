@@ -82,8 +82,7 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     from vjepa.training import checkpoint, device, run_log
 
     where, dtype = device.pick(settings.run)
-    if settings.run.compile:
-        device.require_compiler(where)
+    device.check_compiler(settings.run, where)
     if settings.data.prepare != "none":
         write_data(settings.data, progress)
     sources = open_sources(settings.data)

@@ -33,11 +33,11 @@ def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
     return device, torch.bfloat16 if fast else torch.float32
 
 
-def require_compiler(device: torch.device) -> None:
-    """Raises UserError where `torch.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a GPU."""
+def check_compiler(run: config.Run, device: torch.device) -> None:
+    """Raises UserError where `run.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a GPU."""
     variable, names = ("CC", ["gcc", "clang"]) if device.type == "cuda" else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
     names = [os.environ[variable]] if os.environ.get(variable) else names
-    if not any(shutil.which(name) for name in names):
+    if run.compile and not any(shutil.which(name) for name in names):
         raise UserError(f"run.compile: torch.compile needs a compiler, and {' or '.join(names)} is not found; install it or use run.compile=false")
 
 
