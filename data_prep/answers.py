@@ -1,4 +1,5 @@
-"""Which files of a scan have their answer: from an interrupted scan, from the index that was there before, or given now.
+"""Which files of a scan have their answer: from an interrupted scan, from the index that was there before, or given
+now.
 
 For each file little more is in memory than its name: the answers lie in the journal.
 """

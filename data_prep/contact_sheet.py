@@ -1,8 +1,8 @@
 """A contact sheet: a few frames of a few clips of an index, in one picture.
 
-The frames are read in a child process with a deadline for each clip, because the index may be older than the files, and a
-decoder may spin for ever in native code. `python -m data_prep.contact_sheet INDEX` is such a child: row numbers on standard
-input, one JSON answer a line on standard output.
+The frames are read in a child process with a deadline for each clip, because the index may be older than the files, and
+a decoder may spin for ever in native code. `python -m data_prep.contact_sheet INDEX` is such a child: row numbers on
+standard input, one JSON answer a line on standard output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FRAME_PX: Final = (200, 150)  # width and height of the box into which a frame i
 MOMENTS: Final = (0.25, 0.5, 0.75)  # of each clip
 _GAP_PX: Final = 6
 _CAPTION_PX: Final = 22
-_WIDTH_PX: Final = len(MOMENTS) * (FRAME_PX[0] + _GAP_PX) + _GAP_PX  # one clip under the other: captions stay readable on a phone
+_WIDTH_PX: Final = (
+    len(MOMENTS) * (FRAME_PX[0] + _GAP_PX) + _GAP_PX
+)  # one clip under the other: captions stay readable on a phone
 _INK: Final = (34, 34, 34)
 _PAPER: Final = (255, 255, 255)
 _BLANK: Final = (232, 232, 232)
@@ -54,7 +56,9 @@ class Sheet:
 
 
 def contact_sheet(index: ClipIndex, rows: Sequence[int], deadline_s: float = DEADLINE_S) -> Sheet:
-    """The sheet of rows, at least one. A clip that cannot be read, or not within `deadline_s`, has its reason in place of frames."""
+    """The sheet of rows, at least one. A clip that cannot be read, or not within `deadline_s`, has its reason in place
+    of frames.
+    """
     clips = tuple(read_clips(index, rows, deadline_s))
     return Sheet(_draw(clips), clips)
 
@@ -90,7 +94,14 @@ class _Child:
     def __init__(self, index: Path) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(place or "." for place in sys.path)}
         command = [sys.executable, "-m", "data_prep.contact_sheet", str(index)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
         self.late = False
         self._answers().readline()
 
@@ -131,7 +142,9 @@ def _read(row: IndexRow) -> dict[str, str]:
 
 
 def _strip(frames: np.ndarray) -> bytes:
-    """uint8 [n, H, W, 3] -> JPEG of the frames side by side, each in a box of FRAME_PX; fewer frames leave their boxes blank."""
+    """uint8 [n, H, W, 3] -> JPEG of the frames side by side, each in a box of FRAME_PX; fewer frames leave their boxes
+    blank.
+    """
     from PIL import Image, ImageOps
 
     strip = Image.new("RGB", (_WIDTH_PX - 2 * _GAP_PX, FRAME_PX[1]), _PAPER)
@@ -159,7 +172,9 @@ def _draw(clips: Sequence[Clip]) -> bytes:
 
 
 def _caption(number: int, row: IndexRow) -> str:
-    facts = f"{row.width}x{row.height}" + ("" if row.decoder == "image" else f"  {row.fps:.4g} fps  {row.end_s - row.start_s:.3g} s")
+    facts = f"{row.width}x{row.height}" + (
+        "" if row.decoder == "image" else f"  {row.fps:.4g} fps  {row.end_s - row.start_s:.3g} s"
+    )
     return f"{number}  {shorten(row.uri.rpartition('/')[2], 44)}  {facts}"
 
 

@@ -1,8 +1,8 @@
 """The demo data set: real H.264 files in which what is shared across space can be learned.
 
-In each video, copies of one handwritten digit (scikit-learn's `load_digits`) move together over a textured background that
-stands still. Two labels: `motion`, one of 8 directions that no single frame tells apart, and `digit`. The splits `train`,
-`selection` and `val` share no digit image; each of `train` makes two videos, each of the others one.
+In each video, copies of one handwritten digit (scikit-learn's `load_digits`) move together over a textured background
+that stands still. Two labels: `motion`, one of 8 directions that no single frame tells apart, and `digit`. The splits
+`train`, `selection` and `val` share no digit image; each of `train` makes two videos, each of the others one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def render(recipe: Recipe, image: np.ndarray, motion: int, video: int) -> np.nda
     """Digit image [8, 8] in 0..1 and a direction 0..7 -> frames uint8 [T, S, S, 3] of video number `video`."""
     rng = generator(recipe.seed, "demo", video)
     side = recipe.side_px
-    background = recipe.brightness + recipe.shade * _texture(3, side, rng) + recipe.grain * _texture(side // 2, side, rng)
+    background = (
+        recipe.brightness + recipe.shade * _texture(3, side, rng) + recipe.grain * _texture(side // 2, side, rng)
+    )
     field = recipe.ink * _scatter(recipe, _enlarge(image, recipe.digit_px), rng)
     angle = math.radians(45 * motion + recipe.wobble_deg * rng.uniform(-1, 1))
     speed_px = rng.uniform(recipe.slowest_px, recipe.fastest_px)
@@ -96,7 +98,9 @@ def _texture(cells: int, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _scatter(recipe: Recipe, digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Copies of `digit` [d, d] at random places of a torus, none over another, as many as find room: [field_px, field_px]."""
+    """Copies of `digit` [d, d] at random places of a torus, none over another, as many as find room: [field_px,
+    field_px].
+    """
     size, digit_px = recipe.field_px, recipe.digit_px
     field, free = np.zeros((size, size)), np.ones((size, size), dtype=bool)
     for _ in range(recipe.num_copies):
@@ -138,7 +142,13 @@ def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         paths = [folder / "videos" / name for name in names]
         hashes = pool.map(_write_video, repeat(recipe), jobs, paths, chunksize=16)
-        return dict(zip(names, progress_bar(hashes, shown=progress, total=len(jobs), desc="demo videos", unit="file"), strict=True))
+        return dict(
+            zip(
+                names,
+                progress_bar(hashes, shown=progress, total=len(jobs), desc="demo videos", unit="file"),
+                strict=True,
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Say what is in a clip index: `python -m data_prep.describe INDEX [--where split=train] [--html page.html]`.
 
-Columns are reduced one at a time where they lie in the mapped index, so that a million rows never become a million objects.
+Columns are reduced one at a time where they lie in the mapped index, so that a million rows never become a million
+objects.
 """
 
 from __future__ import annotations
@@ -39,14 +40,23 @@ _DECODERS: Final = {
 
 
 def describe(index: ClipIndex, where: Sequence[str] = ()) -> Description:
-    """What the rows hold whose columns have the wanted values; `where`: "column=value", values of one column are alternatives.
+    """What the rows hold whose columns have the wanted values; `where`: "column=value", values of one column are
+    alternatives.
 
     Raises UserError for a word that is no column=value, an unknown column, or where no row matches.
     """
     rows = _Rows(index, where)
     parts = [_overview(rows), _failures(rows), _filtered(rows)]
     if rows.num_usable:
-        parts += [_decoders(rows), _quantiles(rows), *_common(rows), _duplicates(rows), _splits(rows), _classes(rows), _other_columns(rows)]
+        parts += [
+            _decoders(rows),
+            _quantiles(rows),
+            *_common(rows),
+            _duplicates(rows),
+            _splits(rows),
+            _classes(rows),
+            _other_columns(rows),
+        ]
     title = f"{index.path}: {_count(rows.num, 'row')}" + (f" with {' '.join(where)}" if where else "")
     warnings = tuple(warning for _, found in parts for warning in found)
     return Description(title, warnings, tuple(table for table, _ in parts if table.rows))
@@ -74,7 +84,9 @@ class _Rows:
         self.failed = kept & ~self.usable & ~self.filtered
         self.num, self.num_usable = int(kept.sum()), int(self.usable.sum())
         if not self.num:
-            raise UserError(f"{index.path}: none of its {len(index)} rows matches {' '.join(where) or 'any clip: it is empty'}")
+            raise UserError(
+                f"{index.path}: none of its {len(index)} rows matches {' '.join(where) or 'any clip: it is empty'}"
+            )
 
     def column(self, name: str, mask: np.ndarray | None = None) -> Any:
         """Column `name` of the rows of a mask over the index, of the usable ones where none is given."""
@@ -140,7 +152,11 @@ def _overview(rows: _Rows) -> _Part:
 
 def _failures(rows: _Rows) -> _Part:
     share = rows.failed.sum() / rows.num
-    warnings = [f"{share:.0%} of the rows are not usable; the reasons are below"] if share > _MANY_FAILURES and rows.num_usable else []
+    warnings = (
+        [f"{share:.0%} of the rows are not usable; the reasons are below"]
+        if share > _MANY_FAILURES and rows.num_usable
+        else []
+    )
     return Table("Not usable, by reason", ("reason", "rows", "such as"), _reasons(rows, rows.failed)), warnings
 
 
@@ -151,7 +167,12 @@ def _filtered(rows: _Rows) -> _Part:
 def _reasons(rows: _Rows, mask: np.ndarray) -> tuple[tuple[str, ...], ...]:
     """Reasons that differ only in their numbers are one, which is shown with the numbers of its first row."""
     numbers, statuses = np.flatnonzero(mask), rows.column("status", mask)
-    kinds = pc.replace_substring_regex(statuses, r"[0-9]+(\.[0-9]+)?", "#").combine_chunks().dictionary_encode().indices.to_numpy()
+    kinds = (
+        pc.replace_substring_regex(statuses, r"[0-9]+(\.[0-9]+)?", "#")
+        .combine_chunks()
+        .dictionary_encode()
+        .indices.to_numpy()
+    )
     counts = Counter(kinds.tolist())
     shown = []
     for kind, count in counts.most_common(_NUM_COMMON):
@@ -168,7 +189,9 @@ def _names(rows: _Rows, numbers: np.ndarray) -> str:
     places = pa.array(numbers[:_NUM_LOOKED_AT])
     uris, offsets = (rows.index.arrow(name).take(places).to_pylist() for name in ("uri", "offset"))
     files = dict.fromkeys(zip(uris, offsets, strict=True))
-    names = [shorten(uri.rpartition("/")[2], 40) + ("" if offset is None else f" at byte {offset}") for uri, offset in files]
+    names = [
+        shorten(uri.rpartition("/")[2], 40) + ("" if offset is None else f" at byte {offset}") for uri, offset in files
+    ]
     more = len(names) > _NUM_NAMED or len(numbers) > _NUM_LOOKED_AT
     return ", ".join(names[:_NUM_NAMED]) + (", ..." if more else "")
 
@@ -188,7 +211,11 @@ def _quantiles(rows: _Rows) -> _Part:
         "black frames, share": _numbers(rows.column("black_ratio")),
         "frozen frames, share": _numbers(rows.column("frozen_ratio")),
     }
-    shown = tuple((name, *(f"{value:.4g}" for value in np.quantile(values, list(_QUANTILES.values())))) for name, values in measured.items() if len(values))
+    shown = tuple(
+        (name, *(f"{value:.4g}" for value in np.quantile(values, list(_QUANTILES.values()))))
+        for name, values in measured.items()
+        if len(values)
+    )
     return Table("Usable clips, quantiles", ("", *_QUANTILES), shown), []
 
 
@@ -199,14 +226,23 @@ def _common(rows: _Rows) -> list[_Part]:
     odd = [
         ("variable frame rate", num_variable),
         ("rotated by the player", pc.sum(pc.greater(rows.column("rotation"), 0)).as_py() or 0),
-        ("pixels not square", pc.sum(pc.greater(pc.abs(pc.subtract(rows.column("sample_aspect"), 1.0)), 1e-3)).as_py() or 0),
+        (
+            "pixels not square",
+            pc.sum(pc.greater(pc.abs(pc.subtract(rows.column("sample_aspect"), 1.0)), 1e-3)).as_py() or 0,
+        ),
         ("more than 8 bits a sample", int((depth > 8).sum())),
         ("clips that begin inside of their file", pc.sum(pc.greater(rows.column("first_frame"), 0)).as_py() or 0),
         ("in shards", rows.num_usable - rows.column("offset").null_count),
     ]
-    stored = Table("Handled while reading", ("", "clips", ""), tuple((name, f"{num:,}", f"{num / rows.num_usable:.1%}") for name, num in odd if num))
+    stored = Table(
+        "Handled while reading",
+        ("", "clips", ""),
+        tuple((name, f"{num:,}", f"{num / rows.num_usable:.1%}") for name, num in odd if num),
+    )
     rates = pc.round(rows.column("fps", rows.moving), 2)
-    sizes = pc.binary_join_element_wise(pc.cast(rows.column("width"), pa.string()), pc.cast(rows.column("height"), pa.string()), "x")
+    sizes = pc.binary_join_element_wise(
+        pc.cast(rows.column("width"), pa.string()), pc.cast(rows.column("height"), pa.string()), "x"
+    )
     tables = [
         _most_common("Rates, fps", rates),
         _most_common("Sizes, px (upright, square pixels)", sizes),
@@ -220,11 +256,16 @@ def _common(rows: _Rows) -> list[_Part]:
 def _most_common(title: str, column: Any, header: tuple[str, ...] = ("", "clips", "")) -> Table:
     """The values of a column by number of clips, with their shares where the header has a place for them."""
     counts = _counts(column.drop_null())
-    shown = [(f"{value:g}" if isinstance(value, float) else str(value), count) for value, count in counts.most_common(_NUM_COMMON)]
+    shown = [
+        (f"{value:g}" if isinstance(value, float) else str(value), count)
+        for value, count in counts.most_common(_NUM_COMMON)
+    ]
     rest = counts.total() - sum(count for _, count in shown)
     if rest:
         shown.append((f"{len(counts) - len(shown):,} others", rest))
-    return Table(title, header, tuple((name, f"{count:,}", f"{count / len(column):.1%}")[: len(header)] for name, count in shown))
+    return Table(
+        title, header, tuple((name, f"{count:,}", f"{count / len(column):.1%}")[: len(header)] for name, count in shown)
+    )
 
 
 def _counts(column: Any) -> Counter[Any]:
@@ -236,10 +277,14 @@ def _counts(column: Any) -> Counter[Any]:
 
 def _decoders(rows: _Rows) -> _Part:
     counts = _counts(rows.column("decoder").drop_null())
-    shown = tuple((f"{name}: {_DECODERS.get(name, 'unknown')}", f"{count:,}", f"{count / rows.num_usable:.1%}") for name, count in counts.most_common())
+    shown = tuple(
+        (f"{name}: {_DECODERS.get(name, 'unknown')}", f"{count:,}", f"{count / rows.num_usable:.1%}")
+        for name, count in counts.most_common()
+    )
     slow = np.flatnonzero(_and(rows.usable, pc.equal(rows.index.arrow("decoder"), _SLOW_DECODER)))
     warning = (
-        f"{_count(len(slow), 'usable clip')} ({len(slow) / rows.num_usable:.0%}) can only be decoded in order from the start of the file, which is slow: "
+        f"{_count(len(slow), 'usable clip')} ({len(slow) / rows.num_usable:.0%}) can only be decoded in order "
+        "from the start of the file, which is slow: "
         f"make copies that read fast with `python -m data_prep.transcode` ({_names(rows, slow)})"
     )
     return Table("Decoders", ("", "clips", ""), shown), [warning] if len(slow) else []
@@ -247,10 +292,14 @@ def _decoders(rows: _Rows) -> _Part:
 
 def _duplicates(rows: _Rows) -> _Part:
     copies = _and(rows.usable, rows.index.arrow("duplicate_of").is_valid())
-    originals = _most_common("Duplicates: files with the same content", rows.column("duplicate_of", copies), ("first file", "copies"))
+    originals = _most_common(
+        "Duplicates: files with the same content", rows.column("duplicate_of", copies), ("first file", "copies")
+    )
     num = int(copies.sum())
     are = "is of a file" if num == 1 else "are of files"
-    return originals, [f"{_count(num, 'usable clip')} {are} with the same content as another file, so it counts more than once"] if num else []
+    return originals, [
+        f"{_count(num, 'usable clip')} {are} with the same content as another file, so it counts more than once"
+    ] if num else []
 
 
 def _splits(rows: _Rows) -> _Part:
@@ -266,9 +315,20 @@ def _splits(rows: _Rows) -> _Part:
         labels = pc.unique(part["label"].drop_null())
         num_unseen = pc.sum(pc.invert(pc.is_in(labels, value_set=learned))).as_py() or 0
         duration = _duration(pc.sum(pc.subtract(video["end_s"], video["start_s"])).as_py() or 0.0)
-        shown.append((split, f"{count:,}", duration, f"{len(labels):,}", f"{num_unseen:,}" if len(learned) and split != "train" else ""))
+        shown.append(
+            (
+                split,
+                f"{count:,}",
+                duration,
+                f"{len(labels):,}",
+                f"{num_unseen:,}" if len(learned) and split != "train" else "",
+            )
+        )
     header = ("split", "clips", "duration", "classes", "not in train")
-    return Table("Splits", header, tuple(shown)), [*_leaks(rows, "group", "group"), *_leaks(rows, "content_hash", "file content")]
+    return Table("Splits", header, tuple(shown)), [
+        *_leaks(rows, "group", "group"),
+        *_leaks(rows, "content_hash", "file content"),
+    ]
 
 
 def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
@@ -280,7 +340,10 @@ def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
         return []
     lying = np.flatnonzero(_and(rows.usable, pc.is_in(rows.index.arrow(name), value_set=found.combine_chunks())))
     same = f"{len(found):,} {noun}s lie" if len(found) > 1 else f"1 {noun} lies"
-    return [f"{same} in more than one split, so a split holds what another one has seen; clips of them: {_names(rows, lying)}"]
+    return [
+        f"{same} in more than one split, so a split holds what another one has seen; clips of them: "
+        f"{_names(rows, lying)}"
+    ]
 
 
 def _classes(rows: _Rows) -> _Part:
@@ -299,8 +362,13 @@ def _classes(rows: _Rows) -> _Part:
     notes += [f"{_count(num_without, 'usable clip')} without a label"] if num_without else []
     few = [label for label, count in reversed(order) if count < _FEW]
     named = ", ".join(shorten(label, 40) for label in few[:_NUM_NAMED]) + (", ..." if len(few) > _NUM_NAMED else "")
-    warnings = [f"{_count(len(few), 'class', 'classes')} with fewer than {_FEW} usable clips, too few to learn from some and measure on others: {named}"]
-    return Table("Classes, by number of usable clips", ("label", "clips", ""), tuple(shown), tuple(notes)), warnings if few else []
+    warnings = [
+        f"{_count(len(few), 'class', 'classes')} with fewer than {_FEW} usable clips, too few to learn from "
+        f"some and measure on others: {named}"
+    ]
+    return Table(
+        "Classes, by number of usable clips", ("label", "clips", ""), tuple(shown), tuple(notes)
+    ), warnings if few else []
 
 
 def _other_columns(rows: _Rows) -> _Part:
@@ -309,7 +377,10 @@ def _other_columns(rows: _Rows) -> _Part:
     for name in ("group", *(name for name in rows.index.names if name not in SCHEMA.names)):
         column = rows.column(name)
         if column.null_count < len(column):
-            common = ", ".join(f"{shorten(value, 24)} ({count:,})" for value, count in _counts(column.drop_null()).most_common(_NUM_NAMED))
+            common = ", ".join(
+                f"{shorten(value, 24)} ({count:,})"
+                for value, count in _counts(column.drop_null()).most_common(_NUM_NAMED)
+            )
             shown.append((name, f"{pc.count_distinct(column).as_py():,}", f"{column.null_count:,}", common))
     return Table("Other columns", ("", "values", "empty", "most common"), tuple(shown)), []
 
@@ -333,10 +404,21 @@ def _bytes(num: float) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.describe", description="Say what is in a clip index, and what to mend before training.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.describe",
+        description="Say what is in a clip index, and what to mend before training.",
+    )
     parser.add_argument("index", metavar="INDEX", help="clip index, as data_prep.index writes it")
-    parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only rows with these values; values of one column are alternatives")
-    parser.add_argument("--html", type=Path, metavar="page.html", help="also write one HTML page, with a contact sheet inside")
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only rows with these values; values of one column are alternatives",
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="page.html", help="also write one HTML page, with a contact sheet inside"
+    )
     parser.add_argument("--clips", type=int, default=16, metavar="N", help="clips on the contact sheet (default: 16)")
     given = parser.parse_args(arguments)
     if given.clips < 0:

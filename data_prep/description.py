@@ -28,7 +28,8 @@ _HEAD: Final = f"""{_DOCTYPE}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>%s</title>
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1100px; margin: 0 auto; padding: 12px; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff;
+max-width: 1100px; margin: 0 auto; padding: 12px; }}
 h1 {{ font-size: 1.25em; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1em; margin: 1.4em 0 .3em; }}
 .tables {{ columns: 2 440px; column-gap: 36px; }}
@@ -59,7 +60,9 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def is_number(self, column: int) -> bool:
-        """Whether each cell of a column is a number, with or without a unit, or empty: such columns are aligned on the right."""
+        """Whether each cell of a column is a number, with or without a unit, or empty: such columns are aligned on the
+        right.
+        """
         return column > 0 and all(_NUMBER.fullmatch(row[column]) for row in self.rows)
 
 
@@ -89,14 +92,22 @@ def page(description: Description, sheet: Sheet | None) -> str:
     parts += ['<div class="tables">\n', *map(_section, description.tables), "</div>\n"]
     if sheet:
         picture = base64.b64encode(sheet.jpeg).decode()
-        named = [f"{clip.row.uri}: row {clip.row.clip_id}" + (f", {clip.reason}" if clip.reason else "") for clip in sheet.clips]
-        parts.append(f'<h2>Contact sheet: frames of {len(named)} usable clips</h2>\n<img alt="frames of the clips that are named below" ')
+        named = [
+            f"{clip.row.uri}: row {clip.row.clip_id}" + (f", {clip.reason}" if clip.reason else "")
+            for clip in sheet.clips
+        ]
+        parts.append(
+            f'<h2>Contact sheet: frames of {len(named)} usable clips</h2>\n<img alt="frames of the clips that '
+            'are named below" '
+        )
         parts.append(f'src="data:image/jpeg;base64,{picture}">\n<ol>\n{_items(named)}</ol>\n')
     return "".join([*parts, "</body>\n</html>\n"])
 
 
 def check_page(path: Path) -> None:
-    """Before the work is done. Raises UserError where a page cannot be written to `path`, or another kind of file is there."""
+    """Before the work is done. Raises UserError where a page cannot be written to `path`, or another kind of file is
+    there.
+    """
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--html {path}: cannot be written; give a file name in a folder that exists")
     if path.exists() and not path.read_bytes()[: len(_DOCTYPE)].lower().startswith(_DOCTYPE.encode()):
@@ -126,16 +137,27 @@ def _aligned(table: Table) -> list[str]:
     shown = [(shorten(row[0], _NAME_LETTERS), *map(printable, row[1:])) for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     right = [table.is_number(column) for column in range(len(widths))]
-    lines = ["  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in zip(row, widths, right, strict=True)) for row in shown]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right, strict=True)
+        )
+        for row in shown
+    ]
     return [f"  {line}".rstrip() for line in lines]
 
 
 def _section(table: Table) -> str:
     wide = ' class="wide"' if len(table.header) > 4 else ""
     head = "".join(_cell("th", name, table.is_number(column)) for column, name in enumerate(table.header))
-    body = "".join(f"<tr>{''.join(_cell('td', cell, table.is_number(column)) for column, cell in enumerate(row))}</tr>\n" for row in table.rows)
+    body = "".join(
+        f"<tr>{''.join(_cell('td', cell, table.is_number(column)) for column, cell in enumerate(row))}</tr>\n"
+        for row in table.rows
+    )
     notes = "".join(f'<p class="note">{escape(printable(note))}</p>\n' for note in table.notes)
-    return f"<section{wide}><h2>{escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}</table>\n{notes}</section>\n"
+    return (
+        f"<section{wide}><h2>{escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}</table>\n{notes}</section>\n"
+    )
 
 
 def _cell(tag: str, words: str, number: bool) -> str:

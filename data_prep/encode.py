@@ -1,7 +1,8 @@
-"""Encode training-ready copies of the clips of one file. It runs in a child process that can be killed, because a decoder
-may hang or crash in native code.
+"""Encode training-ready copies of the clips of one file. It runs in a child process that can be killed, because a
+decoder may hang or crash in native code.
 
-`python -m data_prep.encode` is such a child: jobs on standard input, one JSON object a line each; its answers on standard
+`python -m data_prep.encode` is such a child: jobs on standard input, one JSON object a line each; its answers on
+standard
 output: {"alive": frames read} now and then, {"row": i, "columns": {...}} or {"row": i, "failed": reason} for each copy,
 {"end": true} for each job.
 """
@@ -41,8 +42,8 @@ _ANY_TYPE: Final = 0
 class CopyOptions:
     """What decides the bytes of a copy.
 
-    short_side_px: of a copy at most, even. fps: constant rate; 0: the times of the source. gop_frames: from one keyframe
-    to the next. crf: quality of x264, 0 (lossless) to 51.
+    short_side_px: of a copy at most, even. fps: constant rate; 0: the times of the source. gop_frames: from one
+    keyframe to the next. crf: quality of x264, 0 (lossless) to 51.
     """
 
     short_side_px: int = 256
@@ -66,12 +67,17 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         data = json.loads(text)
-        rows = [IndexRow(**row | {"times_s": None if row["times_s"] is None else np.array(row["times_s"])}) for row in data["rows"]]
+        rows = [
+            IndexRow(**row | {"times_s": None if row["times_s"] is None else np.array(row["times_s"])})
+            for row in data["rows"]
+        ]
         return cls(rows, data["paths"], CopyOptions(**data["options"]))
 
 
 def copy_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
-    """(width, height) of the copy of a video, px: even, the short side as wanted, never enlarged (save a side of 1 px, to 2)."""
+    """(width, height) of the copy of a video, px: even, the short side as wanted, never enlarged (save a side of 1 px,
+    to 2).
+    """
     scale = min(1.0, short_side_px / min(width, height))
     return _even(width, scale), _even(height, scale)
 
@@ -81,7 +87,8 @@ def _even(side: int, scale: float) -> int:
 
 
 def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of the clip in the order in which the copy shows them, int64 [n], and when, float64 [n] in seconds from its start.
+    """Frames of the clip in the order in which the copy shows them, int64 [n], and when, float64 [n] in seconds from
+    its start.
 
     fps 0: every frame at its own time; else at a constant rate, each instant showing the frame on screen then.
     """
@@ -96,7 +103,8 @@ def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
 def encode_copies(job: Job, alive: Callable[[int], None]) -> Iterator[tuple[IndexRow, str | None]]:
     """Make every copy of a job; yields each row when it is done, with None or the reason why there is no copy.
 
-    A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames read.
+    A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames
+    read.
     """
     if job.rows[0].decoder == "image":
         for row, path in zip(job.rows, job.paths, strict=True):
@@ -131,7 +139,12 @@ def _copy_video(copies: Sequence[_Copy], alive: Callable[[int], None]) -> Iterat
     except DecodeError as error:
         reason = str(error)
     for copy in (*current, *later):
-        yield copy.row, reason or f"ends after {num_read} frames, the index says {copy.row.first_frame + copy.row.num_frames}: changed since its scan?"
+        yield (
+            copy.row,
+            reason
+            or f"ends after {num_read} frames, the index says {copy.row.first_frame + copy.row.num_frames}: "
+            "changed since its scan?",
+        )
 
 
 class _Copy:
@@ -174,7 +187,10 @@ class _Copy:
         aspect, turned = self.row.sample_aspect, self.row.rotation % 180 != 0
         size = round(frame.width * max(1.0, aspect)), round(frame.height * max(1.0, 1 / aspect))
         if (size[::-1] if turned else size) != (self.row.width, self.row.height):
-            raise DecodeError(f"has frames of {size[0]}x{size[1]} px, the index says {self.row.width}x{self.row.height} px: changed since its scan?")
+            raise DecodeError(
+                f"has frames of {size[0]}x{size[1]} px, the index says {self.row.width}x{self.row.height} px: "
+                "changed since its scan?"
+            )
 
     def _open(self, matrix: int) -> None:
         options = self.options
@@ -190,11 +206,19 @@ class _Copy:
         context.colorspace, context.color_range = matrix, _LIMITED_RANGE
 
     def _upright(self, frame: Any) -> Any:
-        """The frame at the size of the copy. Its colour matrix stays as it is, so that copy and source are read alike."""
+        """The frame at the size of the copy. Its colour matrix stays as it is, so that copy and source are read
+        alike.
+        """
         width, height = self._size[::-1] if self.row.rotation % 180 else self._size
         matrix = _ITU601 if frame.format.is_rgb else None
         picture = self._reformatter.reformat(
-            frame, width=width, height=height, format="yuv420p", dst_colorspace=matrix, dst_color_range=_LIMITED_RANGE, threads=1
+            frame,
+            width=width,
+            height=height,
+            format="yuv420p",
+            dst_colorspace=matrix,
+            dst_color_range=_LIMITED_RANGE,
+            threads=1,
         )
         if self.row.rotation:
             picture = _turned(picture, self.row.rotation // 90)
@@ -229,15 +253,22 @@ def _turned(picture: Any, quarters: int) -> Any:
     """A yuv420p picture of even sides after quarter turns, counter-clockwise."""
     width, height = picture.width, picture.height
     samples = picture.to_ndarray().ravel()
-    luma, chroma = samples[: width * height].reshape(height, width), samples[width * height :].reshape(2, height // 2, width // 2)
+    luma, chroma = (
+        samples[: width * height].reshape(height, width),
+        samples[width * height :].reshape(2, height // 2, width // 2),
+    )
     planes = [np.rot90(luma, quarters), *(np.rot90(plane, quarters) for plane in chroma)]
-    turned = type(picture).from_ndarray(np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1]), format="yuv420p")
+    turned = type(picture).from_ndarray(
+        np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1]), format="yuv420p"
+    )
     turned.colorspace = picture.colorspace
     return turned
 
 
 def _ascending(ticks: np.ndarray) -> np.ndarray:
-    """Each at least one later than the one before: what a muxer asks for, where a source shows two frames at one time."""
+    """Each at least one later than the one before: what a muxer asks for, where a source shows two frames at
+    one time.
+    """
     steps = np.arange(len(ticks))
     raised: np.ndarray = np.maximum.accumulate(ticks - steps) + steps
     return raised
@@ -253,7 +284,9 @@ def _copy_image(row: IndexRow, path: Path, options: CopyOptions) -> str | None:
         scale = min(1.0, options.short_side_px / min(image.size))
         if scale < 1:
             image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-        kind: dict[str, Any] = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": _JPEG_QUALITY}
+        kind: dict[str, Any] = (
+            {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": _JPEG_QUALITY}
+        )
         image.save(temporary, **kind)
         os.replace(temporary, path)
     except (DecodeError, OSError) as error:
@@ -288,7 +321,9 @@ def _answer(row: IndexRow, path: Path, reason: str | None, options: CopyOptions)
         if columns["status"] == "ok" and columns["num_frames"] == wanted:
             return {"row": row.clip_id, "columns": columns}
         path.unlink(missing_ok=True)
-        reason = f"its copy has {columns['num_frames']} frames in place of {wanted} (scan of the copy: {columns['status']})"
+        reason = (
+            f"its copy has {columns['num_frames']} frames in place of {wanted} (scan of the copy: {columns['status']})"
+        )
     return {"row": row.clip_id, "failed": reason}
 
 

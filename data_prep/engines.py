@@ -1,6 +1,8 @@
-"""Where the scans of an index run. Each engine yields (number of the entry, its rows) as answers come, whatever befalls a file.
+"""Where the scans of an index run. Each engine yields (number of the entry, its rows) as answers come, whatever befalls
+a file.
 
-`processes`: children of this process. `ray`: a Ray cluster, one child in each actor; the one that RAY_ADDRESS names, else a local one.
+`processes`: children of this process. `ray`: a Ray cluster, one child in each actor; the one that RAY_ADDRESS names,
+else a local one.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def scan_in_processes(entries: Iterable[Entry], work: Work) -> Answers:
 def scan_on_ray(entries: Iterable[Entry], work: Work) -> Answers:
     """In actors of a Ray cluster, which must see the files under the same names.
 
-    A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises UserError where
-    none of the actors can start.
+    A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises
+    UserError where none of the actors can start.
     """
     import ray
 
@@ -64,21 +66,29 @@ def _connect(ray: Any) -> None:
         ray.init(address="auto" if address else "local", log_to_driver=False, configure_logging=False)
     except (OSError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[-_REASON_LENGTH:]
-        raise UserError(f"engine ray: no Ray cluster answers at {address or 'this machine'}; see `ray status` ({reason})") from None
+        raise UserError(
+            f"engine ray: no Ray cluster answers at {address or 'this machine'}; see `ray status` ({reason})"
+        ) from None
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing answers at host:port, or at ray://host:port; other kinds of address are left to Ray."""
+    """Raises OSError where nothing answers at host:port, or at ray://host:port; other kinds of address are
+    left to Ray.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answers:
-    """The next file to whichever actor is free. An actor that still waits for a place gets none: a crowded cluster is merely slower."""
+    """The next file to whichever actor is free. An actor that still waits for a place gets none: a crowded cluster is
+    merely slower.
+    """
     remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_MAX_RETRIES)(_Actor)
     actors = [remote.remote(work) for _ in range(work.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))]
-    running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}  # answer -> who works at it, at which file
+    running: dict[Any, tuple[Any, int | None]] = {
+        actor.ready.remote(): (actor, None) for actor in actors
+    }  # answer -> who works at it, at which file
     num_ready, task = 0, next(tasks, None)
     try:
         while task or any(number is not None for _, number in running.values()):
@@ -112,7 +122,9 @@ def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
     except ray.exceptions.RayError as error:
         if is_last:
             reason = " ".join(str(error).split())[-_REASON_LENGTH:]
-            raise UserError(f"engine ray: no actor could start; install video-jepa on every node of the cluster ({reason})") from None
+            raise UserError(
+                f"engine ray: no actor could start; install video-jepa on every node of the cluster ({reason})"
+            ) from None
         return False
     return True
 
@@ -131,7 +143,10 @@ class _Actor:
         return self._pool.scan_one(entry)
 
 
-ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], Answers]]] = {"processes": scan_in_processes, "ray": scan_on_ray}
+ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], Answers]]] = {
+    "processes": scan_in_processes,
+    "ray": scan_on_ray,
+}
 
 
 def check_engine(name: str) -> None:

@@ -1,8 +1,8 @@
 """Make a clip index: `python -m data_prep.index SOURCE --labels labels.csv --out x.parquet`.
 
-Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the index with the
-reason in its `status`. What was scanned before, by a scan that was interrupted or for the index that is to be replaced, and has
-not changed since, is not scanned again.
+Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the index
+with the reason in its `status`. What was scanned before, by a scan that was interrupted or for the index that is to be
+replaced, and has not changed since, is not scanned again.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def build_index(
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels: see `data_prep.sources.list_entries`. workers: files scanned at a time; None: as many as there are
-    cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`.
-    Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
+    sources, layout, labels: see `data_prep.sources.list_entries`. workers: files scanned at a time; None: as many as
+    there are cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside
+    `out`. Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
     if "://" in os.fspath(out):
         raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
@@ -83,7 +83,10 @@ def build_index(
         try:
             write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
         except OSError as error:
-            raise UserError(f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command continues from it") from None
+            raise UserError(
+                f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
+                "continues from it"
+            ) from None
         journal.remove()
     if progress:
         print("\n".join(_summary(answers, rows)))
@@ -94,7 +97,9 @@ def _check_out(out: Path) -> None:
     """Before the scan, because a scan may take hours."""
     try:
         if out.is_dir() or (out.exists() and index_version(out) is None):
-            raise UserError(f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out")
+            raise UserError(
+                f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out"
+            )
         parent = next(place for place in out.parents if place.exists())
     except OSError as error:
         raise UserError(f"{shown(str(out))}: {error.strerror}; choose another --out") from None
@@ -124,7 +129,9 @@ def _previous(out: Path) -> ClipIndex | None:
 
 
 def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, header: dict[str, Any]) -> list[str]:
-    """Take over the answers of an interrupted scan and of the previous index; what there is to say about it, one line each."""
+    """Take over the answers of an interrupted scan and of the previous index; what there is to say about it, one line
+    each.
+    """
     notes = []
     if journal.was_other:
         notes.append(f"{journal.path}: an interrupted scan with other options, or of another version, is not continued")
@@ -136,11 +143,17 @@ def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, h
     states = file_states(answers.entries)
     answers.continue_scan(states)
     if answers.num_answered:
-        notes.append(f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the interruption")
+        notes.append(
+            f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the "
+            "interruption"
+        )
     if previous and is_alike:
         changes = answers.take_over(previous, states)
         kept = f" ({changes.same_unusable} not usable; --rescan tries them again)" if changes.same_unusable else ""
-        notes.append(f"{previous.path}: {changes.same} files are as they were{kept}, {changes.changed} changed, {changes.new} new, {changes.vanished} gone")
+        notes.append(
+            f"{previous.path}: {changes.same} files are as they were{kept}, {changes.changed} changed, "
+            f"{changes.new} new, {changes.vanished} gone"
+        )
     return notes
 
 
@@ -158,7 +171,11 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
                 bar.update()
         except (KeyboardInterrupt, SystemExit):
             if answers.num_answered:
-                print(f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command continues from there", file=sys.stderr)
+                print(
+                    f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command "
+                    "continues from there",
+                    file=sys.stderr,
+                )
             raise
 
 
@@ -170,12 +187,16 @@ class _IndexRows:
         self.num_duplicates = 0
         self._answers, self._folder = answers, os.path.join(folder, "")
         entries = answers.entries
-        self._label_ids = {label: i for i, label in enumerate(sorted({entry.columns.get("label") or "" for entry in entries} - {""}))}
+        self._label_ids = {
+            label: i for i, label in enumerate(sorted({entry.columns.get("label") or "" for entry in entries} - {""}))
+        }
         own = {PART} if any(part_of(entry) for entry in entries) else set()
         self.text_columns = sorted({name for entry in entries for name in entry.columns} - set(SCHEMA.names) | own)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        originals: dict[str, tuple[Any, ...]] = {}  # uri, offset and length of the first file with a content that several may have
+        originals: dict[
+            str, tuple[Any, ...]
+        ] = {}  # uri, offset and length of the first file with a content that several may have
         repeated = self._answers.repeated_hashes()
         for number, entry in enumerate(self._answers.entries):
             rows, columns = self._answers[number], self._columns(entry)
@@ -203,7 +224,10 @@ class _IndexRows:
 def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
     lines = []
     if rows.num_duplicates:
-        lines.append(f"files with the content of another: {rows.num_duplicates}; they stay usable, the column duplicate_of names the first")
+        lines.append(
+            f"files with the content of another: {rows.num_duplicates}; they stay usable, the column "
+            "duplicate_of names the first"
+        )
     statuses, num_files = answers.statuses, len(answers.entries)
     filtered = Counter({status: count for status, count in statuses.items() if is_filtered(status)})
     unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
@@ -250,10 +274,26 @@ _OPTION_HELP: Final = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are.")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address")
-    parser.add_argument("--out", required=True, metavar="x.parquet", help="the clip index to write; an index there is brought up to date")
-    parser.add_argument("--labels", metavar="labels.csv", help="first column: file relative to SOURCE; then label, split, group, any other")
+    parser = _Parser(
+        prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are."
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="x.parquet",
+        help="the clip index to write; an index there is brought up to date",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="labels.csv",
+        help="first column: file relative to SOURCE; then label, split, group, any other",
+    )
     parser.add_argument("--layout", default="auto", help="what the sources look like (default: auto)")
     for option in fields(ScanOptions):
         flag = f"--{option.name.replace('_', '-')}"
@@ -261,11 +301,30 @@ def _parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, action="store_true", help=_OPTION_HELP[option.name])
         else:
             default = "" if option.default is None else f" (default: {option.default:g})"
-            parser.add_argument(flag, type=float, default=option.default, metavar="X", help=_OPTION_HELP[option.name] + default)
-    parser.add_argument("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
-    parser.add_argument("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=f"a decoder that takes longer is killed (default: {DEADLINE_S:g})")
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="processes", help="where to scan: on this machine (default), or on a Ray cluster")
-    parser.add_argument("--rescan", action="store_true", help="scan every file, also those that have not changed since the index was made")
+            parser.add_argument(
+                flag, type=float, default=option.default, metavar="X", help=_OPTION_HELP[option.name] + default
+            )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)"
+    )
+    parser.add_argument(
+        "--deadline-s",
+        type=float,
+        default=DEADLINE_S,
+        metavar="S",
+        help=f"a decoder that takes longer is killed (default: {DEADLINE_S:g})",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=sorted(ENGINES),
+        default="processes",
+        help="where to scan: on this machine (default), or on a Ray cluster",
+    )
+    parser.add_argument(
+        "--rescan",
+        action="store_true",
+        help="scan every file, also those that have not changed since the index was made",
+    )
     return parser
 
 

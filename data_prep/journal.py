@@ -16,7 +16,9 @@ from data_prep.places import shown
 from vjepa.errors import UserError
 
 Rows = list[dict[str, Any]]
-Key = tuple[str, int | None, int | None, float | None, float | None]  # uri, offset, length, start_s, end_s: what was scanned
+Key = tuple[
+    str, int | None, int | None, float | None, float | None
+]  # uri, offset, length, start_s, end_s: what was scanned
 _FIRST_LINE_LIMIT: Final = 1 << 16
 
 
@@ -27,7 +29,8 @@ class Answer(NamedTuple):
 
 
 class Journal:
-    """An open journal; use as a context manager. The same `header` continues it, any other begins it anew. Without answers nothing stays.
+    """An open journal; use as a context manager. The same `header` continues it, any other begins it anew. Without
+    answers nothing stays.
 
     was_other: whether it held answers under another header, which are gone now.
     """
@@ -45,7 +48,9 @@ class Journal:
             fcntl.flock(self._sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._close()
-            raise UserError(f"{shown(str(path))}: another scan is writing it; wait for that one, or choose another --out") from None
+            raise UserError(
+                f"{shown(str(path))}: another scan is writing it; wait for that one, or choose another --out"
+            ) from None
         except OSError as error:
             self._close()
             raise UserError(f"{shown(str(path))}: cannot be locked ({error.strerror}); choose another --out") from None
@@ -59,7 +64,9 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.has_answers:
             self.remove()
         self._close()
@@ -73,7 +80,9 @@ class Journal:
         self._sink.close()
 
     def answers(self) -> Iterator[Answer]:
-        """Every answer so far. The first line that is not whole ends the journal, and is cut off with all that follows."""
+        """Every answer so far. The first line that is not whole ends the journal, and is cut off with all that
+        follows.
+        """
         place = len(self._first_line)
         self._reader.seek(place)
         while line := self._reader.readline():
@@ -112,7 +121,8 @@ class Journal:
                 rest = rest[self._sink.write(rest) :]
         except OSError as error:
             raise UserError(
-                f"{shown(str(self.path))}: cannot be written ({error.strerror}); what it holds is kept, and the same command continues from it"
+                f"{shown(str(self.path))}: cannot be written ({error.strerror}); what it holds is kept, and "
+                "the same command continues from it"
             ) from None
         self._end += len(line)
         return place

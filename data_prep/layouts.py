@@ -19,14 +19,17 @@ from vjepa.errors import UserError
 Columns = dict[str, str | None]
 
 _SPLITS: Final = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val", "test": "test", "testing": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validate": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _SYNSET: Final = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a source. media: names of videos and images; others: names of the other files, annotations among them."""
+    """The files of a source. media: names of videos and images; others: names of the other files, annotations among
+    them.
+    """
 
     root: str
     media: Sequence[str]
@@ -63,7 +66,10 @@ class Tree:
         return [dict(zip(header, line, strict=True)) for line in lines if line]
 
     def error(self, name: str, what: str) -> UserError:
-        return UserError(f"{places.shown(places.join(self.root, name))}: {places.shown(what)}; give the file as the data set publishes it, or --layout flat")
+        return UserError(
+            f"{places.shown(places.join(self.root, name))}: {places.shown(what)}; give the file as the data "
+            "set publishes it, or --layout flat"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,15 +93,18 @@ class Layout:
 def annotate(layout: str, tree: Tree) -> Annotated:
     """What `layout` ("auto" or one of LAYOUTS) says about the files of `tree`.
 
-    "auto" knows a data set by its annotation files; folders alone mean no label, as nothing tells classes from cameras or dates.
-    Raises UserError for a layout without its annotation files, and for annotations that match no file.
+    "auto" knows a data set by its annotation files; folders alone mean no label, as nothing tells classes from cameras
+    or dates. Raises UserError for a layout without its annotation files, and for annotations that match no file.
     """
     if layout == "auto":
         return _recognise(tree)
     annotated = LAYOUTS[layout].read(tree)
     if annotated is None:
         wanted = LAYOUTS[layout].files
-        raise UserError(f"{places.shown(tree.root)}: layout {layout} found no {wanted} in it; give the folder that holds them and the videos")
+        raise UserError(
+            f"{places.shown(tree.root)}: layout {layout} found no {wanted} in it; give the folder that holds "
+            "them and the videos"
+        )
     return annotated
 
 
@@ -119,11 +128,16 @@ def _flat(tree: Tree) -> Annotated:
 
 
 def _imagefolder(tree: Tree) -> Annotated:
-    """Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source itself included."""
+    """Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source itself
+    included.
+    """
     columns = {name: _of_folders(tree, name) for name in tree.media}
     unlabelled = [name for name, of_file in columns.items() if of_file["label"] is None]
     if len(unlabelled) == len(columns):
-        raise UserError(f"{places.shown(tree.root)}: layout imagefolder found no class folder above {places.first(unlabelled)}; use layout flat")
+        raise UserError(
+            f"{places.shown(tree.root)}: layout imagefolder found no class folder above "
+            f"{places.first(unlabelled)}; use layout flat"
+        )
     return Annotated(columns, _notes(tree, unlabelled, []))
 
 
@@ -138,17 +152,22 @@ def _split_of(folders: Sequence[str]) -> str | None:
 
 
 def _kinetics(tree: Tree) -> Annotated | None:
-    """label,youtube_id,time_start,time_end,split; files {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on YouTube."""
+    """label,youtube_id,time_start,time_end,split; files {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on
+    YouTube.
+    """
     rows: dict[str, Columns] = {}
     for name in tree.find(_KINETICS_CSV):
         for line in tree.read_table(name, {"youtube_id", "time_start", "time_end"}):
             try:
                 start, end = round(float(line["time_start"])), round(float(line["time_end"]))
             except (ValueError, OverflowError):
-                raise tree.error(name, f"time_start and time_end of {line['youtube_id']} are not both numbers") from None
+                raise tree.error(
+                    name, f"time_start and time_end of {line['youtube_id']} are not both numbers"
+                ) from None
             split = line.get("split") or posixpath.basename(name)
             rows[f"{line['youtube_id']}_{start:06d}_{end:06d}"] = {
-                "label": line.get("label") or None, "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
+                "label": line.get("label") or None,
+                "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
             }  # fmt: skip
     return _match(tree, rows) if rows else None
 
@@ -156,8 +175,17 @@ def _kinetics(tree: Tree) -> Annotated | None:
 def _ssv2(tree: Tree) -> Annotated | None:
     """Lists of {id, template}; a label is the template without its brackets, as in labels.json. Files {id}.webm."""
     rows: dict[str, Columns] = {}
-    class_ids = {label: str(number) for name in tree.find(r"(something-something-v2-)?labels\.json") for label, number in tree.read_json(name, dict).items()}
-    answers = dict(line.split(";", 1) for name in tree.find(r".*test-answers\.csv") for line in tree.read_text(name).splitlines() if ";" in line)
+    class_ids = {
+        label: str(number)
+        for name in tree.find(r"(something-something-v2-)?labels\.json")
+        for label, number in tree.read_json(name, dict).items()
+    }
+    answers = dict(
+        line.split(";", 1)
+        for name in tree.find(r".*test-answers\.csv")
+        for line in tree.read_text(name).splitlines()
+        if ";" in line
+    )
     for name in tree.find(r"(something-something-v2-)?(train|validation|test)\.json"):
         split = _split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
         for item in _items(tree, name, "id"):
@@ -169,21 +197,32 @@ def _ssv2(tree: Tree) -> Annotated | None:
 
 
 def _ucf101(tree: Tree) -> Annotated | None:
-    """Lists of `Class/v_Class_g01_c01.avi [number]`. Split: list 01; the others are split_02, split_03. Group: class and g01."""
-    class_ids = dict(line.split()[::-1][:2] for name in tree.find(r"classind\.txt") for line in tree.read_text(name).splitlines() if len(line.split()) == 2)
+    """Lists of `Class/v_Class_g01_c01.avi [number]`. Split: list 01; the others are split_02, split_03. Group: class
+    and g01.
+    """
+    class_ids = dict(
+        line.split()[::-1][:2]
+        for name in tree.find(r"classind\.txt")
+        for line in tree.read_text(name).splitlines()
+        if len(line.split()) == 2
+    )
     rows: dict[str, Columns] = {}
     for name in tree.find(_UCF101_LIST):
         kind, number = posixpath.basename(name).lower()[:-6].removesuffix("list"), name[-6:-4]
         for line in filter(str.strip, tree.read_text(name).splitlines()):
             label, _, file = line.split()[0].rpartition("/")
             group = re.fullmatch(r"v_(.+_g\d+)_c\d+", _stem(file))
-            row = rows.setdefault(_stem(file), {"label": label, "class_id": class_ids.get(label), "group": group[1] if group else None})
+            row = rows.setdefault(
+                _stem(file), {"label": label, "class_id": class_ids.get(label), "group": group[1] if group else None}
+            )
             row[_split_column(number)] = kind
     return _match(tree, rows) if rows else None
 
 
 def _hmdb51(tree: Tree) -> Annotated | None:
-    """`class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test. Group: the film, which is what the file name has before the class."""
+    """`class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test. Group: the film, which is what the file name
+    has before the class.
+    """
     kinds = {"0": "unused", "1": "train", "2": "test"}
     rows: dict[str, Columns] = {}
     for name in tree.find(_HMDB51_LIST):
@@ -195,11 +234,17 @@ def _hmdb51(tree: Tree) -> Annotated | None:
             film, found, _ = file.partition(f"_{label}_")
             row = rows.setdefault(f"{label}/{_stem(file)}", {"label": label, "group": film if found else None})
             row[_split_column(number.zfill(2))] = kinds[kind]
-    return _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}") if rows else None
+    return (
+        _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}")
+        if rows
+        else None
+    )
 
 
 def _diving48(tree: Tree) -> Annotated | None:
-    """Lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`. Group: the competition's video."""
+    """Lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`. Group: the competition's
+    video.
+    """
     lists = tree.find(r"diving48_v2_(train|test)\.json") or tree.find(r"diving48_(train|test)\.json")
     dives = [dive for name in tree.find(r"diving48_(v2_)?vocab\.json")[:1] for dive in tree.read_json(name, list)]
     vocabulary = [" ".join(map(str, dive)) if isinstance(dive, list) else str(dive) for dive in dives]
@@ -209,17 +254,33 @@ def _diving48(tree: Tree) -> Annotated | None:
         for item in _items(tree, name, "vid_name"):
             number = item.get("label")
             if not isinstance(number, int) or not 0 <= number < (len(vocabulary) or number + 1):
-                raise tree.error(name, f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary")
+                raise tree.error(
+                    name, f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary"
+                )
             label = vocabulary[number] if vocabulary else str(number)
             video = str(item["vid_name"])
-            rows[video] = {"label": label, "class_id": str(number), "split": split, "group": video.rpartition("_")[0] or None}
+            rows[video] = {
+                "label": label,
+                "class_id": str(number),
+                "split": split,
+                "group": video.rpartition("_")[0] or None,
+            }
     return _match(tree, rows) if rows else None
 
 
 def _imagenet(tree: Tree) -> Annotated | None:
-    """Label: the synset, of the folder or of LOC_val_solution.csv (names of classes are not unique: two are `crane`)."""
-    mapping = [line.split(" ", 1) for name in tree.find(r"loc_synset_mapping\.txt")[:1] for line in tree.read_text(name).splitlines() if " " in line]
-    classes: dict[str, Columns] = {synset: {"class_name": words, "class_id": str(number)} for number, (synset, words) in enumerate(mapping)}
+    """Label: the synset, of the folder or of LOC_val_solution.csv (names of classes are not unique: two are
+    `crane`).
+    """
+    mapping = [
+        line.split(" ", 1)
+        for name in tree.find(r"loc_synset_mapping\.txt")[:1]
+        for line in tree.read_text(name).splitlines()
+        if " " in line
+    ]
+    classes: dict[str, Columns] = {
+        synset: {"class_name": words, "class_id": str(number)} for number, (synset, words) in enumerate(mapping)
+    }
     solution = {
         line["ImageId"]: line["PredictionString"].split(" ")[0]
         for name in tree.find(r"loc_val_solution\.csv")
@@ -228,11 +289,20 @@ def _imagenet(tree: Tree) -> Annotated | None:
     columns: dict[str, Columns] = {}
     for name in tree.media:
         folders = name.split("/")[:-1]
-        synset = next((folder for folder in reversed(folders) if _SYNSET.fullmatch(folder)), None) or solution.get(_stem(name))
+        synset = next((folder for folder in reversed(folders) if _SYNSET.fullmatch(folder)), None) or solution.get(
+            _stem(name)
+        )
         if synset:
-            columns[name] = {"label": synset, "split": _split_of([places.base_name(tree.root), *folders])} | classes.get(synset, {})
+            columns[name] = {
+                "label": synset,
+                "split": _split_of([places.base_name(tree.root), *folders]),
+            } | classes.get(synset, {})
     absent = solution.keys() - set(map(_stem, columns))
-    return Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], sorted(absent))) if columns else None
+    return (
+        Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], sorted(absent)))
+        if columns
+        else None
+    )
 
 
 def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
@@ -243,19 +313,28 @@ def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
 
 
 def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated:
-    """Annotations to files; `key` of a file's name is what its annotation goes by (default: the name without folder and extension)."""
+    """Annotations to files; `key` of a file's name is what its annotation goes by (default: the name without folder and
+    extension).
+    """
     keys = {name: (key or _stem)(name) for name in tree.media}
     columns = {name: rows[place] for name, place in keys.items() if place in rows}
     absent = sorted(rows.keys() - set(keys.values()))
     if not columns:
         files = places.first(list(tree.media))
-        raise UserError(f"{places.shown(tree.root)}: no annotation is about a file in it: files {files}; annotations {places.first(absent)}; use layout flat")
+        raise UserError(
+            f"{places.shown(tree.root)}: no annotation is about a file in it: files {files}; annotations "
+            f"{places.first(absent)}; use layout flat"
+        )
     return Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], absent))
 
 
 def _notes(tree: Tree, unannotated: Sequence[str], absent: Sequence[str]) -> list[str]:
     counts = {"files without an annotation": unannotated, "annotations without a file": absent}
-    return [f"{places.shown(tree.root)}: {what}: {len(names)} ({places.first(names)})" for what, names in counts.items() if names]
+    return [
+        f"{places.shown(tree.root)}: {what}: {len(names)} ({places.first(names)})"
+        for what, names in counts.items()
+        if names
+    ]
 
 
 def _stem(name: str) -> str:
@@ -273,10 +352,22 @@ _HMDB51_LIST: Final = r".+_test_split[123]\.txt"
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "flat": Layout(_flat, "", ""),
     "imagefolder": Layout(_imagefolder, "", ""),
-    "kinetics": Layout(_kinetics, "train.csv, val.csv or test.csv with columns label, youtube_id, time_start, time_end", _KINETICS_CSV),
-    "ssv2": Layout(_ssv2, "labels/train.json, validation.json or something-something-v2-*.json", r"something-something-v2-(train|validation)\.json"),
+    "kinetics": Layout(
+        _kinetics, "train.csv, val.csv or test.csv with columns label, youtube_id, time_start, time_end", _KINETICS_CSV
+    ),
+    "ssv2": Layout(
+        _ssv2,
+        "labels/train.json, validation.json or something-something-v2-*.json",
+        r"something-something-v2-(train|validation)\.json",
+    ),
     "ucf101": Layout(_ucf101, "ucfTrainTestlist/trainlist01.txt, testlist01.txt", _UCF101_LIST),
     "hmdb51": Layout(_hmdb51, "testTrainMulti_7030_splits/*_test_split1.txt", _HMDB51_LIST),
-    "diving48": Layout(_diving48, "Diving48_V2_train.json, Diving48_V2_test.json", r"diving48_(v2_)?(train|test)\.json"),
-    "imagenet": Layout(_imagenet, "folders of synsets (n01440764), LOC_val_solution.csv", r"loc_(val_solution\.csv|synset_mapping\.txt)"),
+    "diving48": Layout(
+        _diving48, "Diving48_V2_train.json, Diving48_V2_test.json", r"diving48_(v2_)?(train|test)\.json"
+    ),
+    "imagenet": Layout(
+        _imagenet,
+        "folders of synsets (n01440764), LOC_val_solution.csv",
+        r"loc_(val_solution\.csv|synset_mapping\.txt)",
+    ),
 }

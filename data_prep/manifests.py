@@ -1,4 +1,6 @@
-"""Lists of videos that users have: V-JEPA's `path label` files, CSV with a header, JSONL, Parquet; and CSV files of labels."""
+"""Lists of videos that users have: V-JEPA's `path label` files, CSV with a header, JSONL, Parquet; and CSV files of
+labels.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _EXTENSION: Final = "|".join(map(re.escape, _EXTENSIONS))
 _MEDIA_NAME: Final = re.compile(rf".*({_EXTENSION})", re.IGNORECASE | re.DOTALL)
 _MEDIA_CELL: Final = re.compile(rf"({_EXTENSION})[\"']?(\s|,|::|$)", re.IGNORECASE)
 _MEDIA_BEFORE_COMMA: Final = re.compile(rf"({_EXTENSION})[\"']?\s*,", re.IGNORECASE)
-_REMEDY: Final = 'write "path label" in each line, or a comma-separated CSV whose first line names the columns (file,label,...)'
+_REMEDY: Final = (
+    'write "path label" in each line, or a comma-separated CSV whose first line names the columns (file,label,...)'
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,11 @@ class Row:
 
 
 def read_manifest(place: str, ignored: set[str]) -> Iterator[Row]:
-    """The rows of `place`, in its order. `ignored` receives names of columns that the index measures itself or that hold no text.
+    """The rows of `place`, in its order. `ignored` receives names of columns that the index measures itself or that
+    hold no text.
 
-    Raises UserError for a file that cannot be read, or not for sure: nothing is guessed where a path may have commas and spaces.
+    Raises UserError for a file that cannot be read, or not for sure: nothing is guessed where a path may have commas
+    and spaces.
     """
     if place.lower().endswith(".parquet"):
         records = _parquet(place, ignored)
@@ -58,13 +64,17 @@ def read_manifest(place: str, ignored: set[str]) -> Iterator[Row]:
 
 
 def text_columns(cells: Mapping[str, Any], ignored: set[str]) -> dict[str, str | None]:
-    """Values as text, None where there is none; without the columns that the index measures itself, which go to `ignored`."""
+    """Values as text, None where there is none; without the columns that the index measures itself, which go to
+    `ignored`.
+    """
     ignored |= {name for name in cells if name in RESERVED or not name}
     return {name: _as_text(value) for name, value in cells.items() if name not in RESERVED and name}
 
 
 def read_labels(place: str) -> dict[str, dict[str, str | None]]:
-    """Rows of a CSV of labels by what the first column says, without detours such as ./ in it. An empty cell is no value."""
+    """Rows of a CSV of labels by what the first column says, without detours such as ./ in it. An empty cell is no
+    value.
+    """
     with open_text(place) as text:
         lines = _csv_lines(place, text)
         _, header = next(lines, (0, []))
@@ -93,11 +103,15 @@ def _check_header(place: str, header: list[str]) -> None:
     clash = [name for name in header[1:] if name in RESERVED]
     if clash or len(set(header[1:])) < len(header) - 1 or not all(header):
         wrong = ", ".join(clash or sorted(RESERVED))
-        raise UserError(f"{shown(place)}: column names must be unique, not empty, and none that the index has itself ({wrong})")
+        raise UserError(
+            f"{shown(place)}: column names must be unique, not empty, and none that the index has itself ({wrong})"
+        )
 
 
 def _text_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Which of the two kinds of text it is, the first line says: one names a file of a known kind, or it is a header that names none."""
+    """Which of the two kinds of text it is, the first line says: one names a file of a known kind, or it is a header
+    that names none.
+    """
     with open_text(place) as text, reaching(place):
         line = next((line for line in text if line.strip()), "")
     if _path_and_label(line):
@@ -107,11 +121,16 @@ def _text_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         return _table_lines(place)
     if not line:
         return iter(())
-    raise UserError(f"{shown(place)}: cannot tell what its first line is, {_excerpt(line)}; {_REMEDY}; known extensions: {' '.join(_EXTENSIONS)}")
+    raise UserError(
+        f"{shown(place)}: cannot tell what its first line is, {_excerpt(line)}; {_REMEDY}; known extensions: "
+        f"{' '.join(_EXTENSIONS)}"
+    )
 
 
 def _path_label_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The label is the last word: after a space, or after :: as V-JEPA 2 has it; or there is none in any of the lines."""
+    """The label is the last word: after a space, or after :: as V-JEPA 2 has it; or there is none in any of
+    the lines.
+    """
     labelled = None
     with open_text(place) as text:
         for number, line in _numbered(place, text):
@@ -120,7 +139,10 @@ def _path_label_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 raise UserError(f"{shown(place)}: line {number} is not a path and a label, {_excerpt(line)}; {_REMEDY}")
             labelled = parts[1] is not None if labelled is None else labelled
             if labelled != (parts[1] is not None):
-                raise UserError(f"{shown(place)}: line {number} has {'no' if labelled else 'a'} label, unlike the lines before, {_excerpt(line)}; {_REMEDY}")
+                raise UserError(
+                    f"{shown(place)}: line {number} has {'no' if labelled else 'a'} label, unlike the lines "
+                    f"before, {_excerpt(line)}; {_REMEDY}"
+                )
             yield f"line {number}", parts[0], {"label": parts[1]}
 
 
@@ -145,15 +167,23 @@ def _table_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         lines = _csv_lines(place, text)
         header = [name.strip() for name in next(lines)[1]]
         if len(set(header)) < len(header):
-            raise UserError(f"{shown(place)}: column names in its first line must be unique: {shown(', '.join(header))}")
+            raise UserError(
+                f"{shown(place)}: column names in its first line must be unique: {shown(', '.join(header))}"
+            )
         key = _file_key(header)
         for number, cells in lines:
             if len(cells) != len(header):
-                raise UserError(f"{shown(place)}: line {number} has {len(cells)} cells, the header has {len(header)}; put a path with commas in quotes")
+                raise UserError(
+                    f"{shown(place)}: line {number} has {len(cells)} cells, the header has {len(header)}; put "
+                    "a path with commas in quotes"
+                )
             record = dict(zip(header, cells, strict=True))
             if key is None:  # the first column, then, which only a file in it can show
                 if not _MEDIA_NAME.fullmatch(cells[0]):
-                    raise UserError(f"{shown(place)}: no column is called {', '.join(_FILE_KEYS)}, and line {number} starts with no file, {_excerpt(cells[0])}")
+                    raise UserError(
+                        f"{shown(place)}: no column is called {', '.join(_FILE_KEYS)}, and line {number} "
+                        f"starts with no file, {_excerpt(cells[0])}"
+                    )
                 yield f"line {number}", record.pop(header[0]), record
             else:
                 yield f"line {number}", record.pop(key), record
@@ -168,7 +198,10 @@ def _json_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 raise UserError(f"{shown(place)}: line {number} is not JSON: {shown(str(error))}") from None
             key = _file_key(record) if isinstance(record, dict) else None
             if key is None:
-                raise UserError(f"{shown(place)}: line {number} is no object that names a file; its key is one of {', '.join(_FILE_KEYS)}")
+                raise UserError(
+                    f"{shown(place)}: line {number} is no object that names a file; its key is one of "
+                    f"{', '.join(_FILE_KEYS)}"
+                )
             yield f"line {number}", record.pop(key), record
 
 
@@ -179,11 +212,18 @@ def _parquet(place: str, ignored: set[str]) -> Iterator[tuple[str, str, dict[str
     with open_bytes(place) as file:
         try:
             table = pq.ParquetFile(file)
-            names = [column.name for column in table.schema_arrow if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type)]
+            names = [
+                column.name
+                for column in table.schema_arrow
+                if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type)
+            ]
             ignored |= set(table.schema_arrow.names) - set(names)
             key = _file_key(names)
             if key is None:
-                raise UserError(f"{shown(place)}: no column names a file; call it one of {', '.join(_FILE_KEYS)}; it has {', '.join(names)}")
+                raise UserError(
+                    f"{shown(place)}: no column names a file; call it one of {', '.join(_FILE_KEYS)}; it has "
+                    f"{', '.join(names)}"
+                )
             read = [name for name in names if name not in RESERVED or name in (key, *_NUMBERS)]
             ignored |= set(names) - set(read)
             number = 0
@@ -194,7 +234,9 @@ def _parquet(place: str, ignored: set[str]) -> Iterator[tuple[str, str, dict[str
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names or text that are not UTF-8
-            raise UserError(f"{shown(place)}: cannot be read as Parquet: {shown(' '.join(str(error).split()))}") from None
+            raise UserError(
+                f"{shown(place)}: cannot be read as Parquet: {shown(' '.join(str(error).split()))}"
+            ) from None
 
 
 def _row(place: str, where: str, path: Any, cells: Mapping[str, Any], ignored: set[str]) -> Row:

@@ -37,7 +37,9 @@ class Measured:
     num_total: int | None
 
 
-def measure(media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]) -> Measured:
+def measure(
+    media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]
+) -> Measured:
     """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
@@ -72,7 +74,8 @@ class _Meter:
         aspect = float(stream.sample_aspect_ratio or 1)
         self.rotation, self.aspect = round(frame.rotation / 90) * 90 % 360, aspect if 0.1 < aspect < 10 else 1.0
         self.columns = {
-            "codec": stream.codec_context.codec.canonical_name, "bit_depth": max(part.bits for part in frame.format.components),
+            "codec": stream.codec_context.codec.canonical_name,
+            "bit_depth": max(part.bits for part in frame.format.components),
             "rotation": self.rotation, "sample_aspect": self.aspect,
         }  # fmt: skip
         self.samples = Samples(self._upright)
@@ -128,12 +131,15 @@ class _Meter:
     def _shrink(self, frame: Any) -> np.ndarray:
         """uint8 [h, w, 3], as it is stored; of one size, also where the size of the frames changes."""
         width, height = self._small_px
-        picture: np.ndarray = self._to_small.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
+        picture: np.ndarray = self._to_small.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
+        ).to_ndarray()
         return picture
 
 
 def true_times(seconds: np.ndarray, header_fps: float) -> np.ndarray:
-    """When each frame comes on screen: float64 [n], ascending, in the order of decoding; from float64 [n], nan: no timestamp.
+    """When each frame comes on screen: float64 [n], ascending, in the order of decoding; from float64 [n], nan: no
+    timestamp.
 
     Timestamps that run backwards belong to frames in the right order (packed B-frames), so the instants are sorted
     and the frames are not. Where a timestamp is missing, the rate of the header is all there is.

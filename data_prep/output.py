@@ -43,7 +43,11 @@ def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str
     rows = index.select({name: list(values) for name, values in where.items()})
     columns = [(index.column(name), set(values)) for name, values in where.items()]
     statuses = index.column("status")
-    bad = [i for i, status in enumerate(statuses) if status != "ok" and all(column[i] in values for column, values in columns)]
+    bad = [
+        i
+        for i, status in enumerate(statuses)
+        if status != "ok" and all(column[i] in values for column, values in columns)
+    ]
     return rows, Counter(statuses[i] or "no status" for i in bad)
 
 
@@ -56,8 +60,8 @@ def extra_columns(index: ClipIndex) -> list[str]:
 def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[None]:
     """Make `out`, and note in its hidden file `name` what it is made from, so that the same command may go on in it.
 
-    Nobody else may write there meanwhile. Raises UserError where somebody does, where it holds anything else, or was made
-    from other facts.
+    Nobody else may write there meanwhile. Raises UserError where somebody does, where it holds anything else, or was
+    made from other facts.
     """
     marker = out / name
     try:
@@ -65,7 +69,9 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
         known = json.loads(marker.read_text()) if marker.is_file() else None
         others = sorted(os.listdir(out)) if known is None else []
         if others:
-            raise UserError(f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out")
+            raise UserError(
+                f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out"
+            )
         if known is None:
             write_whole(marker, json.dumps(facts))
     except UserError:
@@ -73,7 +79,9 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be used as a folder for output: {error}; choose another --out") from None
     if known not in (None, facts):
-        was = ", ".join(f"{key} {known.get(key)}, now {value}" for key, value in facts.items() if known.get(key) != value)
+        was = ", ".join(
+            f"{key} {known.get(key)}, now {value}" for key, value in facts.items() if known.get(key) != value
+        )
         raise UserError(f"{out}: was made otherwise ({was}); choose another --out, or remove the folder")
     with marker.open("rb") as lock:
         try:

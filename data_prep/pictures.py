@@ -11,8 +11,11 @@ import numpy as np
 from data_prep.new_folder import new_folder
 
 
-def prepare(index_path: Path, pictures: Iterable[np.ndarray], columns: Mapping[str, Sequence[str]], progress: bool = True) -> None:
-    """Write `pictures`, uint8 [H, W, 3] each, as PNG into the folder of `index_path`, and that index with `columns`; nothing where it is there.
+def prepare(
+    index_path: Path, pictures: Iterable[np.ndarray], columns: Mapping[str, Sequence[str]], progress: bool = True
+) -> None:
+    """Write `pictures`, uint8 [H, W, 3] each, as PNG into the folder of `index_path`, and that index with `columns`;
+    nothing where it is there.
 
     Raises UserError where the folder holds something else.
     """

@@ -1,4 +1,5 @@
-"""Local paths and fsspec addresses (s3://bucket/videos) alike: which files a folder or a pattern has, and what they say.
+"""Local paths and fsspec addresses (s3://bucket/videos) alike: which files a folder or a pattern has, and what they
+say.
 
 A place is an absolute local path or an address. Names of files in a place are relative to it, with "/".
 """
@@ -95,10 +96,15 @@ def reaching(place: str) -> Iterator[None]:
         raise UserError(f"{shown(place)}: {error.strerror or error or type(error).__name__}") from None
     except ImportError as error:
         raise UserError(f"{shown(place)}: {error}; pip install 'video-jepa[remote]'") from None
-    except Exception as error:  # a service at the other end: every backend has errors of its own, with no class in common
+    except (
+        Exception
+    ) as error:  # a service at the other end: every backend has errors of its own, with no class in common
         if not is_address(place):
             raise
-        raise UserError(f"{shown(place)}: {' '.join(str(error).split()) or type(error).__name__}; check the address and your access to it") from None
+        raise UserError(
+            f"{shown(place)}: {' '.join(str(error).split()) or type(error).__name__}; check the address and "
+            "your access to it"
+        ) from None
 
 
 def exists(place: str) -> bool:
@@ -122,7 +128,10 @@ def open_bytes(place: str) -> IO[bytes]:
 @contextmanager
 def open_text(place: str) -> Iterator[IO[str]]:
     """UTF-8, a byte order mark dropped. Other bytes, as paths may have, come through as Python has them in paths."""
-    with open_bytes(place) as file, io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with (
+        open_bytes(place) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
         yield text
 
 
@@ -144,7 +153,9 @@ def folder_files(root: str) -> Files:
 
 
 def matching_files(pattern: str) -> Files:
-    """Files that match `*`, `?`, `[ab]`, and `**` for any depth. The root is the last folder before the first of them."""
+    """Files that match `*`, `?`, `[ab]`, and `**` for any depth. The root is the last folder before the
+    first of them.
+    """
     return _remote_matches(pattern) if is_address(pattern) else _local_matches(pattern)
 
 
@@ -155,7 +166,9 @@ def _walk(root: str) -> tuple[list[str], list[str]]:
     seen: set[str] = set()
     waiting = [root]
     while waiting:
-        for place, folders, files in os.walk(waiting.pop(0), onerror=lambda error: unreadable.append(str(error.filename))):
+        for place, folders, files in os.walk(
+            waiting.pop(0), onerror=lambda error: unreadable.append(str(error.filename))
+        ):
             true_place = os.path.realpath(place)
             folders[:] = sorted(name for name in folders if not name.startswith(".")) if true_place not in seen else []
             if true_place not in seen:
@@ -171,7 +184,9 @@ def _local_matches(pattern: str) -> Files:
     start = next(number for number, part in enumerate(parts) if has_pattern(part))
     root = "/".join(parts[:start]) or "/"
     if _DEEP not in parts:
-        return Files(root, sorted(os.path.relpath(path, root) for path in glob.glob(pattern) if not os.path.isdir(path)))
+        return Files(
+            root, sorted(os.path.relpath(path, root) for path in glob.glob(pattern) if not os.path.isdir(path))
+        )
     # glob itself would follow links in circles
     deep = parts.index(_DEEP)
     wanted = _compiled("/".join(parts[deep:]), pattern)
@@ -198,7 +213,10 @@ def _remote_files(root: str) -> Files:
         files, path = _file_system(root)
         names = _visible(files.find(path), path)
     if not names:
-        raise UserError(f"{shown(root)}: no such folder, no file in it, or its server cannot be reached; give the folder that holds the videos")
+        raise UserError(
+            f"{shown(root)}: no such folder, no file in it, or its server cannot be reached; give the folder "
+            "that holds the videos"
+        )
     return Files(root.rstrip("/") if _split(root)[1].strip("/") else root, names)
 
 
@@ -226,7 +244,9 @@ def _file_system(place: str) -> tuple[Any, str]:
 
 
 def _split(address: str) -> tuple[str, str, str]:
-    """Protocol, path, and what a chained address (zip://videos::s3://bucket/x.zip) has around the first link with a path."""
+    """Protocol, path, and what a chained address (zip://videos::s3://bucket/x.zip) has around the first link with a
+    path.
+    """
     links = address.split("::")
     place = next(number for number, link in enumerate(links) if "://" in link)
     protocol, _, path = links[place].partition("://")

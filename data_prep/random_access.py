@@ -1,4 +1,6 @@
-"""Which decoder gives the right frames of a file on random access: each is held against frames that were decoded in order."""
+"""Which decoder gives the right frames of a file on random access: each is held against frames that were decoded in
+order.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Samples:
         self._latest.clear()
 
     def checks(self) -> Iterator[np.ndarray]:
-        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them where there are several keyframes."""
+        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them where there are
+        several keyframes.
+        """
         last, keys = max(self.points), self.keyframes.kept
         spread, end = {*self.spread.kept, last}, set(range(max(0, last - _NEIGHBOURS), last + 1))
         if len(keys) == 1:  # every read decodes from the start, wherever it goes: one does for all
@@ -77,7 +81,11 @@ class Samples:
         points = small(frame)
         if points.shape != self.points[i].shape:
             return False  # another stream of the file, or rotated otherwise
-        near = [j for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if j in self.points and self.points[j].shape == points.shape]
+        near = [
+            j
+            for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1)
+            if j in self.points and self.points[j].shape == points.shape
+        ]
         away = dict(zip(near, mean_differences(np.stack([self.points[j] for j in near]), points), strict=True))
         return bool(away[i] <= min(_MAX_DIFFERENCE, min(away.values()) + _TIE))
 
@@ -91,7 +99,9 @@ class Samples:
 
     def _forget(self) -> None:
         centres = self.spread.kept + self.keyframes.kept
-        self.points = {i: points for i, points in self.points.items() if any(abs(i - centre) <= _NEIGHBOURS for centre in centres)}
+        self.points = {
+            i: points for i, points in self.points.items() if any(abs(i - centre) <= _NEIGHBOURS for centre in centres)
+        }
 
 
 class Thinned:
@@ -119,15 +129,20 @@ def small(picture: np.ndarray) -> np.ndarray:
 
 
 def mean_differences(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """uint8 [n, H, W, 3] and [H, W, 3] -> float64 [n]: the mean level by which each of them is away, without leaving bytes on the way."""
+    """uint8 [n, H, W, 3] and [H, W, 3] -> float64 [n]: the mean level by which each of them is away, without leaving
+    bytes on the way.
+    """
     apart = np.maximum(pictures, picture)
     apart -= np.minimum(pictures, picture)
     levels: np.ndarray = apart.reshape(len(pictures), -1).sum(axis=1, dtype=np.uint32) / picture.size
     return levels
 
 
-def exact_decoder(row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]) -> str:
-    """The quickest decoder that reads every checked frame of `row` right; "pyav", which reads in order, where none does.
+def exact_decoder(
+    row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]
+) -> str:
+    """The quickest decoder that reads every checked frame of `row` right; "pyav", which reads in order, where none
+    does.
 
     num_total: frames of the file; None where it was not decoded up to its end.
     announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
@@ -144,19 +159,27 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
         announce(row.decoder)
         if row.decoder == "torchcodec" and torchcodec_library() is None:
             return False
-        # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other ones
-        if row.decoder == "decord" and num_total not in (None, len(open_decord(open_media(row.uri, row.offset, row.length)))):
+        # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other
+        # ones
+        if row.decoder == "decord" and num_total not in (
+            None,
+            len(open_decord(open_media(row.uri, row.offset, row.length))),
+        ):
             return False
     except DecodeError:
         return False
     return _reads(row, samples, samples.checks(), announce)
 
 
-def keyframe_decoder(row: IndexRow, samples: Samples, excluded: Collection[str], announce: Callable[[str], None]) -> str | None:
-    """The decoder that is quicker than that of `row`, and exact, for clips that start at a keyframe; None where there is none.
+def keyframe_decoder(
+    row: IndexRow, samples: Samples, excluded: Collection[str], announce: Callable[[str], None]
+) -> str | None:
+    """The decoder that is quicker than that of `row`, and exact, for clips that start at a keyframe; None where there
+    is none.
 
-    decord goes through the packets of the whole file before it decodes any, and hands every frame from thread to thread:
-    PyAV reads 16 of 61 frames from a keyframe of a film of 900 in four fifths of decord's time (configs/RESULTS.md).
+    decord goes through the packets of the whole file before it decodes any, and hands every frame from thread to
+    thread: PyAV reads 16 of 61 frames from a keyframe of a film of 900 in four fifths of decord's time
+    (configs/RESULTS.md).
     """
     seeking = replace(row, decoder="pyav_seek")
     is_quicker = row.decoder in ("decord", "torchcodec") and seeking.decoder not in excluded

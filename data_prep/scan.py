@@ -1,6 +1,7 @@
 """Scan one file: measure by decoding what a header may lie about, in one pass in order, and cut it into clips.
 
-A decoder may spin for ever in native code, or crash, so `scan` belongs into a process that can be killed: `data_prep.scan_pool`.
+A decoder may spin for ever in native code, or crash, so `scan` belongs into a process that can be killed:
+`data_prep.scan_pool`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,24 @@ from vjepa.data.decode import DecodeError, open_media, plain, read_image
 from vjepa.errors import UserError
 
 VIDEO_EXTENSIONS: Final = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2ts", ".mts", ".ts", ".3gp", ".wmv", ".flv", ".ogv", ".gif"}
+    {
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".mpg",
+        ".mpeg",
+        ".m2ts",
+        ".mts",
+        ".ts",
+        ".3gp",
+        ".wmv",
+        ".flv",
+        ".ogv",
+        ".gif",
+    }
 )
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -92,7 +110,9 @@ class Scannable(Protocol):
 
 
 class Announce(Protocol):
-    """Is told how far a scan has come: `facts` of the file, `num_frames` decoded in order, `trying` the decoder of that name."""
+    """Is told how far a scan has come: `facts` of the file, `num_frames` decoded in order, `trying` the decoder of that
+    name.
+    """
 
     def __call__(self, **message: Any) -> None: ...
 
@@ -101,11 +121,14 @@ def _nobody(**message: Any) -> None:
     """Nobody waits for the news."""
 
 
-def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (), announce: Announce = _nobody) -> list[dict[str, Any]]:
+def scan(
+    entry: Scannable, options: ScanOptions, excluded: Collection[str] = (), announce: Announce = _nobody
+) -> list[dict[str, Any]]:
     """The columns of the clip index that the file decides, one row for each clip, in order; at least one.
 
     `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
-    excluded: decoders that are not to be tried; announce: is told how far the scan has come, of a decoder before each clip that it reads.
+    excluded: decoders that are not to be tried; announce: is told how far the scan has come, of a decoder before each
+    clip that it reads.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -118,7 +141,11 @@ def scan(entry: Scannable, options: ScanOptions, excluded: Collection[str] = (),
             row["content_hash"] = media.sha256()
             extension = suffix(entry.uri if entry.offset is None else entry.name)
             is_image = extension in IMAGE_EXTENSIONS
-            clips = _scan_image(media, extension, options) if is_image else _scan_video(media, entry, options, excluded, announce)
+            clips = (
+                _scan_image(media, extension, options)
+                if is_image
+                else _scan_video(media, entry, options, excluded, announce)
+            )
             return [row | clip for clip in clips]
     except DecodeError as error:
         return [row | {"status": _reason(error)}]
@@ -143,7 +170,9 @@ def file_facts(uri: str) -> FileFacts:
 
     filesystem, path = fsspec.core.url_to_fs(uri)
     info = filesystem.info(path)
-    changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "created") if info.get(key)), None)
+    changed = next(
+        (info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "created") if info.get(key)), None
+    )
     if isinstance(changed, datetime):
         changed = changed.timestamp()
     return FileFacts(info.get("size"), int(changed * 1e9) if isinstance(changed, int | float) else None)
@@ -171,7 +200,9 @@ class _Bytes:
 
 @contextmanager
 def _at_hand(entry: Scannable) -> Iterator[_Bytes]:
-    """The bytes of the entry on this machine, as every decoder that is tried reads them anew; a nameless file does not outlive a kill."""
+    """The bytes of the entry on this machine, as every decoder that is tried reads them anew; a nameless file does not
+    outlive a kill.
+    """
     if "://" not in entry.uri:
         yield _Bytes(entry.uri, entry.offset, entry.length)
         return
@@ -188,14 +219,17 @@ def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dic
     picture = read_image(media.open())
     height, width, _ = picture.shape
     row = {
-        "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0, "keyframes_s": [0.0], "width": width, "height": height,
+        "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0,
+        "keyframes_s": [0.0], "width": width, "height": height,
         "codec": extension[1:], "bit_depth": 8, "decoder": "image",
         "motion_ratio": None, "black_ratio": float(picture.mean() / 255 < BLACK_BELOW), "frozen_ratio": None,
     }  # fmt: skip
     return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
 
 
-def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce) -> list[dict[str, Any]]:
+def _scan_video(
+    media: _Bytes, entry: Scannable, options: ScanOptions, excluded: Collection[str], announce: Announce
+) -> list[dict[str, Any]]:
     scene_threshold = options.scene_threshold if options.scenes else None
     measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     clips = cut(measured.frames, options, entry.start_s, entry.end_s)
@@ -209,7 +243,11 @@ def _scan_video(media: _Bytes, entry: Scannable, options: ScanOptions, excluded:
 
 def _whole(media: _Bytes, measured: Measured) -> IndexRow:
     """The file as one clip."""
-    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav", "keyframe_decoder": None}
+    columns = (
+        cut(measured.frames, ScanOptions())[0]
+        | measured.columns
+        | {"clip_id": -1, "decoder": "pyav", "keyframe_decoder": None}
+    )
     columns |= {"uri": media.uri, "offset": media.offset, "length": media.length}
     times_s = columns["times_s"]
     columns["times_s"] = None if times_s is None else np.array(times_s)

@@ -1,8 +1,8 @@
 """Scans in child processes that can be killed, because a decoder may spin for ever in native code, or crash,
 and one bad file must never stop a scan.
 
-`python -m data_prep.scan_pool` is such a child: one request a line on standard input; on standard output it says what it
-is about to try, and then the rows, one JSON object a line.
+`python -m data_prep.scan_pool` is such a child: one request a line on standard input; on standard output it says what
+it is about to try, and then the rows, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any, Final
 from data_prep.scan import Scannable, ScanOptions, scan
 from vjepa.data.decode import plain
 
-DEADLINE_S: Final = 60.0  # without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
+# without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
+DEADLINE_S: Final = 60.0
 _DEADLINE_S_PER_BYTE: Final = 0.1e-6  # more: opening a film of 1 GB may take 100 s
 _SLOWEST_FPS: Final = 1.0  # decoding in order that comes below it by then does not end in reasonable time
 _AHEAD: Final = 8  # files for each child that are asked for before their answers are taken
@@ -51,7 +52,9 @@ class ScanPool:
         self._closed = False
 
     def scan(self, entries: Iterable[Scannable]) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each file, in the order of `entries`, of which few are taken ahead; each thread waits for one child."""
+        """The rows of each file, in the order of `entries`, of which few are taken ahead; each thread waits for one
+        child.
+        """
         threads = ThreadPoolExecutor(self.workers)
         try:
             self.start()
@@ -90,7 +93,9 @@ class ScanPool:
         num_bytes = _num_bytes(entry)
         while not self._closed:
             child = self._idle.get()
-            answer = child.ask(_request(entry, self.options, excluded), self.deadline_s + num_bytes * _DEADLINE_S_PER_BYTE)
+            answer = child.ask(
+                _request(entry, self.options, excluded), self.deadline_s + num_bytes * _DEADLINE_S_PER_BYTE
+            )
             self._release(child)
             if answer.rows or answer.trying is None:
                 return answer.rows or [{"first_frame": 0, "num_frames": 0, "status": answer.failure} | answer.facts]
@@ -108,7 +113,9 @@ class ScanPool:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What came of one request: rows, or why there are none and which decoder was tried then (None: decoding in order)."""
+    """What came of one request: rows, or why there are none and which decoder was tried then (None: decoding
+    in order).
+    """
 
     facts: dict[str, Any]
     trying: str | None
@@ -121,7 +128,9 @@ class _Child:
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(place or "." for place in sys.path)}
-        self.process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        self.process = subprocess.Popen(
+            _CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
         self._heard = b""  # of messages that have not ended
         self._late = False
         self.is_idle = True  # whether it can be asked
@@ -134,7 +143,11 @@ class _Child:
         begin_s = monotonic()
         while not said["rows"] and not said["failure"]:
             message = self._read(deadline_s)
-            said |= message or {"failure": f"decoding stood still for {deadline_s:.0f} s and was stopped" if self._late else "the decoder crashed"}
+            said |= message or {
+                "failure": f"decoding stood still for {deadline_s:.0f} s and was stopped"
+                if self._late
+                else "the decoder crashed"
+            }
             taken_s = monotonic() - begin_s
             if "num_frames" in message and taken_s > deadline_s and said["num_frames"] < taken_s * _SLOWEST_FPS:
                 said["failure"] = f"decoding came to {said['num_frames']} frames in {taken_s:.0f} s and was stopped"
@@ -189,9 +202,13 @@ def _request(entry: Scannable, options: ScanOptions, excluded: list[str]) -> str
 
 def main() -> None:
     """Answer until standard input ends. What libraries print must not mix with the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children by itself
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent ends its children by itself
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a decoder that spins would outlive a parent that was killed
+        ctypes.CDLL(None).prctl(
+            _PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # a decoder that spins would outlive a parent that was killed
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
@@ -202,7 +219,11 @@ def main() -> None:
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                say(rows=scan(SimpleNamespace(**request["entry"]), ScanOptions(**request["options"]), request["excluded"], say))
+                say(
+                    rows=scan(
+                        SimpleNamespace(**request["entry"]), ScanOptions(**request["options"]), request["excluded"], say
+                    )
+                )
             except Exception as error:  # noqa: BLE001  the boundary of the process: one file must not stop a scan
                 say(failure=f"the scan failed: {type(error).__name__}: {plain(error)}")
 

@@ -54,8 +54,12 @@ class SceneDetector:
         self.starts += [cut.frame_num for cut in cuts]
 
 
-def cut(frames: Frames, options: ScanOptions, start_s: float | None = None, end_s: float | None = None) -> list[dict[str, Any]]:
-    """One row for each clip of the part from `start_s` to `end_s`, in order. Raises DecodeError where the part has no frame."""
+def cut(
+    frames: Frames, options: ScanOptions, start_s: float | None = None, end_s: float | None = None
+) -> list[dict[str, Any]]:
+    """One row for each clip of the part from `start_s` to `end_s`, in order. Raises DecodeError where the part has no
+    frame.
+    """
     first, end = _part(frames, start_s, end_s)
     inner = {start for start, _, _ in frames.sizes} | set(frames.scene_starts)
     stretches = list(pairwise([first, *sorted(i for i in inner if first < i < end), end]))
@@ -113,7 +117,8 @@ def _row(frames: Frames, options: ScanOptions, first: int, end: int) -> dict[str
     width, height = next((width, height) for start, width, height in reversed(frames.sizes) if start <= first)
     row = {
         "first_frame": first, "start_s": start_s, "end_s": end_s, "num_frames": end - first, "fps": fps,
-        "times_s": None if regular else times.tolist(), "keyframes_s": frames.times_s[keys].tolist(), "width": width, "height": height,
+        "times_s": None if regular else times.tolist(),
+        "keyframes_s": frames.times_s[keys].tolist(), "width": width, "height": height,
         "motion_ratio": float(changes.mean()) if len(changes) else None,
         "black_ratio": float((frames.levels[first:end] < BLACK_BELOW).mean()),
         "frozen_ratio": float((changes < FROZEN_BELOW).mean()) if len(changes) else None,

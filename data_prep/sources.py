@@ -1,6 +1,8 @@
-"""What there is to scan: folders, patterns, files, manifests and tar shards, on disk or at fsspec addresses, with their labels.
+"""What there is to scan: folders, patterns, files, manifests and tar shards, on disk or at fsspec addresses, with their
+labels.
 
-Nothing is decoded and nothing is written here. What cannot be used is left out with a note, or is a UserError where nothing is left.
+Nothing is decoded and nothing is written here. What cannot be used is left out with a note, or is a UserError where
+nothing is left.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Entry:
     """One video or image to scan.
 
     uri: absolute local path or fsspec address. name: relative to its source, which is what labels and messages call it.
-    offset, length: bytes, where it is a member of a tar shard. start_s, end_s: the part that is meant, where a manifest says so.
+    offset, length: bytes, where it is a member of a tar shard. start_s, end_s: the part that is meant, where a manifest
+    says so.
     columns: label, split, group and any other text.
     """
 
@@ -59,12 +62,14 @@ class Listing:
 
 
 def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | None = None) -> Listing:
-    """Every video and image of `sources`, in their order, sorted within each; a manifest and a shard keep their own order.
+    """Every video and image of `sources`, in their order, sorted within each; a manifest and a shard keep their own
+    order.
 
-    A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or tar
-    shards (train-*.tar), on disk or at an fsspec address. layout: one of LAYOUT_NAMES; "auto" knows the data sets with
-    annotation files, and takes no label from folders. labels: CSV whose first column is a name relative to the source (or an
-    absolute path); its columns stand above those of layouts and manifests. Raises UserError where nothing can be listed.
+    A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
+    tar shards (train-*.tar), on disk or at an fsspec address. layout: one of LAYOUT_NAMES; "auto" knows the data sets
+    with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative to the
+    source (or an absolute path); its columns stand above those of layouts and manifests. Raises UserError where nothing
+    can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
@@ -92,7 +97,9 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
 
 @dataclass(frozen=True)
 class _Found:
-    """What one source has. others: files that are neither video nor image; empty: what to say where there is no entry."""
+    """What one source has. others: files that are neither video nor image; empty: what to say where there is
+    no entry.
+    """
 
     root: str
     entries: list[Entry]
@@ -114,18 +121,26 @@ def _find(source: str) -> _Found:
     kind = places.suffix(source)
     if kind in MEDIA_EXTENSIONS:
         if not places.exists(source):
-            raise UserError(f"{shown(source)}: no such file" + (", or its server cannot be reached" if places.is_address(source) else ""))
+            raise UserError(
+                f"{shown(source)}: no such file"
+                + (", or its server cannot be reached" if places.is_address(source) else "")
+            )
         return _Found(places.parent(source), [Entry(source, places.base_name(source))], [], [], "")
     if kind == _TAR or kind in MANIFEST_EXTENSIONS:
         return _inside(places.parent(source), [places.base_name(source)], kind)
     if places.is_address(source):
         return _in_folder(source)
     known = " ".join(sorted(MEDIA_EXTENSIONS))
-    raise UserError(f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no {_TAR} shard")
+    raise UserError(
+        f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no "
+        f"{_TAR} shard"
+    )
 
 
 def _in_folder(folder: str) -> _Found:
-    return _media(places.folder_files(folder), f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}")
+    return _media(
+        places.folder_files(folder), f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}"
+    )
 
 
 def _in_pattern(pattern: str) -> _Found:
@@ -140,12 +155,25 @@ def _media(files: places.Files, empty: str) -> _Found:
     entries, others = [], []
     for name in files.names:
         if places.suffix(name) in MEDIA_EXTENSIONS:
-            entries.append(Entry(places.join(files.root, name) if places.is_address(files.root) else f"{files.root.rstrip('/')}/{name}", name))
+            entries.append(
+                Entry(
+                    places.join(files.root, name)
+                    if places.is_address(files.root)
+                    else f"{files.root.rstrip('/')}/{name}",
+                    name,
+                )
+            )
         else:
             others.append(name)
-    notes = [f"{shown(files.root)}: folders that cannot be read: {len(files.unreadable)} ({first(files.unreadable)})"] if files.unreadable else []
+    notes = (
+        [f"{shown(files.root)}: folders that cannot be read: {len(files.unreadable)} ({first(files.unreadable)})"]
+        if files.unreadable
+        else []
+    )
     if any(name.endswith(_TAR) for name in others):
-        notes.append(f"{shown(files.root)}: has {_TAR} files; to take what is in them, give {shown(files.root)}/**/*{_TAR}")
+        notes.append(
+            f"{shown(files.root)}: has {_TAR} files; to take what is in them, give {shown(files.root)}/**/*{_TAR}"
+        )
     return _Found(files.root, entries, others, notes, empty)
 
 
@@ -169,27 +197,39 @@ def _named(manifest: str, notes: list[str]) -> list[Entry]:
         if uri == manifest:
             own_rows.append(row.where)
         else:
-            entries.append(Entry(uri, uri.removeprefix(inside), row.offset, row.length, row.start_s, row.end_s, row.columns))
+            entries.append(
+                Entry(uri, uri.removeprefix(inside), row.offset, row.length, row.start_s, row.end_s, row.columns)
+            )
     if own_rows:
         notes.append(f"{shown(manifest)}: names itself, left out: {first(own_rows)}")
     if ignored:
-        notes.append(f"{shown(manifest)}: columns that the index measures itself or that hold no text, ignored: {shown(', '.join(sorted(ignored)))}")
+        notes.append(
+            f"{shown(manifest)}: columns that the index measures itself or that hold no text, ignored: "
+            f"{shown(', '.join(sorted(ignored)))}"
+        )
     if entries:
         _check_exists(manifest, folder, entries)
     return entries
 
 
 def _check_exists(manifest: str, folder: str, entries: Sequence[Entry]) -> None:
-    """A file that is missing gets its reason when it is scanned. Where all are, the paths are meant from somewhere else."""
+    """A file that is missing gets its reason when it is scanned. Where all are, the paths are meant from somewhere
+    else.
+    """
     near = (entry.uri for entry in entries if not places.is_address(entry.uri))
     far = islice((entry.uri for entry in entries if places.is_address(entry.uri)), _NUM_ASKED)
     if not any(map(places.exists, chain(near, far))):
         missing = first([entry.name for entry in entries])
-        raise UserError(f"{shown(manifest)}: no file that it names exists: {missing}; looked for in {shown(folder)}; write paths from there, or absolute ones")
+        raise UserError(
+            f"{shown(manifest)}: no file that it names exists: {missing}; looked for in {shown(folder)}; "
+            "write paths from there, or absolute ones"
+        )
 
 
 def _members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
-    """Videos and images in a tar file by where their bytes lie, with what their WebDataset companions say. Nothing is extracted."""
+    """Videos and images in a tar file by where their bytes lie, with what their WebDataset companions say. Nothing is
+    extracted.
+    """
     entries: dict[str, tuple[str, Entry]] = {}
     companions: dict[str, dict[str, str | None]] = {}
     left_out: dict[str, list[str]] = {}
@@ -213,10 +253,17 @@ def _members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
                     else:
                         companions.setdefault(key, {}).update(columns)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            notes.append(f"{shown(shard)}: not a whole tar file ({shown(str(error))}); members before the damage: {len(entries)}")
-    notes += [f"{shown(shard)}: members left out, {reason}: {len(names)} ({first(names)})" for reason, names in left_out.items()]
+            notes.append(
+                f"{shown(shard)}: not a whole tar file ({shown(str(error))}); members before the damage: {len(entries)}"
+            )
+    notes += [
+        f"{shown(shard)}: members left out, {reason}: {len(names)} ({first(names)})"
+        for reason, names in left_out.items()
+    ]
     if ignored:
-        notes.append(f"{shown(shard)}: columns that the index measures itself, ignored: {shown(', '.join(sorted(ignored)))}")
+        notes.append(
+            f"{shown(shard)}: columns that the index measures itself, ignored: {shown(', '.join(sorted(ignored)))}"
+        )
     return [replace(entry, columns=companions[key]) if key in companions else entry for key, entry in entries.values()]
 
 
@@ -245,21 +292,29 @@ def _sample(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), extension.lower()
 
 
-def _companion(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, ignored: set[str]) -> dict[str, str | None] | None:
+def _companion(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, ignored: set[str]
+) -> dict[str, str | None] | None:
     """None where it cannot be read."""
     file = tar.extractfile(member) if member.size <= _COMPANION_BYTES else None
     if file is None:
         return None
     try:
         text = file.read().decode()
-        cells: Any = json.loads(text) if extension == "json" else {"label" if extension == "cls" else "text": text.strip()}
+        cells: Any = (
+            json.loads(text) if extension == "json" else {"label" if extension == "cls" else "text": text.strip()}
+        )
     except (ValueError, RecursionError):
         return None
     return text_columns(cells, ignored) if isinstance(cells, dict) else None
 
 
 def _ignored(found: _Found, labels: str | None) -> list[str]:
-    names = [name for name in found.others if places.base_name(name) != _LABELS_NAME and places.join(found.root, name) != labels]
+    names = [
+        name
+        for name in found.others
+        if places.base_name(name) != _LABELS_NAME and places.join(found.root, name) != labels
+    ]
     return [f"{shown(found.root)}: files of other extensions, ignored: {len(names)}"] if names else []
 
 
@@ -268,7 +323,9 @@ def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | 
     if not columns:
         return entries
     said = ({name: value for name, value in entry.columns.items() if value is not None} for entry in entries)
-    return [replace(entry, columns={**columns.get(entry.name, {}), **own}) for entry, own in zip(entries, said, strict=True)]
+    return [
+        replace(entry, columns={**columns.get(entry.name, {}), **own}) for entry, own in zip(entries, said, strict=True)
+    ]
 
 
 def _storable(entries: list[Entry], notes: list[str]) -> list[Entry]:
@@ -293,7 +350,9 @@ def _once(entries: list[Entry], notes: list[str]) -> list[Entry]:
     return [entry for entry in entries if id(entry) in firsts]
 
 
-def _with_labels(entries: list[Entry], table: Mapping[str, Mapping[str, str | None]], labels: str, notes: list[str]) -> list[Entry]:
+def _with_labels(
+    entries: list[Entry], table: Mapping[str, Mapping[str, str | None]], labels: str, notes: list[str]
+) -> list[Entry]:
     """Raises UserError where labels and files share none, and where one row is about files of two sources."""
     used: dict[str, str] = {}
     labelled, without = [], []
@@ -302,11 +361,16 @@ def _with_labels(entries: list[Entry], table: Mapping[str, Mapping[str, str | No
         if key is None:
             without.append(entry.name)
         elif used.setdefault(key, entry.uri) != entry.uri:
-            raise UserError(f"{shown(labels)}: {shown(key)} is in two sources; write absolute paths in the first column")
+            raise UserError(
+                f"{shown(labels)}: {shown(key)} is in two sources; write absolute paths in the first column"
+            )
         labelled.append(entry if key is None else replace(entry, columns={**entry.columns, **table[key]}))
     absent = sorted(table.keys() - used.keys())
     if not used:
-        raise UserError(f"{shown(labels)}: none of its files is in the sources: {first(absent)}; its first column holds paths relative to the source")
+        raise UserError(
+            f"{shown(labels)}: none of its files is in the sources: {first(absent)}; its first column holds "
+            "paths relative to the source"
+        )
     if absent:
         notes.append(f"{shown(labels)}: rows without a file: {len(absent)} ({first(absent)})")
     if without:
@@ -318,7 +382,10 @@ def _check_text(entries: Sequence[Entry]) -> None:
     for entry in entries:
         for name, value in entry.columns.items():
             if not _is_utf8(name) or (value is not None and not _is_utf8(value)):
-                raise UserError(f"{shown(entry.name)}: its {shown(name)} is not UTF-8: {shown(value or '')}; store the labels as UTF-8")
+                raise UserError(
+                    f"{shown(entry.name)}: its {shown(name)} is not UTF-8: {shown(value or '')}; store the "
+                    "labels as UTF-8"
+                )
 
 
 def _is_utf8(text: str) -> bool:

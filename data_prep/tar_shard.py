@@ -29,7 +29,8 @@ class Member:
     """A file that goes into a shard.
 
     key: name in the shard, without extension, of letters, digits and dashes. uri: absolute path or fsspec address.
-    offset: where it starts in `uri`; None: it is the whole file. num_bytes, content_hash: what the scan found (None: not known).
+    offset: where it starts in `uri`; None: it is the whole file. num_bytes, content_hash: what the scan found (None:
+    not known).
     facts: what the JSON beside it says.
     """
 
@@ -54,7 +55,8 @@ class SourceError(Exception):
 
 
 def write_shard(path: Path, members: Sequence[Member]) -> dict[str, Place | str]:
-    """Write the shard, whole or not at all, unless it is there already; by key, where a member lies, or why it was left out.
+    """Write the shard, whole or not at all, unless it is there already; by key, where a member lies, or why it was left
+    out.
 
     Raises OSError where the shard cannot be written.
     """
@@ -76,7 +78,11 @@ def read_places(path: Path) -> dict[str, Place]:
     """Where each file of a shard lies, by key; none where the file is no tar."""
     try:
         with tarfile.open(path, "r:") as tar:
-            return {entry.name.partition(".")[0]: Place(entry.offset_data, entry.size) for entry in tar if not entry.name.endswith(".json")}
+            return {
+                entry.name.partition(".")[0]: Place(entry.offset_data, entry.size)
+                for entry in tar
+                if not entry.name.endswith(".json")
+            }
     except tarfile.TarError:
         return {}
 

@@ -1,7 +1,7 @@
 """Make training-ready copies of the clips of an index: `python -m data_prep.transcode x.parquet --out FOLDER`.
 
-Copies are upright, with square pixels and even sides, H.264 in MP4 with a short GOP and no B-frames, without sound; stills
-are JPEG or PNG. FOLDER/index.parquet is their clip index, measured on the copies, with the labels of the source.
+Copies are upright, with square pixels and even sides, H.264 in MP4 with a short GOP and no B-frames, without sound;
+stills are JPEG or PNG. FOLDER/index.parquet is their clip index, measured on the copies, with the labels of the source.
 """
 
 from __future__ import annotations
@@ -23,13 +23,26 @@ from typing import Any, Final
 
 from data_prep.encode import CopyOptions, Job
 from data_prep.journal import Journal
-from data_prep.output import INDEX_NAME, SOURCE, Where, choose_rows, claim_folder, counts, extra_columns, first_of, index_facts, parse_where
+from data_prep.output import (
+    INDEX_NAME,
+    SOURCE,
+    Where,
+    choose_rows,
+    claim_folder,
+    counts,
+    extra_columns,
+    first_of,
+    index_facts,
+    parse_where,
+)
 from vjepa.command import progress_bar, run
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
 from vjepa.errors import UserError
 
 DEADLINE_S: Final = 60.0
-_DEADLINE_S_PER_BYTE: Final = 0.5e-6  # the first frame of a clip deep in a file, and the scan of a long copy, take their time
+_DEADLINE_S_PER_BYTE: Final = (
+    0.5e-6  # the first frame of a clip deep in a file, and the scan of a long copy, take their time
+)
 _CHILD: Final = [sys.executable, "-m", "data_prep.encode"]
 _MARKER: Final = ".transcode.json"
 _JOURNAL: Final = ".transcode.jsonl"
@@ -48,11 +61,13 @@ def transcode(
     deadline_s: float = DEADLINE_S,
     progress: bool = True,
 ) -> ClipIndex:
-    """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index beside them.
+    """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index beside
+    them.
 
-    where: wanted values by column. workers: files at a time (None: one for each core). deadline_s: how long a file may take
-    for no more than a frame before its process is killed, plus 0.5 s for each MB. The same call goes on where it was.
-    Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing could be copied.
+    where: wanted values by column. workers: files at a time (None: one for each core). deadline_s: how long a file may
+    take for no more than a frame before its process is killed, plus 0.5 s for each MB. The same call goes on where it
+    was. Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing
+    could be copied.
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
@@ -64,17 +79,23 @@ def transcode(
         places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
         wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
         answers = _encode_all(_jobs(index, wanted, out, options), workers or os.cpu_count() or 1, deadline_s)
-        with progress_bar(shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode") as bar:
+        with progress_bar(
+            shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode"
+        ) as bar:
             for row, columns, reason in answers:
                 if columns is None:
                     failed[row] = reason
                     bar.set_postfix(failed=len(failed))
                 else:
-                    places[row] = journal.append((copy_name(index.row(row)), None, None, None, None), [{"row": row, **columns}])
+                    places[row] = journal.append(
+                        (copy_name(index.row(row)), None, None, None, None), [{"row": row, **columns}]
+                    )
                 bar.update()
         num_copies = len(rows) - len(failed)
         if not num_copies:
-            raise UserError(f"{index.path}: none of its {len(rows)} clips could be copied: {counts(Counter(failed.values()))}")
+            raise UserError(
+                f"{index.path}: none of its {len(rows)} clips could be copied: {counts(Counter(failed.values()))}"
+            )
         copied = {i: places[i] for i in rows.tolist() if i not in failed}
         write_index(out / INDEX_NAME, _index_rows(index, journal, copied), extra_columns(index))
     if progress:
@@ -90,7 +111,9 @@ def _check(options: CopyOptions, workers: int | None) -> None:
         if not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {low} to {high}")
     if options.short_side_px % 2:
-        raise UserError(f"--short-side-px {options.short_side_px}: H.264 in yuv420p has even sides; give an even number")
+        raise UserError(
+            f"--short-side-px {options.short_side_px}: H.264 in yuv420p has even sides; give an even number"
+        )
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: at least 1 is needed")
 
@@ -113,7 +136,9 @@ def copy_name(row: IndexRow) -> str:
     return f"{row.clip_id // _ROWS_PER_FOLDER:06d}/{row.clip_id:09d}-{stem}{suffix}"
 
 
-def _encode_all(jobs: Iterator[Job], workers: int, deadline_s: float) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
+def _encode_all(
+    jobs: Iterator[Job], workers: int, deadline_s: float
+) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """(row, columns of its copy, "") or (row, None, reason) of every row, as they come."""
     answers: SimpleQueue[Any] = SimpleQueue()
     children = [_Child(deadline_s) for _ in range(workers)]
@@ -182,7 +207,14 @@ class _Child:
     def _start(self) -> int:
         if self._process is None:
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(place or "." for place in sys.path)}
-            self._process = subprocess.Popen(_CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+            self._process = subprocess.Popen(
+                _CHILD,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
             self._late = False
         return self._process.pid
 
@@ -248,26 +280,72 @@ def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -
             yield columns | kept | {"uri": name, "duplicate_of": None if original == name else original}
 
 
-def _closing(index: ClipIndex, num_copies: int, failed: Mapping[int, str], unusable: Counter[str], out: Path) -> list[str]:
+def _closing(
+    index: ClipIndex, num_copies: int, failed: Mapping[int, str], unusable: Counter[str], out: Path
+) -> list[str]:
     lines = [f"{out / INDEX_NAME}: {num_copies} clips copied"]
     if failed:
-        lines.append(f"not copied: {len(failed)}: {counts(Counter(failed.values()))} ({first_of([index.row(i).uri for i in sorted(failed)])})")
+        lines.append(
+            f"not copied: {len(failed)}: {counts(Counter(failed.values()))} "
+            f"({first_of([index.row(i).uri for i in sorted(failed)])})"
+        )
     if unusable:
         lines.append(f"not usable in {index.path}: {sum(unusable.values())}: {counts(unusable)}")
     return lines
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.transcode", description="Make training-ready copies of the clips of an index.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.transcode", description="Make training-ready copies of the clips of an index."
+    )
     default = CopyOptions()
     parser.add_argument("index", type=Path, metavar="INDEX", help="clip index of the sources (x.parquet)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new or empty folder, or one that this command was at work in")
-    parser.add_argument("--short-side-px", type=int, default=default.short_side_px, metavar="N", help="at most; no copy is enlarged (default: %(default)s)")
-    parser.add_argument("--fps", type=float, default=default.fps, metavar="N", help="constant frame rate (default: 0, the times of the source)")
-    parser.add_argument("--gop-frames", type=int, default=default.gop_frames, metavar="N", help="from one keyframe to the next (default: %(default)s)")
-    parser.add_argument("--crf", type=float, default=default.crf, metavar="N", help="quality of x264, 0 best to 51 smallest (default: %(default)s)")
-    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="rows that are meant; of several values any")
-    parser.add_argument("--workers", type=int, metavar="N", help="files encoded at a time (default: the number of cores)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="new or empty folder, or one that this command was at work in",
+    )
+    parser.add_argument(
+        "--short-side-px",
+        type=int,
+        default=default.short_side_px,
+        metavar="N",
+        help="at most; no copy is enlarged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        default=default.fps,
+        metavar="N",
+        help="constant frame rate (default: 0, the times of the source)",
+    )
+    parser.add_argument(
+        "--gop-frames",
+        type=int,
+        default=default.gop_frames,
+        metavar="N",
+        help="from one keyframe to the next (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--crf",
+        type=float,
+        default=default.crf,
+        metavar="N",
+        help="quality of x264, 0 best to 51 smallest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="rows that are meant; of several values any",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="files encoded at a time (default: the number of cores)"
+    )
     given = parser.parse_args(arguments)
     options = CopyOptions(given.short_side_px, given.fps, given.gop_frames, given.crf)
     transcode(given.index, given.out, options, parse_where(given.where), given.workers)

@@ -12,7 +12,13 @@ from data_prep.sources import Entry
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-copies", type=int, default=60, metavar="N", help="damaged files that the scan has to survive (default: 60)")
+    parser.addoption(
+        "--fuzz-copies",
+        type=int,
+        default=60,
+        metavar="N",
+        help="damaged files that the scan has to survive (default: 60)",
+    )
 
 
 def scanned(path):
@@ -21,7 +27,9 @@ def scanned(path):
 
 
 def level(i):
-    """The grey level of frame i in the videos of `make_video`: another one for each of 43 frames, far from those of its neighbours."""
+    """The grey level of frame i in the videos of `make_video`: another one for each of 43 frames, far from those of its
+    neighbours.
+    """
     return 20 + i * 17 % 43 * 5
 
 
@@ -62,7 +70,9 @@ def make_video(tmp_path):
 
 @pytest.fixture
 def make_index(make_video, tmp_path):
-    """make_index([{"label": "a", ...}, ...], num_frames=6) indexes as many videos with these values of columns, every other one marked; returns its path."""
+    """make_index([{"label": "a", ...}, ...], num_frames=6) indexes as many videos with these values of columns, every
+    other one marked; returns its path.
+    """
 
     def make(rows, **video):
         lines = [["file", *rows[0]]]
@@ -70,7 +80,9 @@ def make_index(make_video, tmp_path):
             make_video(f"clips/{number:02}.mp4", mark=number % 2 == 0, **video)
             lines.append([f"{number:02}.mp4", *values.values()])
         (tmp_path / "labels.csv").write_text("\n".join(map(",".join, lines)))
-        build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
+        build_index(
+            tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
+        )
         return tmp_path / "clips.parquet"
 
     return make

@@ -1,4 +1,6 @@
-"""Clips whose decoder does to its process what decoders do on some files. A module of its own, so that a process can import it."""
+"""Clips whose decoder does to its process what decoders do on some files. A module of its own, so that a process can
+import it.
+"""
 
 import os
 import re
@@ -9,7 +11,9 @@ from vjepa.data.clips import EvalClips, TrainClips
 
 
 class Trouble:
-    """Reading the row number `bad_row` spins holding the GIL, crashes, or is killed (once, then it can be read); each time is noted in `notes`."""
+    """Reading the row number `bad_row` spins holding the GIL, crashes, or is killed (once, then it can be read); each
+    time is noted in `notes`.
+    """
 
     bad_row, how, notes = 2, "spin", Path()
 

@@ -13,8 +13,19 @@ from vjepa.errors import UserError
 
 SETTINGS = {
     "run": {"device": "cpu", "precision": "fp32"},
-    "data": {"train": "missing.parquet", "num_frames": 4, "clip_fps": 4, "crop_px": 16, "global_batch": 2, "workers": 0},
-    "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+    "data": {
+        "train": "missing.parquet",
+        "num_frames": 4,
+        "clip_fps": 4,
+        "crop_px": 16,
+        "global_batch": 2,
+        "workers": 0,
+    },
+    "model": {
+        "patch_px": 8,
+        "encoder": {"width": 24, "depth": 2, "heads": 2},
+        "predictor": {"width": 12, "depth": 1, "heads": 2},
+    },
     "optim": {"total_steps": 6},
 }
 
@@ -37,7 +48,9 @@ def test_the_loader_is_measured_where_there_is_an_index(make_video, tmp_path) ->
     for number in range(3):
         make_video(f"clips/{number}.mp4", 8, size=(32, 32))
     build_index(tmp_path / "clips", tmp_path / "clips.parquet", workers=1, progress=False)
-    settings = config.validate({**SETTINGS, "data": {**SETTINGS["data"], "train": str(tmp_path / "clips.parquet")}}, "test")
+    settings = config.validate(
+        {**SETTINGS, "data": {**SETTINGS["data"], "train": str(tmp_path / "clips.parquet")}}, "test"
+    )
     report = bench.bench(settings, num_steps=3)
     assert report["loader_clips_per_s"] > 0 and report["together_clips_per_s"] > 0
     assert "clips/s with 0 workers" in bench.table(report)
@@ -107,14 +120,22 @@ def test_keyframe_starts_are_measured_against_uniform_ones(indices, monkeypatch)
     monkeypatch.setattr(speed, "perf_counter", clock)
     # as a decoder does: from the keyframe before the first frame to the last frame
     for reader in ("decord", "pyav_seek"):
-        clock.costs(monkeypatch, decode.READERS, reader, lambda row, ids, size: float(ids.max() + 1 - ids.min() // 20 * 20))
+        clock.costs(
+            monkeypatch, decode.READERS, reader, lambda row, ids, size: float(ids.max() + 1 - ids.min() // 20 * 20)
+        )
     settings = loader_settings(indices[0], clip_fps=8)
     uniform = speed.loader_speed(settings.data, 0, 4)
-    assert uniform["keyframe_ratio"] > 1.5 and uniform["against_ratio"] is None and uniform["loader_ratio"] == pytest.approx(1)
+    assert (
+        uniform["keyframe_ratio"] > 1.5
+        and uniform["against_ratio"] is None
+        and uniform["loader_ratio"] == pytest.approx(1)
+    )
     keyframe = speed.loader_speed(settings.data.model_copy(update={"start": "keyframe"}), 0, 4)
     assert keyframe["keyframe_ratio"] == uniform["keyframe_ratio"]  # whatever the config has
     assert keyframe["loader_clips_per_s"] == pytest.approx(uniform["keyframe_ratio"] * uniform["loader_clips_per_s"])
-    assert speed.loader_speed(settings.data.model_copy(update={"clip_fps": None}), 0, 1)["keyframe_ratio"] is None  # the whole video has no start
+    assert (
+        speed.loader_speed(settings.data.model_copy(update={"clip_fps": None}), 0, 1)["keyframe_ratio"] is None
+    )  # the whole video has no start
 
 
 def test_bare_decoding_reads_what_the_loader_reads(indices, monkeypatch) -> None:
@@ -139,7 +160,10 @@ def test_loader_json_and_table(indices, capsys, tmp_path) -> None:
     command = [str(path), "--loader", "--steps", "2", "--against", str(indices[1])]
     assert bench.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert all(report[name] > 0 for name in ("loader_clips_per_s", "bare_clips_per_s", "loader_ratio", "keyframe_ratio", "against_ratio"))
+    assert all(
+        report[name] > 0
+        for name in ("loader_clips_per_s", "bare_clips_per_s", "loader_ratio", "keyframe_ratio", "against_ratio")
+    )
     assert bench.main(command) == 0
     table = capsys.readouterr().out
     assert "of the decoder alone" in table and "copies.parquet gives" in table and "data.start=keyframe" in table

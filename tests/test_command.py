@@ -17,8 +17,12 @@ BODIES = {
 
 def run_unread(body: str, stdout: int) -> subprocess.CompletedProcess[str]:
     program = f"from vjepa.command import run\ndef main(arguments):\n    {body}\nrun(main)"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # with it argparse meets the error, and keeps it
-    return subprocess.run([sys.executable, "-c", program], env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }  # with it argparse meets the error, and keeps it
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)

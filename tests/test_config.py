@@ -30,7 +30,13 @@ def test_numbers_without_a_point_are_numbers(load) -> None:
 
 
 def test_overrides_reach_every_depth(load) -> None:
-    settings = load("model.encoder.width=48", "masks=[{ratio: .5}, {}]", "masks.1.ratio=.25", "data.train.where.fold=[0, 1]", "data.val=b.parquet")
+    settings = load(
+        "model.encoder.width=48",
+        "masks=[{ratio: .5}, {}]",
+        "masks.1.ratio=.25",
+        "data.train.where.fold=[0, 1]",
+        "data.val=b.parquet",
+    )
     assert settings.model.encoder.width == 48
     assert [mask.ratio for mask in settings.masks] == [0.5, 0.25]
     assert settings.data.train == config.Source(index="a.parquet", where={"fold": [0, 1]})
@@ -38,11 +44,24 @@ def test_overrides_reach_every_depth(load) -> None:
 
 
 def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(load) -> None:
-    mix = "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1, global_batch: 64}, {index: b.parquet, ratio: .2, clip_fps: 2}]"
+    mix = (
+        "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1, global_batch: 64}, {index: b.parquet, ratio: .2, "
+        "clip_fps: 2}]"
+    )
     settings = load(mix, "data.mix.1.where.split=train", "data.clip_fps=4", "data.crop_px=32")
     train, images, slow = settings.data.sources.values()
-    assert list(settings.data.sources) == ["data.train", "data.mix.0", "data.mix.1"] and train == settings.data.model_copy(update={"mix": []})
-    assert (images.train.index, images.num_frames, images.global_batch, images.clip_fps, images.crop_px) == ("i.parquet", 1, 64, 4, 32)
+    assert list(settings.data.sources) == [
+        "data.train",
+        "data.mix.0",
+        "data.mix.1",
+    ] and train == settings.data.model_copy(update={"mix": []})
+    assert (images.train.index, images.num_frames, images.global_batch, images.clip_fps, images.crop_px) == (
+        "i.parquet",
+        1,
+        64,
+        4,
+        32,
+    )
     assert (slow.train.where, slow.num_frames, slow.global_batch, slow.clip_fps) == ({"split": "train"}, 16, 32, 2)
     assert settings.data.mix_ratios == (Fraction(1, 10), Fraction(1, 5))
     assert [(grid.t, grid.h, grid.w) for grid in settings.grids.values()] == [(8, 2, 2), (1, 2, 2), (8, 2, 2)]
@@ -51,16 +70,32 @@ def test_a_source_of_a_mix_has_the_settings_of_data_unless_it_says_otherwise(loa
 def test_short_names_stand_for_settings_in_files_and_overrides(load) -> None:
     text = "mask_ratio: 0.5\nbatch_size: 256\nlearning_rate: 1e-4\nepochs: 100\nema_decay: 0.99\nloss_type: mse\n"
     settings = load("data.train=a.parquet", text=text)
-    found = (settings.masks[0].ratio, settings.data.global_batch, settings.optim.lr, settings.optim.epochs, settings.optim.ema_decay, settings.objective.loss)
+    found = (
+        settings.masks[0].ratio,
+        settings.data.global_batch,
+        settings.optim.lr,
+        settings.optim.epochs,
+        settings.optim.ema_decay,
+        settings.objective.loss,
+    )
     assert found == (0.5, 256, 1e-4, 100, 0.99, "mse")
-    assert load("data.train=a.parquet", "mask_ratio=.6", "masks.0.num_blocks=4", text=text).masks == [config.TubeMask(ratio=0.6, num_blocks=4)]
-    assert load("learning_rate=2e-4").optim.lr == load("optim.lr=2e-4", text="data: {train: a}\nlearning_rate: 1\nepochs: 1").optim.lr == 2e-4
+    assert load("data.train=a.parquet", "mask_ratio=.6", "masks.0.num_blocks=4", text=text).masks == [
+        config.TubeMask(ratio=0.6, num_blocks=4)
+    ]
+    assert (
+        load("learning_rate=2e-4").optim.lr
+        == load("optim.lr=2e-4", text="data: {train: a}\nlearning_rate: 1\nepochs: 1").optim.lr
+        == 2e-4
+    )
     assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
     assert set(config.describe_aliases()) >= {"  mask_ratio = masks.0.ratio", "  epochs = optim.epochs"}
 
 
 def test_mask_sets_are_told_apart_by_kind_and_are_tubes_without_one(load) -> None:
-    settings = load("masks=[{num_blocks: 2}, {kind: random, ratio: .9}, {kind: multiblock}, {kind: ijepa}]", "masks.2.temporal_scale=[.5, 1]")
+    settings = load(
+        "masks=[{num_blocks: 2}, {kind: random, ratio: .9}, {kind: multiblock}, {kind: ijepa}]",
+        "masks.2.temporal_scale=[.5, 1]",
+    )
     assert [type(mask) for mask in settings.masks] == list(config.MASK_KINDS.values())
     assert settings.masks[0] == config.TubeMask(num_blocks=2)
     assert settings.masks[2].temporal_scale == (0.5, 1.0)
@@ -102,8 +137,14 @@ NEXT_TO = {
         ("masks=[{kind: random, ratio: 1.5}]", "masks.0.ratio: Input should be less than 1, got 1.5"),
         ("masks=[{kind: multiblock, spatial_scale: [.5, 2]}]", "masks.0.spatial_scale: a share is at most 1, got 2"),
         ("masks=[{kind: ijepa, target_aspect: [2, 1]}]", "masks.0.target_aspect: needs 0 < low <= high, got [2, 1]"),
-        ("masks=[{kind: multiblock, trim: raster, num_context: 9}]", "masks.0.trim: raster takes its counts from the batch"),
-        ("masks=[{kind: multiblock, full_complement: true, num_target: 9}]", "masks.0.num_target: with full_complement it follows from the context"),
+        (
+            "masks=[{kind: multiblock, trim: raster, num_context: 9}]",
+            "masks.0.trim: raster takes its counts from the batch",
+        ),
+        (
+            "masks=[{kind: multiblock, full_complement: true, num_target: 9}]",
+            "masks.0.num_target: with full_complement it follows from the context",
+        ),
         ("masks=[{kind: multiblock, max_keep: 9, num_context: 9}]", "masks.0.max_keep: num_context is exact already"),
         ("mask_ration=.5", "mask_ration: unknown key; did you mean 'mask_ratio'?"),
         ("mask_ratio=1", "masks.0.ratio: Input should be less than 1, got 1"),
@@ -115,7 +156,10 @@ NEXT_TO = {
         ("optim.lr=0", "optim.lr: Input should be greater than 0, got 0"),
         ("optim.epochs=3", "optim.total_steps: give either total_steps or epochs"),
         ("run.precision=fp16", "run.precision: Input should be 'auto', 'fp32' or 'bf16', got 'fp16'"),
-        ("model.predictor={kind: mlp, drop_path: .1}", "model.predictor.drop_path: kind: mlp has none, only transformer"),
+        (
+            "model.predictor={kind: mlp, drop_path: .1}",
+            "model.predictor.drop_path: kind: mlp has none, only transformer",
+        ),
         ("model.encoder.heads=5", "model.encoder.heads: 5 heads do not divide a width of 192"),
         ("data.crop_px=33", "data.crop_px: 33 px is not a whole number of patches of model.patch_px=16"),
         ("data.num_frames=7", "data.num_frames: 7 is not a whole number of tubelets"),
@@ -125,31 +169,66 @@ NEXT_TO = {
         ("data.mix=[{index: i}]", "data.mix.0.ratio: required, and not given"),
         ("data.mix=[i.parquet]", "data.mix.0.ratio: required, and not given"),
         ("data.mix=[{index: i, ratoi: .1}]", "data.mix.0.ratoi: unknown key; did you mean 'ratio'?"),
-        ("data.mix=[{index: i, ratio: .7}, {index: j, ratio: .2}, {index: k, ratio: .1}]", "data.mix: the ratios sum to 1, which leaves data.train no step"),
-        ("data.mix=[{index: i, ratio: .1}, {index: j, ratio: .1, num_frames: 5}]", "data.mix.1.num_frames: 5 is not a whole number of tubelets"),
+        (
+            "data.mix=[{index: i, ratio: .7}, {index: j, ratio: .2}, {index: k, ratio: .1}]",
+            "data.mix: the ratios sum to 1, which leaves data.train no step",
+        ),
+        (
+            "data.mix=[{index: i, ratio: .1}, {index: j, ratio: .1, num_frames: 5}]",
+            "data.mix.1.num_frames: 5 is not a whole number of tubelets",
+        ),
         ("objective.loss=hubert", "objective.loss: Input should be 'l1', 'smooth_l1', 'huber' or 'mse', got 'hubert'"),
         ("objective.huber_delta=.5", "objective.huber_delta: loss: l1 has none; set loss: huber, or leave it out"),
-        ("objective.targets=frozen", "objective.teacher: targets: frozen needs one; name a run, a checkpoint or a weights file"),
+        (
+            "objective.targets=frozen",
+            "objective.teacher: targets: frozen needs one; name a run, a checkpoint or a weights file",
+        ),
         ("objective.teacher=x", "objective.teacher: targets: ema has none; set targets: frozen, or leave it out"),
         (
             "objective.targets=none",
-            "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg or vicreg_variance a weight",
+            "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg "
+            "or vicreg_variance a weight",
         ),
         ("objective.prediction=0", "objective.prediction: nothing is predicted, and no views have to agree"),
-        ("objective={prediction: 0, view_invariance: 1, sigreg: 1}", "objective.targets: nothing is predicted, so ema is of no use; set targets: none"),
+        (
+            "objective={prediction: 0, view_invariance: 1, sigreg: 1}",
+            "objective.targets: nothing is predicted, so ema is of no use; set targets: none",
+        ),
         (
             "objective={view_invariance: 1, sigreg: 1}",
-            "objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2",
+            "objective.view_invariance: a clip has a single view; give masks a second set, or set "
+            "data.clips_per_decode: 2",
         ),
-        ("objective={view_invariance: 1}", "objective.sigreg: the same features for all clips would be perfect here (collapse)"),
+        (
+            "objective={view_invariance: 1}",
+            "objective.sigreg: the same features for all clips would be perfect here (collapse)",
+        ),
         ("objective.projector_widths=[64]", "objective.projector_widths: no term reads embeddings"),
         ("objective={sigreg: 1, projector_widths: [0]}", "objective.projector_widths: widths are 1 or more, got [0]"),
-        ("objective={targets: pixels, cycle: 1}", "objective.cycle: the context is predicted back from predicted features, and targets: pixels predicts none"),
-        ("data.global_batch=1", "data.global_batch: terms of objective compare clips, and a batch shows a single one; set 2 or more"),
-        ("model.predictor.out_width=9", "model.predictor.out_width: with objective.targets: ema it is 192, not 9; leave it out"),
-        ("objective.cycle=1", "objective.cycle: predictions go into the predictor again, so they need the width of the encoder"),
-        ("objective.targets=pixels", "model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema"),
-        ("eval.encoder=target_encoder", "eval.encoder: with objective.targets: pixels there is no target_encoder; set eval.encoder: encoder"),
+        (
+            "objective={targets: pixels, cycle: 1}",
+            "objective.cycle: the context is predicted back from predicted features, and targets: pixels predicts none",
+        ),
+        (
+            "data.global_batch=1",
+            "data.global_batch: terms of objective compare clips, and a batch shows a single one; set 2 or more",
+        ),
+        (
+            "model.predictor.out_width=9",
+            "model.predictor.out_width: with objective.targets: ema it is 192, not 9; leave it out",
+        ),
+        (
+            "objective.cycle=1",
+            "objective.cycle: predictions go into the predictor again, so they need the width of the encoder",
+        ),
+        (
+            "objective.targets=pixels",
+            "model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema",
+        ),
+        (
+            "eval.encoder=target_encoder",
+            "eval.encoder: with objective.targets: pixels there is no target_encoder; set eval.encoder: encoder",
+        ),
         ("masks=[]", "masks: List should have at least 1 item"),
         ("masks.3.ratio=.5", "'3' is not a place in a list"),
         ("optim.lr.x=1", "lr is a value, it has no settings inside"),
@@ -169,9 +248,15 @@ def test_bad_settings_are_one_line_with_the_path(load, override: str, message: s
         ("data: {train: a.parquet", "not valid YAML"),
         ("- 1", "a config is a mapping of sections, this is a list"),
         ("data: {train: a}\ndata: {train: b}\n", "the key 'data' is given twice"),
-        ("optim: {total_steps: 1}", "data.train: required, and not given; `python -m data_prep.index FOLDER --out x.parquet` makes"),
+        (
+            "optim: {total_steps: 1}",
+            "data.train: required, and not given; `python -m data_prep.index FOLDER --out x.parquet` makes",
+        ),
         ("optim: {total_steps: 1, lr: 1}\nlearning_rate: 1", "learning_rate is short for optim.lr, which is given too"),
-        ("mask_ratio: .5\nmasks: [{kind: random, ratio: .5}]", "mask_ratio is short for masks.0.ratio, which is given too"),
+        (
+            "mask_ratio: .5\nmasks: [{kind: random, ratio: .5}]",
+            "mask_ratio is short for masks.0.ratio, which is given too",
+        ),
         ("mask_ratio: .5\nmasks: tube", "mask_ratio: masks is a value, it has no settings inside"),
         ("mask_ratio: .5\nmasks: []", "mask_ratio: '0' is not a place in a list of 0"),
         ("data: {train: a}\noptim: {total_steps: 1}\nrun: {seed: 2020-01-01}", "date is not JSON serializable"),
@@ -190,7 +275,13 @@ def test_an_unknown_config_lists_the_shipped_ones() -> None:
 
 
 def test_command_prints_one_line_and_fails() -> None:
-    answer = subprocess.run([sys.executable, "-m", "vjepa.train", "demo", "optim.lrr=1"], capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-m", "vjepa.train", "demo", "optim.lrr=1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert answer.returncode == 2 and answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
 
 

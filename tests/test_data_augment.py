@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vjepa.data.augment import IMAGENET_MEAN, IMAGENET_STD, crop_resize, normalise, random_crop_box, scaled_box, size_needed, view_boxes
+from vjepa.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    crop_resize,
+    normalise,
+    random_crop_box,
+    scaled_box,
+    size_needed,
+    view_boxes,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -18,11 +27,17 @@ def test_boxes_lie_in_the_frame(height, width):
 
 
 def test_boxes_have_the_wanted_areas_and_shapes_and_reach_every_edge():
-    boxes = np.array([random_crop_box(np.random.default_rng(seed), 240, 320, (0.3, 0.6), (0.75, 1.35)) for seed in range(2000)])
+    boxes = np.array(
+        [random_crop_box(np.random.default_rng(seed), 240, 320, (0.3, 0.6), (0.75, 1.35)) for seed in range(2000)]
+    )
     top, left, h, w = boxes.T
     area, aspect = h * w / (240 * 320), w / h
     assert 0.29 < area.min() < 0.31 and 0.59 < area.max() < 0.61 and area.mean() == pytest.approx(0.45, abs=0.01)
-    assert 0.74 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.37 and np.log(aspect).mean() == pytest.approx(np.log(0.75 * 1.35) / 2, abs=0.02)
+    assert (
+        0.74 < aspect.min() < 0.77
+        and 1.3 < aspect.max() < 1.37
+        and np.log(aspect).mean() == pytest.approx(np.log(0.75 * 1.35) / 2, abs=0.02)
+    )
     assert top.min() == 0 and left.min() == 0 and (top + h).max() == 240 and (left + w).max() == 320
 
 
@@ -62,7 +77,9 @@ def test_normalise_has_the_statistics_of_imagenet(dtype):
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     out = normalise(video, dtype)
     assert out.dtype == dtype and video.dtype == torch.uint8
-    torch.testing.assert_close(out, ((video / 255 - mean) / std).to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out, ((video / 255 - mean) / std).to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(720, 1280), (721, 1283), (1080, 608)])
@@ -75,5 +92,8 @@ def test_the_size_needed_is_a_whole_fraction_in_which_every_box_keeps_its_pixels
         for box in boxes:
             top, left, h, w = scaled_box(box, height, width, frames)
             assert min(h, w) >= 112 and 0 <= top <= frames.shape[1] - h and 0 <= left <= frames.shape[2] - w
-            assert abs(h / frames.shape[1] - box[2] / height) < 0.01 and abs(left / frames.shape[2] - box[1] / width) < 0.01
+            assert (
+                abs(h / frames.shape[1] - box[2] / height) < 0.01
+                and abs(left / frames.shape[2] - box[1] / width) < 0.01
+            )
     assert size_needed([(0, 0, 223, 300)], height, width, 112) is None

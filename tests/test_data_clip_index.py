@@ -16,7 +16,8 @@ pytestmark = pytest.mark.fast
 
 def make_row(name, **columns):
     row = {
-        "uri": name, "start_s": 0.5, "end_s": 1.5, "num_frames": 4, "fps": 4.0, "width": 64, "height": 48, "rotation": 90,
+        "uri": name, "start_s": 0.5, "end_s": 1.5, "num_frames": 4,
+        "fps": 4.0, "width": 64, "height": 48, "rotation": 90,
         "sample_aspect": 1.0, "codec": "h264", "decoder": "pyav", "keyframes_s": [0.5], "status": "ok", "label_id": -1,
     }  # fmt: skip
     return row | columns
@@ -37,7 +38,14 @@ def index(tmp_path):
 def test_rows_come_back_as_written(index, tmp_path):
     assert len(index) == 4 and index.path == tmp_path / "x.parquet"
     row = index.row(0)
-    assert (row.clip_id, row.uri, row.first_frame, row.num_frames, row.rotation, row.decoder) == (0, str(tmp_path / "a.mp4"), 0, 4, 90, "pyav")
+    assert (row.clip_id, row.uri, row.first_frame, row.num_frames, row.rotation, row.decoder) == (
+        0,
+        str(tmp_path / "a.mp4"),
+        0,
+        4,
+        90,
+        "pyav",
+    )
     assert (index.row(1).uri, index.row(2).offset, index.row(3).offset, index.row(3).length) == ("/b.mp4", None, 7, 9)
     assert (row.keyframe_decoder, index.row(3).decoder, index.row(3).keyframe_decoder) == (None, "decord", "pyav_seek")
     assert index.keyframes(0).tolist() == [0.5]
@@ -55,7 +63,13 @@ def test_columns_are_text_and_extra_ones_are_kept(index):
 
 @pytest.mark.parametrize(
     ("where", "rows"),
-    [({}, [0, 1, 3]), ({"split": "train"}, [0, 3]), ({"fold": 2}, [1, 3]), ({"fold": [1, "2"], "split": ["train"]}, [0, 3]), ({"label_id": 1}, [1])],
+    [
+        ({}, [0, 1, 3]),
+        ({"split": "train"}, [0, 3]),
+        ({"fold": 2}, [1, 3]),
+        ({"fold": [1, "2"], "split": ["train"]}, [0, 3]),
+        ({"label_id": 1}, [1]),
+    ],
 )
 def test_select_gives_usable_rows_that_match(index, where, rows):
     selected = index.select(where)
@@ -119,7 +133,10 @@ def test_where_the_folder_is_read_only_the_copy_lies_in_the_cache_of_the_user(in
 
 def test_many_groups_of_rows_are_one_index(tmp_path, monkeypatch):
     monkeypatch.setattr(clip_index, "_ROWS_PER_GROUP", 7)
-    rows = [make_row(f"{i}.mp4", num_frames=i + 1, times_s=None if i % 3 else [float(k) for k in range(i + 1)]) for i in range(40)]
+    rows = [
+        make_row(f"{i}.mp4", num_frames=i + 1, times_s=None if i % 3 else [float(k) for k in range(i + 1)])
+        for i in range(40)
+    ]
     write_index(tmp_path / "x.parquet", iter(rows), extra=[])
     index = ClipIndex.open(tmp_path / "x.parquet")
     assert len(index) == 40 and [index.row(i).num_frames for i in range(40)] == list(range(1, 41))

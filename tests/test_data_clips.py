@@ -21,14 +21,19 @@ def two(make_video, tmp_path):
     """Paths of two indices: 5 videos, and 3 others."""
     paths = []
     for name, count in (("one", 5), ("two", 3)):
-        rows = [{"uri": f"{name}/{i}.mp4", "label_id": -1} | scanned(make_video(f"{name}/{i}.mp4", 24, mark=True)) for i in range(count)]
+        rows = [
+            {"uri": f"{name}/{i}.mp4", "label_id": -1} | scanned(make_video(f"{name}/{i}.mp4", 24, mark=True))
+            for i in range(count)
+        ]
         write_index(tmp_path / f"{name}.parquet", rows)
         paths.append(str(tmp_path / f"{name}.parquet"))
     return paths
 
 
 def settings(train, **changes):
-    return Data(**{"train": train, "num_frames": 4, "crop_px": 16, "global_batch": 8, "workers": 0, "clip_fps": 8.0} | changes)
+    return Data(
+        **{"train": train, "num_frames": 4, "crop_px": 16, "global_batch": 8, "workers": 0, "clip_fps": 8.0} | changes
+    )
 
 
 def clips_of(data, **ranks):
@@ -55,7 +60,9 @@ def test_weights_hold_within_one_percent_and_no_source_gives_a_row_twice_in_an_e
     shares = [Fraction("0.335"), Fraction("0.1")]
     drawn = [source_of_step(7, i, shares) for i in range(20_000)]
     counts = np.bincount([source for source, _ in drawn])
-    assert counts / 20_000 == pytest.approx([0.565, 0.335, 0.1], rel=0.01) and counts.tolist() == num_steps(7, 20_000, shares)
+    assert counts / 20_000 == pytest.approx([0.565, 0.335, 0.1], rel=0.01) and counts.tolist() == num_steps(
+        7, 20_000, shares
+    )
     for source in range(3):
         assert [n for other, n in drawn if other == source] == list(range(counts[source]))
 
@@ -84,7 +91,10 @@ def test_a_source_mixed_by_clip_is_read_as_the_batches_that_it_stands_in(two):
 def test_several_clips_of_a_video_and_several_crops_of_a_decode_lie_side_by_side(two):
     data = settings(two[0], clips_per_video=2, clips_per_decode=2, crop_scale=(0.2, 0.4))
     dataset, decoded = clips_of(data), []
-    dataset.read = lambda row, ids, size: (decoded.append((row.clip_id, *ids)), TrainClips.read(dataset, row, ids, size))[1]
+    dataset.read = lambda row, ids, size: (
+        decoded.append((row.clip_id, *ids)),
+        TrainClips.read(dataset, row, ids, size),
+    )[1]
     batches = [dataset[step] for step in range(5)]
     ids = torch.cat([batch.clip_ids for batch in batches]).view(-1, 4)
     assert (ids == ids[:, :1]).all() and (ids[:5, 0].sort().values == torch.arange(5)).all()
@@ -92,13 +102,17 @@ def test_several_clips_of_a_video_and_several_crops_of_a_decode_lie_side_by_side
     for first, second, third, _ in torch.cat([batch.video for batch in batches]).view(10, 4, 3, 4, 16, 16):
         assert not torch.equal(first, second) and not torch.equal(first, third)
         darkest = [clip[0].flatten(1).min(1).values.int() for clip in (first, second)]
-        assert (darkest[0] - darkest[1]).abs().max() <= 3 or (first == 255).all() or (second == 255).all()  # the same frames, other places
+        assert (
+            (darkest[0] - darkest[1]).abs().max() <= 3 or (first == 255).all() or (second == 255).all()
+        )  # the same frames, other places
     with pytest.raises(ValidationError, match="8 clips are no multiple of clips_per_video"):
         settings(two[0], clips_per_video=3)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("changes", "rate"), [({"clip_fps": 4.0}, 4), ({"frame_step": 2}, 4), ({"duration_s": 1.0}, 4), ({}, 4 / 3)])
+@pytest.mark.parametrize(
+    ("changes", "rate"), [({"clip_fps": 4.0}, 4), ({"frame_step": 2}, 4), ({"duration_s": 1.0}, 4), ({}, 4 / 3)]
+)
 def test_frames_by_rate_step_duration_or_the_whole_video(two, changes, rate):
     row = ClipIndex.open(two[0]).row(0)  # 24 frames at 8 fps
     data = settings(two[0], **{"clip_fps": None} | changes)
@@ -115,7 +129,9 @@ def test_keyframe_starts_are_keyframes(make_video, tmp_path):
     assert index.keyframes(0).tolist() == [0.0, 1.25, 2.5, 3.75]
     dataset = clips_of(settings(str(index.path), start="keyframe"))
     seen = torch.cat([dataset[step].video for step in range(8)])[:, 0, 0, 8, 8].int()
-    assert set(seen.tolist()) <= {value + off for value in (level(0), level(10), level(20), level(30)) for off in range(-3, 4)}
+    assert set(seen.tolist()) <= {
+        value + off for value in (level(0), level(10), level(20), level(30)) for off in range(-3, 4)
+    }
     assert len(torch.unique(seen // 8)) >= 3
 
 
@@ -131,7 +147,9 @@ def test_clips_from_keyframes_have_a_decoder_of_their_own(make_video, tmp_path, 
 
 @pytest.mark.fast
 def test_a_clip_that_starts_elsewhere_is_read_by_the_decoder_that_is_exact_anywhere(make_video, tmp_path):
-    row = scanned(make_video("a.mp4", 40, gop=10)) | {"keyframes_s": [4.5]}  # too late for a clip, which starts with the video
+    row = scanned(make_video("a.mp4", 40, gop=10)) | {
+        "keyframes_s": [4.5]
+    }  # too late for a clip, which starts with the video
     write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "label_id": -1} | row])
     dataset, read = clips_of(settings(str(tmp_path / "x.parquet"), start="keyframe", num_frames=8)), []
     dataset.read = lambda row, ids, size: read.append((row.decoder, int(ids[0]))) or read_frames(row, ids, size)

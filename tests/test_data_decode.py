@@ -19,7 +19,17 @@ from torch.nn import functional
 
 from vjepa.data import decode
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import READERS, DecodeError, open_media, open_video, plain, read_frames, read_image, torchcodec_library, upright
+from vjepa.data.decode import (
+    READERS,
+    DecodeError,
+    open_media,
+    open_video,
+    plain,
+    read_frames,
+    read_image,
+    torchcodec_library,
+    upright,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "odd_videos"
 VIDEO_DECODERS = [name for name in READERS if name != "image"]
@@ -35,7 +45,9 @@ def decoder(request):
 
 
 def in_order(path):
-    """The plain twin: every frame in the order in which PyAV yields it, and the row of an index that is made from them."""
+    """The plain twin: every frame in the order in which PyAV yields it, and the row of an index that is made
+    from them.
+    """
     with open_video(path) as (container, stream):
         aspect, frames = float(stream.sample_aspect_ratio or 1), list(container.decode(stream))
         rotation, reformatter = frames[0].rotation % 360, av.video.reformatter.VideoReformatter()
@@ -44,7 +56,23 @@ def in_order(path):
     times_s = np.sort(times) if np.isfinite(times).all() else np.arange(len(times)) / 25
     height, width, _ = pictures[0].shape
     fps = (len(times) - 1) / (times_s[-1] - times_s[0]) if len(times) > 1 else 25.0
-    row = IndexRow(0, str(path), None, None, 0, times_s[0], times_s[-1] + 1 / fps, len(times), fps, times_s, width, height, rotation, aspect, "pyav")
+    row = IndexRow(
+        0,
+        str(path),
+        None,
+        None,
+        0,
+        times_s[0],
+        times_s[-1] + 1 / fps,
+        len(times),
+        fps,
+        times_s,
+        width,
+        height,
+        rotation,
+        aspect,
+        "pyav",
+    )
     return pictures, row
 
 
@@ -53,7 +81,9 @@ def row_of(path, **changes):
 
 
 def still_of(path, height, width, **changes):
-    return dataclasses.replace(IndexRow(0, str(path), None, None, 0, 0.0, 1.0, 1, 1.0, None, width, height, 0, 1.0, "image"), **changes)
+    return dataclasses.replace(
+        IndexRow(0, str(path), None, None, 0, 0.0, 1.0, 1, 1.0, None, width, height, 0, 1.0, "image"), **changes
+    )
 
 
 def texture(i, height, width):
@@ -77,7 +107,9 @@ def films(tmp_path_factory):
     return cache(lambda name: in_order(write_film(folder / name, **FILMS[name])))
 
 
-def write_film(path, codec="libx264", num_frames=90, rate=30, size=(96, 64), first_ms=0, pix_fmt="yuv420p", rotation=0, **options):
+def write_film(
+    path, codec="libx264", num_frames=90, rate=30, size=(96, 64), first_ms=0, pix_fmt="yuv420p", rotation=0, **options
+):
     """Textured frames, each another one; `options` are those of the encoder. Returns the path."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options={key: str(value) for key, value in options.items()})
@@ -129,7 +161,9 @@ def test_delivers_the_wanted_frames_in_the_wanted_order(make_video, decoder, ids
 @pytest.mark.parametrize("rate", ["constant", "rounded to ms", "variable"])
 @pytest.mark.fast
 def test_frames_are_counted_from_the_first_of_the_clip(make_video, decoder, rate):
-    row = row_of(make_video("a.mp4", 40, times_ms=[10_000 + 40 * i + 90 * (i > 20) * (rate == "variable") for i in range(40)]))
+    row = row_of(
+        make_video("a.mp4", 40, times_ms=[10_000 + 40 * i + 90 * (i > 20) * (rate == "variable") for i in range(40)])
+    )
     times_s = row.times()[15:35]
     if rate != "variable":
         assert row.fps == pytest.approx(25)
@@ -173,7 +207,15 @@ INEXACT = {
 def test_random_access_equals_reading_in_order(films, decoder, name):
     pictures, row = films(name)
     n, rng = len(pictures), np.random.default_rng(0)
-    for ids in ([0], [n - 1], range(n), range(n - 9, n), range(13, 20), [1, 2, n // 2, n // 2 + 1, n - 2], *(rng.integers(0, n, 4) for _ in range(6))):
+    for ids in (
+        [0],
+        [n - 1],
+        range(n),
+        range(n - 9, n),
+        range(13, 20),
+        [1, 2, n // 2, n // 2 + 1, n - 2],
+        *(rng.integers(0, n, 4) for _ in range(6)),
+    ):
         try:
             frames = read_frames(dataclasses.replace(row, decoder=decoder), np.array(ids))
         except DecodeError:
@@ -204,7 +246,16 @@ class Counting:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
 @pytest.mark.parametrize(
-    ("ids", "most"), [([299], 30), ([0, 1, 2], 3), ([5, 299], 36), ([31, 33, 36, 39], 10), ([100, 110, 118], 29), (range(0, 300, 20), 300)], ids=str
+    ("ids", "most"),
+    [
+        ([299], 30),
+        ([0, 1, 2], 3),
+        ([5, 299], 36),
+        ([31, 33, 36, 39], 10),
+        ([100, 110, 118], 29),
+        (range(0, 300, 20), 300),
+    ],
+    ids=str,
 )
 def test_seeking_decodes_no_more_than_it_must(make_video, name, ids, most):
     path = make_video(name, 300, fps=10, gop=30)
@@ -215,12 +266,17 @@ def test_seeking_decodes_no_more_than_it_must(make_video, name, ids, most):
         times_s, tolerances_s = decode._times(row, np.array(ids))
         found = [seeker.frame_at(*pair).time for pair in zip(times_s, tolerances_s, strict=True)]
     assert found == pytest.approx(times_s)
-    if name in ("a.mkv", "a.ts"):  # before a first seek they have no index of keyframes: up to 4 s are read from the start
+    if name in (
+        "a.mkv",
+        "a.ts",
+    ):  # before a first seek they have no index of keyframes: up to 4 s are read from the start
         most += 40 if ids[0] else 0
     assert counting.num_frames <= most, counting.num_seeks
 
 
-@pytest.mark.parametrize(("rotation", "corner"), [(90, "bottom left"), (-90, "top right"), (180, "bottom right"), (0, "top left")])
+@pytest.mark.parametrize(
+    ("rotation", "corner"), [(90, "bottom left"), (-90, "top right"), (180, "bottom right"), (0, "top left")]
+)
 @pytest.mark.parametrize("size", [None, (48, 32), (120, 140)])
 @pytest.mark.fast
 def test_frames_are_upright(make_video, decoder, rotation, corner, size):
@@ -230,7 +286,12 @@ def test_frames_are_upright(make_video, decoder, rotation, corner, size):
     height, width = frame.shape
     assert (height, width) == (size or (row.height, row.width))
     y, x = height // 4, width // 4
-    quarters = {"top left": frame[:y, :x], "top right": frame[:y, -x:], "bottom left": frame[-y:, :x], "bottom right": frame[-y:, -x:]}
+    quarters = {
+        "top left": frame[:y, :x],
+        "top right": frame[:y, -x:],
+        "bottom left": frame[-y:, :x],
+        "bottom right": frame[-y:, -x:],
+    }
     assert max(quarters, key=lambda place: quarters[place].mean()) == corner
 
 
@@ -279,7 +340,11 @@ def test_a_shard_is_read_by_one_range(tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/decode/x", bytes(range(100)))
     ranges, whole = [], type(memory).cat_file
-    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start=None, end=None, **kw: ranges.append((start, end)) or whole(self, path, start, end))
+    monkeypatch.setattr(
+        type(memory),
+        "cat_file",
+        lambda self, path, start=None, end=None, **kw: ranges.append((start, end)) or whole(self, path, start, end),
+    )
     assert open_media("memory://decode/x", 10, 5).read() == bytes(range(10, 15))
     assert ranges == [(10, 15)]
     assert open_media(str(tmp_path)) == str(tmp_path)  # a local file is left to the decoder, which reads what it needs
@@ -293,7 +358,9 @@ def test_a_slice_that_cannot_be_read_says_why(tmp_path, prefix):
     prefix = f"{tmp_path}/" if prefix == "local" else prefix
     assert len(open_media(f"{prefix}x.tar", 90, 10).read()) == 10
     for offset, length in ((90, 11), (100, 1), (1000, 10), (0, 1 << 60)):
-        with pytest.raises(DecodeError, match=rf"bytes {offset} to {offset + length} reach beyond the end of the shard x\.tar"):
+        with pytest.raises(
+            DecodeError, match=rf"bytes {offset} to {offset + length} reach beyond the end of the shard x\.tar"
+        ):
             open_media(f"{prefix}x.tar", offset, length)
     for half in ((5, None), (None, 5)):
         with pytest.raises(DecodeError, match="a slice of a shard has both"):
@@ -320,7 +387,9 @@ def test_an_address_needs_its_library(monkeypatch):
 def test_torchcodec_is_optional(make_video, monkeypatch):
     row = row_of(make_video("a.mp4", 3), decoder="torchcodec")
     monkeypatch.setattr(decode, "torchcodec_library", lambda: None)
-    assert np.array_equal(read_frames(row, np.array([0, 2])), read_frames(dataclasses.replace(row, decoder="pyav"), np.array([0, 2])))
+    assert np.array_equal(
+        read_frames(row, np.array([0, 2])), read_frames(dataclasses.replace(row, decoder="pyav"), np.array([0, 2]))
+    )
 
 
 @pytest.mark.parametrize(("start", "most"), [(0, 35), (25, 60), (29, 65), (30, 35)])
@@ -341,7 +410,13 @@ def test_a_frame_at_another_time_is_refused(make_video, decoder):
     if decoder == "torchcodec" and torchcodec_library() is None:
         pytest.skip("torchcodec is not installed, or FFmpeg's libraries are not")
     row = row_of(make_video("a.mp4", 20), decoder=decoder)
-    for times_s in (row.times() + 0.06, row.times() - 0.06, row.times() * 1.05, np.append(row.times()[:-1], 99.0), np.repeat(row.times()[::2], 2)):
+    for times_s in (
+        row.times() + 0.06,
+        row.times() - 0.06,
+        row.times() * 1.05,
+        np.append(row.times()[:-1], 99.0),
+        np.repeat(row.times()[::2], 2),
+    ):
         with pytest.raises(DecodeError, match=r"no frame at \d+\.\d{3} s, the index says one"):
             read_frames(dataclasses.replace(row, times_s=times_s), np.array([3, 19]))
 
@@ -419,7 +494,10 @@ def test_metadata_that_is_not_utf8(make_film, decoder):
     at = data.index(b"ISFT") + 8
     path.write_bytes(data[:at] + b"\xff\xfe\xe9" + data[at + 3 :])
     pictures, row = in_order(path)
-    assert difference(read_frames(dataclasses.replace(row, decoder=decoder), np.array([5]))[0], pictures[5]) < MAX_DIFFERENCE
+    assert (
+        difference(read_frames(dataclasses.replace(row, decoder=decoder), np.array([5]))[0], pictures[5])
+        < MAX_DIFFERENCE
+    )
 
 
 @pytest.mark.fast
@@ -434,7 +512,12 @@ def test_every_failure_is_a_decode_error(make_video, tmp_path):
         for path in ("garbage.mp4", "short.mp4", "missing.mp4", ".", "empty.mp4"):
             for offset, length in ((None, None), (0, 600), (0, 0)):
                 with pytest.raises(DecodeError, match=r"\A.+\Z"):
-                    read_frames(dataclasses.replace(row, uri=str(tmp_path / path), decoder=decoder, offset=offset, length=length), np.array([0]))
+                    read_frames(
+                        dataclasses.replace(
+                            row, uri=str(tmp_path / path), decoder=decoder, offset=offset, length=length
+                        ),
+                        np.array([0]),
+                    )
     for wrong in ([8], [-1, 0]):
         with pytest.raises(DecodeError, match="wanted, it has 8"):
             read_frames(row, np.array(wrong))
@@ -442,7 +525,10 @@ def test_every_failure_is_a_decode_error(make_video, tmp_path):
         with pytest.raises(DecodeError, match=r"8|9|no frame|less than|changed"):
             read_frames(dataclasses.replace(row, num_frames=99, times_s=None, decoder=decoder), np.array([9]))
         with pytest.raises(DecodeError, match=r"8|9|no frame|less than|changed"):
-            read_frames(dataclasses.replace(row, first_frame=5, times_s=row.times()[:8] + 5 / row.fps, decoder=decoder), np.array([7]))
+            read_frames(
+                dataclasses.replace(row, first_frame=5, times_s=row.times()[:8] + 5 / row.fps, decoder=decoder),
+                np.array([7]),
+            )
         with pytest.raises(DecodeError, match="changed"):
             read_frames(dataclasses.replace(row, width=32, decoder=decoder), np.array([0]))
     with pytest.raises(DecodeError, match="changed"):
@@ -457,7 +543,10 @@ def test_every_failure_is_a_decode_error(make_video, tmp_path):
     ("message", "said"),
     [
         ("[Errno 2] No such file or directory: '/a/b.mp4'", "No such file or directory"),
-        ("[12:59:59] /src/video/video_reader.cc:270: [/a/b.mp4] Failed to measure duration.\nStack trace:\n[bt] (0)", "Failed to measure duration."),
+        (
+            "[12:59:59] /src/video/video_reader.cc:270: [/a/b.mp4] Failed to measure duration.\nStack trace:\n[bt] (0)",
+            "Failed to measure duration.",
+        ),
         ("Decoder, /src/Decoder.cpp:41, Could not open input file", "Could not open input file"),
         ("", "ValueError"),
         ("\n  why  \n", "why"),
@@ -485,5 +574,10 @@ def test_random_access_in_odd_videos_is_right_or_refused():
                 assert all((frame == pictures[i]).all() for i, frame in zip(ids, frames, strict=True)), (path.name, ids)
             except DecodeError:
                 refused.add(path.name)
-    assert {"decord__video_90.mov", "moviepy__no_duration.webm", "torchcodec__av1_video.mkv", "streamio-ffmpeg__awesome movie.mov"} <= exact - refused
+    assert {
+        "decord__video_90.mov",
+        "moviepy__no_duration.webm",
+        "torchcodec__av1_video.mkv",
+        "streamio-ffmpeg__awesome movie.mov",
+    } <= exact - refused
     assert len(exact - refused) >= 17 and {"mmaction2__test.avi", "opencv-doc__Megamind.avi"} <= refused

@@ -10,7 +10,16 @@ pytestmark = pytest.mark.fast
 
 def test_the_frame_on_screen_is_the_last_one_that_came_before():
     times = np.array([0.0, 0.1, 0.5, 0.6])
-    assert frame_ids_at(times, np.array([-1.0, 0.0, 0.09, 0.1, 0.49, 0.5, 0.55, 9.0])).tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert frame_ids_at(times, np.array([-1.0, 0.0, 0.09, 0.1, 0.49, 0.5, 0.55, 9.0])).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.parametrize("fps", [8, 23.976, 25, 29.97, 59.94])

@@ -30,12 +30,26 @@ def indexed(tmp_path, paths):
 
 
 def data(**changes):
-    return Data(**{"train": {"index": "x.parquet"}, "num_frames": 8, "crop_px": 16, "global_batch": 4, "workers": 0, "flip": True} | changes)
+    return Data(
+        **{
+            "train": {"index": "x.parquet"},
+            "num_frames": 8,
+            "crop_px": 16,
+            "global_batch": 4,
+            "workers": 0,
+            "flip": True,
+        }
+        | changes
+    )
 
 
 def sources(index, rows=None, **changes):
     """One source, data.train, with all or some rows of the index."""
-    return [TrainSource("data.train", data(**changes), (Part("data.train", index, index.select({}) if rows is None else rows),))]
+    return [
+        TrainSource(
+            "data.train", data(**changes), (Part("data.train", index, index.select({}) if rows is None else rows),)
+        )
+    ]
 
 
 def train_clips(index, rows=None, seed=0, **changes):
@@ -43,7 +57,12 @@ def train_clips(index, rows=None, seed=0, **changes):
 
 
 def same(one, other):
-    return one.source == other.source and torch.equal(one.video, other.video) and torch.equal(one.clip_ids, other.clip_ids) and one.failures == other.failures
+    return (
+        one.source == other.source
+        and torch.equal(one.video, other.video)
+        and torch.equal(one.clip_ids, other.clip_ids)
+        and one.failures == other.failures
+    )
 
 
 def break_files(index, *numbers):
@@ -93,7 +112,10 @@ def test_without_prefetch_processes_rest_while_the_caller_has_a_batch(index, tmp
 @pytest.mark.fast
 def test_a_batch_is_uint8_and_every_row_comes_once_per_epoch(index):
     batches = list(train_loader(sources(index), data(), 0, range(10), pin_memory=False))
-    assert all(batch.video.dtype == torch.uint8 and batch.video.shape == (4, 3, 8, 16, 16) and batch.video.is_contiguous() for batch in batches)
+    assert all(
+        batch.video.dtype == torch.uint8 and batch.video.shape == (4, 3, 8, 16, 16) and batch.video.is_contiguous()
+        for batch in batches
+    )
     ids = torch.cat([batch.clip_ids for batch in batches])
     assert ids.dtype == torch.int64 and (ids.bincount() == 8).all()
     assert all((ids[k : k + 5].sort().values == torch.arange(5)).all() for k in range(0, 40, 5))
@@ -139,7 +161,10 @@ def test_evaluation_takes_every_row_once_in_order_from_the_middle(index):
     rows = np.array([4, 0, 2])
     batches = list(eval_loader(index, rows, data(clip_fps=8.0), batch=2, workers=0))
     assert [batch.clip_ids.tolist() for batch in batches] == [[4, 0], [2]]
-    assert all(same(*pair) for pair in zip(batches, eval_loader(index, rows, data(clip_fps=8.0), batch=2, workers=0), strict=True))
+    assert all(
+        same(*pair)
+        for pair in zip(batches, eval_loader(index, rows, data(clip_fps=8.0), batch=2, workers=0), strict=True)
+    )
     seen = batches[0].video[0].float().mean((0, 2, 3))
     assert (seen - torch.tensor([level(i) for i in range(4, 12)])).abs().max() < 3
 
@@ -147,17 +172,25 @@ def test_evaluation_takes_every_row_once_in_order_from_the_middle(index):
 @pytest.mark.fast
 def test_shuffled_frames_are_the_same_frames_in_another_order(index):
     rows = index.select({})
-    (plain,), (shuffled,) = (list(eval_loader(index, rows, data(), 8, 0, Views(time=time))) for time in ("forward", "shuffled"))
+    (plain,), (shuffled,) = (
+        list(eval_loader(index, rows, data(), 8, 0, Views(time=time))) for time in ("forward", "shuffled")
+    )
     for one, other in zip(plain.video, shuffled.video, strict=True):
         assert not torch.equal(one, other)
-        assert sorted(one[:, t].float().mean().item() for t in range(8)) == sorted(other[:, t].float().mean().item() for t in range(8))
+        assert sorted(one[:, t].float().mean().item() for t in range(8)) == sorted(
+            other[:, t].float().mean().item() for t in range(8)
+        )
 
 
 @pytest.mark.fast
 def test_evaluation_leaves_bad_rows_out_and_names_them(index):
     break_files(index, 0, 1, 3)
     first, second, third = eval_loader(index, np.arange(5), data(), batch=2, workers=0)
-    assert first.video.shape == (0, 3, 8, 16, 16) and first.clip_ids.shape == (0,) and [i for i, _ in first.failures] == [0, 1]
+    assert (
+        first.video.shape == (0, 3, 8, 16, 16)
+        and first.clip_ids.shape == (0,)
+        and [i for i, _ in first.failures] == [0, 1]
+    )
     assert second.clip_ids.tolist() == [2] and [i for i, _ in second.failures] == [3]
     assert third.clip_ids.tolist() == [4] and third.failures == ()
 
@@ -183,15 +216,27 @@ def test_a_dataset_is_cheap_to_send_to_a_worker(index):
 def mixed(index, tmp_path):
     """Settings of a mix of clips with stills of the same videos and images of their own index."""
     for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    write_index(tmp_path / "images.parquet", [{"uri": f"{i}.png", "label_id": -1} | scanned(tmp_path / f"{i}.png") for i in range(3)])
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.png"
+        )
+    write_index(
+        tmp_path / "images.parquet",
+        [{"uri": f"{i}.png", "label_id": -1} | scanned(tmp_path / f"{i}.png") for i in range(3)],
+    )
     stills = {"index": str(index.path), "ratio": 0.25, "num_frames": 1}
     images = {"index": str(tmp_path / "images.parquet"), "ratio": 0.5, "num_frames": 1, "global_batch": 6}
     return data(train={"index": str(index.path)}, mix=[stills, images])
 
 
 def test_every_batch_of_a_mix_is_of_one_source_whatever_the_workers(mixed):
-    runs = [list(train_loader(open_sources(mixed), mixed.model_copy(update={"workers": workers}), 1, range(12), pin_memory=False)) for workers in (0, 2)]
+    runs = [
+        list(
+            train_loader(
+                open_sources(mixed), mixed.model_copy(update={"workers": workers}), 1, range(12), pin_memory=False
+            )
+        )
+        for workers in (0, 2)
+    ]
     assert len(runs[0]) == 12 and all(same(*pair) for pair in zip(*runs, strict=True))
     shapes = [(4, 3, 8, 16, 16), (4, 3, 1, 16, 16), (6, 3, 1, 16, 16)]
     assert all(batch.video.shape == shapes[batch.source] for batch in runs[0])

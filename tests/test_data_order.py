@@ -8,7 +8,16 @@ import pytest
 from vjepa.data.order import num_steps, replacement_row, sample_row, source_of_step, total_steps
 
 pytestmark = pytest.mark.fast
-MIXES = [(), ("0.5",), ("0.25",), ("0.9",), ("0.001",), ("0.3", "0.3"), ("0.1", "0.6", "0.05"), ("0.2", "0.2", "0.2", "0.2")]
+MIXES = [
+    (),
+    ("0.5",),
+    ("0.25",),
+    ("0.9",),
+    ("0.001",),
+    ("0.3", "0.3"),
+    ("0.1", "0.6", "0.05"),
+    ("0.2", "0.2", "0.2", "0.2"),
+]
 
 
 def shares(mix):

@@ -44,15 +44,26 @@ def test_a_video_is_a_function_of_its_number() -> None:
 def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "SPLITS", {"selection": 4, "val": 8})
     monkeypatch.setattr(demo, "NUM_IMAGES", 24)
-    monkeypatch.setattr(forkserver.ForkServer, "ensure_running", refuse)  # it belongs to the loader, which preloads PyTorch in it
+    monkeypatch.setattr(
+        forkserver.ForkServer, "ensure_running", refuse
+    )  # it belongs to the loader, which preloads PyTorch in it
     path = tmp_path / "demo" / "index.parquet"
     demo.prepare(path, progress=False)
     index = ClipIndex.open(path)
     assert len(index) == len(index.select({})) == 36
-    assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {"train": 24, "selection": 4, "val": 8}
+    assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {
+        "train": 24,
+        "selection": 4,
+        "val": 8,
+    }
     assert set(index.column("motion")) == set(demo.MOTIONS)
-    images = {split: {index.column("image")[row] for row in index.select({"split": split})} for split in ("train", "selection", "val")}
-    assert [len(images[split]) for split in images] == [12, 4, 8] and len(set.union(*images.values())) == 24  # splits share no image
+    images = {
+        split: {index.column("image")[row] for row in index.select({"split": split})}
+        for split in ("train", "selection", "val")
+    }
+    assert [len(images[split]) for split in images] == [12, 4, 8] and len(
+        set.union(*images.values())
+    ) == 24  # splits share no image
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")}
     demo.prepare(path, progress=False)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")} == stamps

@@ -1,4 +1,6 @@
-"""Describing an index: the numbers are those of a plain count, warnings name what is wrong, and no file can hang or inject."""
+"""Describing an index: the numbers are those of a plain count, warnings name what is wrong, and no file can hang or
+inject.
+"""
 
 import io
 import os
@@ -26,7 +28,8 @@ HOSTILE = '<img src=x onerror=alert(1)>\n\x1b[31m"&amp;.mp4'
 
 def row(uri="a.mp4", **columns):
     return {
-        "uri": uri, "first_frame": 0, "start_s": 0.0, "end_s": 2.0, "num_frames": 50, "fps": 25.0, "keyframes_s": [0.0, 1.0], "width": 64, "height": 48,
+        "uri": uri, "first_frame": 0, "start_s": 0.0, "end_s": 2.0, "num_frames": 50,
+        "fps": 25.0, "keyframes_s": [0.0, 1.0], "width": 64, "height": 48,
         "rotation": 0, "sample_aspect": 1.0, "codec": "h264", "decoder": "decord", "status": "ok", "file_bytes": 1000,
     } | columns  # fmt: skip
 
@@ -50,14 +53,20 @@ def cells(description, title):
 def test_counts_hours_and_bytes_are_those_of_a_plain_count(index):
     found = describe(
         index(
-            row("a.mp4", end_s=3600.0), row("a.mp4", first_frame=90, start_s=3600.0, end_s=5400.0), row("b.mp4", status="empty file"),
-            row("c.png", end_s=1.0, decoder="image"), row("d.tar", offset=512, length=24), row("d.tar", offset=1024, length=1000, status="filtered: black"),
+            row("a.mp4", end_s=3600.0), row("a.mp4", first_frame=90, start_s=3600.0, end_s=5400.0),
+            row("b.mp4", status="empty file"),
+            row("c.png", end_s=1.0, decoder="image"), row("d.tar", offset=512, length=24),
+            row("d.tar", offset=1024, length=1000, status="filtered: black"),
         )
     )  # fmt: skip
     overview = cells(found, "Overview")
-    assert [overview[name][0] for name in ("usable clips", "left out by a filter", "not usable", "files", "stills")] == ["4", "1", "1", "5", "1"]
+    assert [
+        overview[name][0] for name in ("usable clips", "left out by a filter", "not usable", "files", "stills")
+    ] == ["4", "1", "1", "5", "1"]
     assert overview["video in usable clips"] == ("3", "1.5 h")  # the still is not video, the clips of one file add up
-    assert overview["files"][1] == f"{(3 * 1000 + 24 + 1000) / 1024:.4g} KiB"  # a file once, members of a shard by their length
+    assert (
+        overview["files"][1] == f"{(3 * 1000 + 24 + 1000) / 1024:.4g} KiB"
+    )  # a file once, members of a shard by their length
     assert found.warnings == ("17% of the rows are not usable; the reasons are below",)
 
 
@@ -65,7 +74,10 @@ def test_counts_hours_and_bytes_are_those_of_a_plain_count(index):
 def test_quantiles_are_those_of_numpy(index):
     rng = np.random.default_rng(0)
     ends, fps = rng.uniform(1, 9, 101), rng.uniform(5, 60, 101)
-    rows = [row(str(i), end_s=end, fps=rate, num_frames=40, keyframes_s=[0.0] * (1 + i % 4)) for i, (end, rate) in enumerate(zip(ends, fps, strict=True))]
+    rows = [
+        row(str(i), end_s=end, fps=rate, num_frames=40, keyframes_s=[0.0] * (1 + i % 4))
+        for i, (end, rate) in enumerate(zip(ends, fps, strict=True))
+    ]
     found = cells(describe(index(*rows, row("bad", end_s=999.0, status="broken"))), "Usable clips, quantiles")
     at = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
     assert found["duration, s"] == tuple(f"{value:.4g}" for value in np.quantile(ends, at))
@@ -77,10 +89,17 @@ def test_quantiles_are_those_of_numpy(index):
 @pytest.mark.fast
 def test_reasons_come_with_files_and_those_that_differ_in_numbers_are_one(index):
     late = [row(f"late{i}.mp4", status=f"scan took longer than {60 + i}.5 s and was stopped") for i in range(4)]
-    found = describe(index(row(), *late, row("folder/bad.mp4", status="empty file"), row("f.mp4", status="filtered: 1.5 s, under 2 s")))
+    found = describe(
+        index(
+            row(), *late, row("folder/bad.mp4", status="empty file"), row("f.mp4", status="filtered: 1.5 s, under 2 s")
+        )
+    )
     failures = cells(found, "Not usable, by reason")
     assert failures == {
-        "scan took longer than 60.5 s and was stopped (and other numbers)": ("4", "late0.mp4, late1.mp4, late2.mp4, ..."),
+        "scan took longer than 60.5 s and was stopped (and other numbers)": (
+            "4",
+            "late0.mp4, late1.mp4, late2.mp4, ...",
+        ),
         "empty file": ("1", "bad.mp4"),
     }
     assert cells(found, "Left out by a filter, by reason") == {"1.5 s, under 2 s": ("1", "f.mp4")}
@@ -103,9 +122,24 @@ def test_many_reasons_are_summed_up(index):
 
 @pytest.mark.fast
 def test_stored_oddities_sizes_codecs_and_the_slow_decoder(index):
-    odd = row("odd.avi", decoder="pyav", times_s=[0.0, 0.1, 0.5], rotation=90, sample_aspect=1.5, bit_depth=10, codec="mpeg4", width=48, height=64)
-    found = describe(index(row("a.mp4", bit_depth=8), row("b.mp4", bit_depth=8), odd, row("c.mp4", decoder="pyav", status="broken")))
-    assert set(cells(found, "Handled while reading").values()) == {("1", "33.3%")} and len(cells(found, "Handled while reading")) == 4
+    odd = row(
+        "odd.avi",
+        decoder="pyav",
+        times_s=[0.0, 0.1, 0.5],
+        rotation=90,
+        sample_aspect=1.5,
+        bit_depth=10,
+        codec="mpeg4",
+        width=48,
+        height=64,
+    )
+    found = describe(
+        index(row("a.mp4", bit_depth=8), row("b.mp4", bit_depth=8), odd, row("c.mp4", decoder="pyav", status="broken"))
+    )
+    assert (
+        set(cells(found, "Handled while reading").values()) == {("1", "33.3%")}
+        and len(cells(found, "Handled while reading")) == 4
+    )
     assert cells(found, "Sizes, px (upright, square pixels)") == {"64x48": ("2", "66.7%"), "48x64": ("1", "33.3%")}
     assert cells(found, "Codecs")["h264"] == ("2", "66.7%") and cells(found, "Bits a sample")["10"] == ("1", "33.3%")
     (slow,) = [warning for warning in found.warnings if "in order" in warning]
@@ -115,14 +149,18 @@ def test_stored_oddities_sizes_codecs_and_the_slow_decoder(index):
 @pytest.mark.fast
 def test_a_group_or_a_content_in_two_splits_is_a_warning(index):
     rows = [
-        row("a.mp4", split="train", group="g", content_hash="1"), row("b.mp4", split="val", group="g", content_hash="2"),
-        row("c.mp4", split="train", group="h", content_hash="3"), row("d.mp4", split="val", group="i", content_hash="3", duplicate_of="c.mp4"),
-        row("e.mp4", split="val", group="h", content_hash="1", status="empty file"), row("f.mp4", group="h", content_hash="4"),
+        row("a.mp4", split="train", group="g", content_hash="1"),
+        row("b.mp4", split="val", group="g", content_hash="2"),
+        row("c.mp4", split="train", group="h", content_hash="3"),
+        row("d.mp4", split="val", group="i", content_hash="3", duplicate_of="c.mp4"),
+        row("e.mp4", split="val", group="h", content_hash="1", status="empty file"),
+        row("f.mp4", group="h", content_hash="4"),
     ]  # fmt: skip
     found = describe(index(*rows))
     assert [warning for warning in found.warnings if "split" in warning] == [
         "1 group lies in more than one split, so a split holds what another one has seen; clips of them: a.mp4, b.mp4",
-        "1 file content lies in more than one split, so a split holds what another one has seen; clips of them: c.mp4, d.mp4",
+        "1 file content lies in more than one split, so a split holds what another one has seen; clips of "
+        "them: c.mp4, d.mp4",
     ]
     assert any("1 usable clip is of a file with the same content" in warning for warning in found.warnings)
     assert cells(found, "Duplicates: files with the same content") == {"c.mp4": ("1",)}
@@ -133,24 +171,40 @@ def test_a_group_or_a_content_in_two_splits_is_a_warning(index):
 @pytest.mark.fast
 def test_class_balance(index):
     labels = Counter({f"class {i:02}": i + 1 for i in range(30)})
-    rows = [row(f"{label}/{i}.mp4", label=label, split="val" if i == 1 else "train") for label, count in labels.items() for i in range(count)]
+    rows = [
+        row(f"{label}/{i}.mp4", label=label, split="val" if i == 1 else "train")
+        for label, count in labels.items()
+        for i in range(count)
+    ]
     rows += [row("x.mp4", label="lost", status="broken"), row("y.mp4"), row("z.mp4", label="only in val", split="val")]
     found = describe(index(*rows))
     shown = cells(found, "Classes, by number of usable clips")
     assert next(iter(shown)) == "class 29" and shown["class 29"][0] == "30" and shown["lost"][0] == "0"
     assert shown["... 16 others ..."] == ("", "") and len(shown) == 17
     (warning,) = [warning for warning in found.warnings if "classes" in warning]
-    assert warning.startswith("3 classes with fewer than 2 usable clips") and warning.endswith(": lost, only in val, class 00")
+    assert warning.startswith("3 classes with fewer than 2 usable clips") and warning.endswith(
+        ": lost, only in val, class 00"
+    )
     assert cells(found, "Splits")["val"][2:] == ("30", "1") and cells(found, "Splits")["(none)"][0] == "1"
 
 
 @pytest.mark.fast
 def test_where_keeps_rows_that_are_not_usable(index, tmp_path):
-    x = index(row("a.mp4", split="train"), row("b.mp4", split="train", status="empty file"), row("c.mp4", split="val"), row("d.mp4"))
+    x = index(
+        row("a.mp4", split="train"),
+        row("b.mp4", split="train", status="empty file"),
+        row("c.mp4", split="val"),
+        row("d.mp4"),
+    )
     assert cells(describe(x, ["split=train"]), "Overview")["not usable"][0] == "1"
     assert cells(describe(x, ["split=train", "split=val"]), "Overview")["usable clips"][0] == "2"
     assert usable_rows(x, ["split=val"]).tolist() == [2]
-    wrong = {"split": "column=value", "speed=3": "no column 'speed'", "keyframes_s=3": "holds a list", "split=test": "none of its 4 rows"}
+    wrong = {
+        "split": "column=value",
+        "speed=3": "no column 'speed'",
+        "keyframes_s=3": "holds a list",
+        "split=test": "none of its 4 rows",
+    }
     for where, message in wrong.items():
         with pytest.raises(UserError, match=message):
             describe(x, [where])
@@ -164,7 +218,9 @@ def test_an_index_without_a_usable_clip_is_described(index):
 
 @pytest.mark.fast
 def test_columns_of_the_user_are_summed_up(index):
-    found = describe(index(row("a.mp4", camera="left", group="g"), row("b.mp4", camera="left"), row("c.mp4", camera="right")))
+    found = describe(
+        index(row("a.mp4", camera="left", group="g"), row("b.mp4", camera="left"), row("c.mp4", camera="right"))
+    )
     assert cells(found, "Other columns") == {"group": ("1", "2", "g (1)"), "camera": ("2", "0", "left (2), right (1)")}
 
 
@@ -179,13 +235,23 @@ class Tags(HTMLParser):
 
 
 def test_hostile_names_and_labels_inject_nothing(index, tmp_path):
-    x = index(row(HOSTILE, label=HOSTILE, split=HOSTILE, **{HOSTILE: HOSTILE}), row("b.mp4", status=HOSTILE), row("c.mp4", status=f"filtered: {HOSTILE}"))
+    x = index(
+        row(HOSTILE, label=HOSTILE, split=HOSTILE, **{HOSTILE: HOSTILE}),
+        row("b.mp4", status=HOSTILE),
+        row("c.mp4", status=f"filtered: {HOSTILE}"),
+    )
     found = describe(x, [f"label={HOSTILE}"])
     for description in (describe(x), found):
         tags = Tags()
         tags.feed(page(description, contact_sheet(x, [0])))
-        assert tags.found["img"] == 1 and tags.found["script"] == 0 and all(link.startswith("data:image/jpeg") for link in tags.links)
-        assert "\x1b" not in text(description) and not any(line.startswith('"&amp;') for line in text(description).splitlines())
+        assert (
+            tags.found["img"] == 1
+            and tags.found["script"] == 0
+            and all(link.startswith("data:image/jpeg") for link in tags.links)
+        )
+        assert "\x1b" not in text(description) and not any(
+            line.startswith('"&amp;') for line in text(description).splitlines()
+        )
 
 
 @pytest.mark.fast
@@ -213,7 +279,10 @@ def test_a_sheet_shows_the_frames_and_a_hanging_file_only_costs_its_deadline(mak
     (tmp_path / "clips/c.mp4").write_text("text")
     rows = list(build_index(tmp_path / "clips", tmp_path / "x.parquet", workers=1, progress=False).records())
     os.mkfifo(tmp_path / "clips/pipe.mp4")  # opening it waits for a writer, for ever
-    write_index(tmp_path / "y.parquet", [rows[0], rows[0] | {"uri": "clips/pipe.mp4", "decoder": "pyav"}, rows[0] | {"uri": "clips/gone.mp4"}, rows[1]])
+    write_index(
+        tmp_path / "y.parquet",
+        [rows[0], rows[0] | {"uri": "clips/pipe.mp4", "decoder": "pyav"}, rows[0] | {"uri": "clips/gone.mp4"}, rows[1]],
+    )
     index = ClipIndex.open(tmp_path / "y.parquet")
     started = time.monotonic()
     sheet = contact_sheet(index, range(4), deadline_s=3.0)
@@ -236,7 +305,8 @@ def test_a_crash_of_the_child_costs_one_clip(make_video, tmp_path, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path/sitecustomize.py").write_text(
         "import os\nfrom vjepa.data import decode\nright = decode.read_frames\nflag = os.environ['FLAG']\n"
-        "def read_frames(row, ids):\n    if not os.path.exists(flag):\n        open(flag, 'w').close()\n        os._exit(11)\n    return right(row, ids)\n"
+        "def read_frames(row, ids):\n    if not os.path.exists(flag):\n        open(flag, 'w').close()\n     "
+        "   os._exit(11)\n    return right(row, ids)\n"
         "decode.read_frames = read_frames\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
@@ -255,7 +325,9 @@ def test_the_command_prints_and_writes_one_page(make_video, tmp_path, capsys):
     assert "usable clips" in out and f"{html}: written" in out
     source = html.read_text()
     assert len(re.findall("data:image/jpeg;base64", source)) == 1 and "http" not in source.replace("http-equiv", "")
-    assert "a.mp4: row 0" in source and "c.mp4: row 2" in source and "b.mp4: row 1" not in source  # 2 of 3, evenly spaced
+    assert (
+        "a.mp4: row 0" in source and "c.mp4: row 2" in source and "b.mp4: row 1" not in source
+    )  # 2 of 3, evenly spaced
     for bad in (tmp_path / "x.parquet", tmp_path, tmp_path / "none/page.html"):
         before = (tmp_path / "x.parquet").read_bytes()
         with pytest.raises(UserError, match="--html"):

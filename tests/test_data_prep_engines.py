@@ -25,7 +25,9 @@ def test_processes_answer_for_every_file_as_it_is_numbered(make_video, tmp_path)
     entries = [Entry(str(make_video(f"{name}.mp4", 3 + i)), name) for i, name in enumerate("abc")]
     entries.insert(1, Entry(str(tmp_path / "none.mp4"), "none"))
     answers = dict(scan_in_processes(iter(entries), WORK))
-    assert [answers[number][0]["num_frames"] for number in range(4)] == [3, 0, 4, 5] and "No such file" in answers[1][0]["status"]
+    assert [answers[number][0]["num_frames"] for number in range(4)] == [3, 0, 4, 5] and "No such file" in answers[1][
+        0
+    ]["status"]
 
 
 class FakeRay:
@@ -95,14 +97,19 @@ def test_actors_that_have_no_place_or_cannot_start_get_nothing(num_places, broke
 @pytest.mark.fast
 def test_a_file_whose_machines_were_lost_has_a_reason_and_is_tried_again_by_a_new_scan():
     answers = hand_out(FakeRay(2), ["a", "lost", "c"])
-    assert [answers[number][0]["status"] for number in (0, 2)] == ["ok", "ok"] and answers[1][0]["status"].startswith(LOST)
+    assert [answers[number][0]["status"] for number in (0, 2)] == ["ok", "ok"] and answers[1][0]["status"].startswith(
+        LOST
+    )
     assert "file_bytes" not in answers[1][0]  # so that it differs from what the file is like
 
 
 @pytest.mark.fast
 def test_a_cluster_without_this_program_is_named():
     ray = FakeRay(2, broken=2)
-    with pytest.raises(UserError, match=r"no actor could start; install video-jepa on every node of the cluster \(No module named 'data_prep'\)"):
+    with pytest.raises(
+        UserError,
+        match=r"no actor could start; install video-jepa on every node of the cluster \(No module named 'data_prep'\)",
+    ):
         hand_out(ray, ["a"], workers=2)
     assert ray.killed == ray.actors
 

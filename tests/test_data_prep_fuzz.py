@@ -130,7 +130,11 @@ def read_all(index):
     while first < len(index):
         command = [sys.executable, "-c", READER, str(index.path), str(first)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         try:
             out = process.communicate(timeout=READ_DEADLINE_S + len(index))[0]
@@ -154,13 +158,19 @@ def test_damaged_files_never_stop_a_scan(tmp_path, request):
     entries = list(damaged_copies(files, tmp_path / "damaged", count))
     scans = list(ScanPool(1, ScanOptions(), DEADLINE_S).scan(entries))
     assert len(scans) == count
-    rows = [{"uri": entry.uri, "label_id": -1} | row for entry, some in zip(entries, scans, strict=True) for row in some]
+    rows = [
+        {"uri": entry.uri, "label_id": -1} | row for entry, some in zip(entries, scans, strict=True) for row in some
+    ]
     statuses = Counter(row["status"] for row in rows)
     decoders = Counter(row["decoder"] for row in rows if row["status"] == "ok")
     assert all(status and "\n" not in status for status in statuses) and len({row["uri"] for row in rows}) == count
     assert statuses["ok"] > count / 3
     write_index(tmp_path / "x.parquet", [row for row in rows if row["status"] == "ok"])
     said, lost = read_all(ClipIndex.open(tmp_path / "x.parquet"))
-    print(json.dumps({"copies": count, "statuses": statuses, "decoders": decoders, "reads": said, "lost": lost}, indent=1))
+    print(
+        json.dumps({"copies": count, "statuses": statuses, "decoders": decoders, "reads": said, "lost": lost}, indent=1)
+    )
     assert not lost
-    assert not [status for status in statuses if status.startswith(("the scan failed", "the decoder crashed", "decoding"))]
+    assert not [
+        status for status in statuses if status.startswith(("the scan failed", "the decoder crashed", "decoding"))
+    ]

@@ -62,7 +62,10 @@ def test_index_names_every_file_sorted_and_keeps_bad_ones(make_video, tmp_path, 
     assert index.column("uri") == ["clips/b.mp4", "clips/bad.mp4", "clips/c.png", "clips/deep/a.MP4"]
     assert index.column("status").count("ok") == 3 and index.column("decoder").count("image") == 1
     captured = capsys.readouterr()
-    assert "files of other extensions, ignored: 1" in captured.out and "4 files: 3 ok, 1 not usable: not a video or image x1" in captured.out
+    assert (
+        "files of other extensions, ignored: 1" in captured.out
+        and "4 files: 3 ok, 1 not usable: not a video or image x1" in captured.out
+    )
     assert "1 bad: not a video or image x1" in captured.err and "4/4" in captured.err
     elsewhere = build_index(tmp_path / "clips", tmp_path / "other/x.parquet", workers=1, progress=False)
     assert elsewhere.column("uri")[0] == str(tmp_path / "clips/b.mp4") and Path(elsewhere.row(0).uri).is_file()
@@ -85,12 +88,20 @@ def test_several_sources_in_their_order_with_parts_of_videos(make_video, tmp_pat
     make_video("far/z.mp4", 40, fps=10)
     make_video("near/a.mp4", 4)
     (tmp_path / "list.jsonl").write_text(
-        "\n".join(json.dumps({"path": "far/z.mp4", "start_s": start, "end_s": start + 1, "label": f"l{start}"}) for start in (2, 0)) + "\n"
+        "\n".join(
+            json.dumps({"path": "far/z.mp4", "start_s": start, "end_s": start + 1, "label": f"l{start}"})
+            for start in (2, 0)
+        )
+        + "\n"
     )
     sources = [tmp_path / "list.jsonl", tmp_path / "near"]
     for _ in range(2):
         index = build_index(sources, tmp_path / "x.parquet", workers=1, progress=False)
-        assert index.column("uri") == ["far/z.mp4", "far/z.mp4", "near/a.mp4"] and index.column("label") == ["l2", "l0", None]
+        assert index.column("uri") == ["far/z.mp4", "far/z.mp4", "near/a.mp4"] and index.column("label") == [
+            "l2",
+            "l0",
+            None,
+        ]
         assert [(index.row(i).start_s, index.row(i).num_frames) for i in (0, 1)] == [(pytest.approx(2), 10), (0, 10)]
         assert index.column("manifest_part") == ["[2.0, 3.0]", "[0.0, 1.0]", None]
         assert index.column("duplicate_of") == [None] * 3  # parts of one file are no copies
@@ -108,9 +119,13 @@ def test_clips_of_long_videos_keep_their_file_and_what_is_left_out(make_video, t
         out = capsys.readouterr().out
         assert "2 files, 4 clips: 2 ok, 1 left out (filtered: " in out and "1 not usable: empty file x1" in out
     assert scanned == ["a.mp4", "b.mp4"]
-    with pytest.raises(UserError, match=r"none of its 2 files gives a clip that is left: filtered: .*; loosen the filters"):
+    with pytest.raises(
+        UserError, match=r"none of its 2 files gives a clip that is left: filtered: .*; loosen the filters"
+    ):
         build(tmp_path, options=ScanOptions(min_s=9.0))
-    assert rows_of(tmp_path / "x.parquet") and hidden(tmp_path) == [".x.parquet.arrow"]  # the index that was there stays
+    assert rows_of(tmp_path / "x.parquet") and hidden(tmp_path) == [
+        ".x.parquet.arrow"
+    ]  # the index that was there stays
 
 
 def test_refusals_write_nothing(make_video, tmp_path):
@@ -189,7 +204,9 @@ def test_a_missing_engine_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_scan_that_changed_nothing_scans_nothing_and_takes_labels_anew(make_video, tmp_path, scanned, capsys):
     for name, num_frames in (("a", 3), ("b", 4), ("c", 5), ("d", 6)):
-        make_video(f"clips/{name}.mp4", num_frames, times_ms=[0, 40, 200, 240, 300, 390][:num_frames] if name == "d" else None)
+        make_video(
+            f"clips/{name}.mp4", num_frames, times_ms=[0, 40, 200, 240, 300, 390][:num_frames] if name == "d" else None
+        )
     (tmp_path / "clips/e.mp4").write_text("text")
     build(tmp_path)
     before = rows_of(tmp_path / "x.parquet")
@@ -199,13 +216,19 @@ def test_a_scan_that_changed_nothing_scans_nothing_and_takes_labels_anew(make_vi
     index = build(tmp_path, tmp_path / "labels.csv")
     assert scanned == [] and index.column("label_id") == ["0", "-1", "-1", "1", "-1"]
     taken_anew = {"label": None, "label_id": -1, "scene": None}
-    assert [{**row, **taken_anew} for row in rows_of(tmp_path / "x.parquet")] == [{**row, **taken_anew} for row in before]
+    assert [{**row, **taken_anew} for row in rows_of(tmp_path / "x.parquet")] == [
+        {**row, **taken_anew} for row in before
+    ]
 
     make_video("clips/b.mp4", 9)
     make_video("clips/bb.mp4", 2)
     (tmp_path / "clips/c.mp4").unlink()
     index = build_index(tmp_path / "clips", tmp_path / "x.parquet", workers=1)
-    assert scanned == ["b.mp4", "bb.mp4"] and index.column("num_frames") == ["3", "9", "2", "6", "0"] and index.column("label") == [None] * 5
+    assert (
+        scanned == ["b.mp4", "bb.mp4"]
+        and index.column("num_frames") == ["3", "9", "2", "6", "0"]
+        and index.column("label") == [None] * 5
+    )
     out = capsys.readouterr().out
     assert "3 files are as they were (1 not usable; --rescan tries them again), 1 changed, 1 new, 1 gone" in out
     assert "5 files: 4 ok, 1 not usable: not a video or image x1" in out
@@ -234,7 +257,10 @@ def test_copies_of_a_file_name_the_first_and_stay_usable(make_video, tmp_path, c
         (tmp_path / "clips" / name).write_bytes(content)
     make_video("clips/d.mp4", 4)
     index = build_index(tmp_path / "clips", tmp_path / "x.parquet", workers=1)
-    assert index.column("duplicate_of") == [None, "clips/a.mp4", "clips/a.mp4", None] and index.column("status") == ["ok"] * 4
+    assert (
+        index.column("duplicate_of") == [None, "clips/a.mp4", "clips/a.mp4", None]
+        and index.column("status") == ["ok"] * 4
+    )
     assert "files with the content of another: 2; they stay usable" in capsys.readouterr().out
 
 
@@ -262,7 +288,14 @@ def test_a_scan_that_was_killed_continues_where_it_was(make_video, tmp_path, sca
         make_video(f"clips/{name}.mp4", 3 + ord(name) - ord("a"))
     (tmp_path / "clips/b.mp4").write_text("text")
     command = [sys.executable, "-c", SLOW_COMMAND, "clips", "--out", "x.parquet", "--workers", "1"]
-    options = {"cwd": tmp_path, "env": _environment(), "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    options = {
+        "cwd": tmp_path,
+        "env": _environment(),
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "start_new_session": True,
+    }
     with subprocess.Popen(command, **options) as process:
         while process.stdout.readline() != "kept 2\n":
             assert process.poll() is None
@@ -313,14 +346,21 @@ def test_a_journal_counts_for_the_same_files_and_options_alone(make_video, tmp_p
     scanned.clear()
     capsys.readouterr()
     build_index(tmp_path / "clips", tmp_path / "x.parquet", workers=1)
-    assert scanned == [] and "an interrupted scan with other options, or of another version, is not continued" in capsys.readouterr().out
+    assert (
+        scanned == []
+        and "an interrupted scan with other options, or of another version, is not continued" in capsys.readouterr().out
+    )
     assert hidden(tmp_path) == [".x.parquet.arrow"]
 
 
 def test_the_command(make_video, tmp_path):
     make_video("clips/a.mp4", 20, fps=10)
     good = run_command(tmp_path, "clips", "--out", "x.parquet", "--window-s", "1", "--max-black", "0.5")
-    assert good.returncode == 0 and "1 files, 2 clips: 2 ok, 0 not usable" in good.stdout and len(ClipIndex.open(tmp_path / "x.parquet")) == 2
+    assert (
+        good.returncode == 0
+        and "1 files, 2 clips: 2 ok, 0 not usable" in good.stdout
+        and len(ClipIndex.open(tmp_path / "x.parquet")) == 2
+    )
     before = sorted(tmp_path.iterdir())
     for arguments in (
         ["nowhere", "--out", "y.parquet"],
@@ -367,7 +407,15 @@ def test_odd_videos_are_read_as_in_order_or_have_a_reason(tmp_path):
         with open_video(row.uri) as (container, stream):
             reformatter = av_library().video.reformatter.VideoReformatter()
             decoded = enumerate(islice(container.decode(stream), row.num_frames))
-            in_order = {k: upright(reformatter, frame, row.rotation, row.sample_aspect) for k, frame in decoded if np.abs(ids - k).min() <= 2}
+            in_order = {
+                k: upright(reformatter, frame, row.rotation, row.sample_aspect)
+                for k, frame in decoded
+                if np.abs(ids - k).min() <= 2
+            }
         for k, frame in zip(ids, read_frames(row, ids), strict=True):
-            away = {j: np.abs(frame[::2, ::2].astype(int) - in_order[j][::2, ::2]).mean() for j in range(k - 2, k + 3) if j in in_order}
+            away = {
+                j: np.abs(frame[::2, ::2].astype(int) - in_order[j][::2, ::2]).mean()
+                for j in range(k - 2, k + 3)
+                if j in in_order
+            }
             assert away[k] <= min(5.0, min(away.values()) + 0.05), (Path(row.uri).name, k, away)

@@ -27,12 +27,16 @@ def tree(tmp_path):
 def columns(folder, layout="auto"):
     """Columns by name, without those that have no value; and the notes."""
     listing = list_entries([str(folder)], layout)
-    found = {entry.name: {name: value for name, value in entry.columns.items() if value is not None} for entry in listing.entries}
+    found = {
+        entry.name: {name: value for name, value in entry.columns.items() if value is not None}
+        for entry in listing.entries
+    }
     return found, "\n".join(listing.notes)
 
 
 KINETICS = {
-    "annotations/train.csv": 'label,youtube_id,time_start,time_end,split\n"riding a bike",-abc_1,3,13,train\nyoga,zz,0,10,train\n',
+    "annotations/train.csv": "label,youtube_id,time_start,time_end,split\n"
+    '"riding a bike",-abc_1,3,13,train\nyoga,zz,0,10,train\n',
     "annotations/validate.csv": "label,youtube_id,time_start,time_end,split\nyoga,-abc_1,20,30,validate\n",
     "annotations/test.csv": "youtube_id,time_start,time_end,split\nttt,1,11,test\n",
     "train/-abc_1_000003_000013.mp4": "x",
@@ -42,7 +46,14 @@ KINETICS = {
 }
 SSV2 = {
     "labels/labels.json": {"Putting something on something": "7", "Pushing something": "3"},
-    "labels/train.json": [{"id": "1", "label": "putting a cup on a table", "template": "Putting [something] on [something]", "placeholders": []}],
+    "labels/train.json": [
+        {
+            "id": "1",
+            "label": "putting a cup on a table",
+            "template": "Putting [something] on [something]",
+            "placeholders": [],
+        }
+    ],
     "labels/validation.json": [
         {"id": "2", "label": "pushing a cup", "template": "Pushing [something]", "placeholders": []},
         {"id": "99", "template": "Pushing something"},
@@ -56,7 +67,8 @@ SSV2 = {
 }
 UCF101 = {
     "ucfTrainTestlist/classInd.txt": "1 Archery\r\n2 HandstandPushups\r\n",
-    "ucfTrainTestlist/trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\nHandstandPushups/v_HandStandPushups_g01_c02.avi 2\n",
+    "ucfTrainTestlist/trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\n"
+    "HandstandPushups/v_HandStandPushups_g01_c02.avi 2\n",
     "ucfTrainTestlist/testlist01.txt": "Archery/v_Archery_g01_c01.avi\n",
     "ucfTrainTestlist/trainlist02.txt": "Archery/v_Archery_g01_c01.avi 1\n",
     "ucfTrainTestlist/testlist02.txt": "Archery/v_Archery_g08_c01.avi\n",
@@ -66,7 +78,8 @@ UCF101 = {
     "UCF-101/HandstandPushups/v_HandStandPushups_g01_c02.avi": "x",
 }
 HMDB51 = {
-    "testTrainMulti_7030_splits/brush_hair_test_split1.txt": "April_09_brush_hair_u_nm_0.avi 1 \nB(1)_#x_brush_hair_h_0.avi 2 \nC_brush_hair_h_0.avi 0 \n",
+    "testTrainMulti_7030_splits/brush_hair_test_split1.txt": "April_09_brush_hair_u_nm_0.avi 1 \n"
+    "B(1)_#x_brush_hair_h_0.avi 2 \nC_brush_hair_h_0.avi 0 \n",
     "testTrainMulti_7030_splits/brush_hair_test_split2.txt": "April_09_brush_hair_u_nm_0.avi 2 \n",
     "testTrainMulti_7030_splits/wave_test_split1.txt": "C_brush_hair_h_0.avi 1 \n",
     "brush_hair/April_09_brush_hair_u_nm_0.avi": "x",
@@ -83,13 +96,21 @@ DIVING48 = {
 }
 IMAGENET = {
     "LOC_synset_mapping.txt": "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n",
-    "LOC_val_solution.csv": "ImageId,PredictionString\nILSVRC2012_val_00000001,n01443537 85 1 499 272\nILSVRC2012_val_00000002,n01440764 1 1 2 2\n",
+    "LOC_val_solution.csv": "ImageId,PredictionString\nILSVRC2012_val_00000001,n01443537 85 1 499 "
+    "272\nILSVRC2012_val_00000002,n01440764 1 1 2 2\n",
     "ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG": "x",
     "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG": "x",
     "ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG": "x",
     "ILSVRC/Annotations/CLS-LOC/train/n01440764/n01440764_10026.xml": "x",
 }
-PUBLISHED = {"kinetics": KINETICS, "ssv2": SSV2, "ucf101": UCF101, "hmdb51": HMDB51, "diving48": DIVING48, "imagenet": IMAGENET}
+PUBLISHED = {
+    "kinetics": KINETICS,
+    "ssv2": SSV2,
+    "ucf101": UCF101,
+    "hmdb51": HMDB51,
+    "diving48": DIVING48,
+    "imagenet": IMAGENET,
+}
 
 
 def test_kinetics(tree):
@@ -100,11 +121,19 @@ def test_kinetics(tree):
         "test/ttt_000001_000011.mp4": {"split": "test", "group": "ttt"},
         "train/other.mp4": {},
     }
-    assert "files without an annotation: 1 (train/other.mp4)" in notes and "annotations without a file: 1 (zz_000000_000010)" in notes
+    assert (
+        "files without an annotation: 1 (train/other.mp4)" in notes
+        and "annotations without a file: 1 (zz_000000_000010)" in notes
+    )
 
 
 def test_kinetics_without_the_column_split(tree):
-    found, _ = columns(tree({"kinetics700_val.csv": "label,youtube_id,time_start,time_end\nyoga,a,0,10\n", "a_000000_000010.mp4": "x"}), "kinetics")
+    found, _ = columns(
+        tree(
+            {"kinetics700_val.csv": "label,youtube_id,time_start,time_end\nyoga,a,0,10\n", "a_000000_000010.mp4": "x"}
+        ),
+        "kinetics",
+    )
     assert found["a_000000_000010.mp4"] == {"label": "yoga", "split": "val", "group": "a"}
 
 
@@ -128,9 +157,11 @@ def test_ssv2_by_its_older_names(tree):
 def test_ucf101(tree):
     found, _ = columns(tree(UCF101), "ucf101")
     assert found == {
-        "UCF-101/Archery/v_Archery_g01_c01.avi": {"label": "Archery", "class_id": "1", "group": "Archery_g01", "split": "test", "split_02": "train"},
+        "UCF-101/Archery/v_Archery_g01_c01.avi": {"label": "Archery", "class_id": "1",
+        "group": "Archery_g01", "split": "test", "split_02": "train"},
         "UCF-101/Archery/v_Archery_g08_c01.avi": {
-            "label": "Archery", "class_id": "1", "group": "Archery_g08", "split": "train", "split_02": "test", "split_03": "test",
+            "label": "Archery", "class_id": "1", "group": "Archery_g08",
+            "split": "train", "split_02": "test", "split_03": "test",
         },
         "UCF-101/HandstandPushups/v_HandStandPushups_g01_c02.avi": {
             "label": "HandstandPushups", "class_id": "2", "group": "HandStandPushups_g01", "split": "train",
@@ -141,7 +172,12 @@ def test_ucf101(tree):
 def test_hmdb51(tree):
     found, notes = columns(tree(HMDB51), "hmdb51")
     assert found == {
-        "brush_hair/April_09_brush_hair_u_nm_0.avi": {"label": "brush_hair", "group": "April_09", "split": "train", "split_02": "test"},
+        "brush_hair/April_09_brush_hair_u_nm_0.avi": {
+            "label": "brush_hair",
+            "group": "April_09",
+            "split": "train",
+            "split_02": "test",
+        },
         "brush_hair/B(1)_#x_brush_hair_h_0.avi": {"label": "brush_hair", "group": "B(1)_#x", "split": "test"},
         "brush_hair/C_brush_hair_h_0.avi": {"label": "brush_hair", "group": "C", "split": "unused"},
         "wave/C_brush_hair_h_0.avi": {"label": "wave", "split": "train"},
@@ -151,8 +187,18 @@ def test_hmdb51(tree):
 
 def test_diving48(tree):
     found, _ = columns(tree(DIVING48), "diving48")
-    assert found["rgb/a_b_00010.mp4"] == {"label": "Forward 25som NoTwis PIKE", "class_id": "1", "split": "train", "group": "a_b"}
-    assert found["rgb/a_b_00011.mp4"] == {"label": "Back 15som 05Twis FREE", "class_id": "0", "split": "test", "group": "a_b"}
+    assert found["rgb/a_b_00010.mp4"] == {
+        "label": "Forward 25som NoTwis PIKE",
+        "class_id": "1",
+        "split": "train",
+        "group": "a_b",
+    }
+    assert found["rgb/a_b_00011.mp4"] == {
+        "label": "Back 15som 05Twis FREE",
+        "class_id": "0",
+        "split": "test",
+        "group": "a_b",
+    }
 
 
 def test_diving48_without_its_vocabulary(tree):
@@ -164,19 +210,25 @@ def test_imagenet(tree):
     found, notes = columns(tree(IMAGENET), "imagenet")
     data = "ILSVRC/Data/CLS-LOC"
     assert found == {
-        f"{data}/train/n01440764/n01440764_10026.JPEG": {"label": "n01440764", "split": "train", "class_name": "tench, Tinca tinca", "class_id": "0"},
+        f"{data}/train/n01440764/n01440764_10026.JPEG": {"label": "n01440764", "split": "train",
+        "class_name": "tench, Tinca tinca", "class_id": "0"},
         f"{data}/val/ILSVRC2012_val_00000001.JPEG": {
             "label": "n01443537", "split": "val", "class_name": "goldfish, Carassius auratus", "class_id": "1",
         },
         f"{data}/test/ILSVRC2012_test_00000001.JPEG": {},
     }  # fmt: skip
-    assert "files without an annotation: 1" in notes and "annotations without a file: 1 (ILSVRC2012_val_00000002)" in notes
+    assert (
+        "files without an annotation: 1" in notes and "annotations without a file: 1 (ILSVRC2012_val_00000002)" in notes
+    )
 
 
 def test_imagenet_by_folders_alone_and_as_two_sources(tree):
     folder = tree({"train/n01440764/a.JPEG": "x", "val/n01440764/b.JPEG": "x"})
     listing = list_entries([f"{folder}/train", f"{folder}/val"], "imagenet")
-    assert [entry.columns for entry in listing.entries] == [{"label": "n01440764", "split": "train"}, {"label": "n01440764", "split": "val"}]
+    assert [entry.columns for entry in listing.entries] == [
+        {"label": "n01440764", "split": "train"},
+        {"label": "n01440764", "split": "val"},
+    ]
 
 
 def test_imagefolder(tree):
@@ -194,7 +246,9 @@ def test_imagefolder(tree):
 
 
 def test_auto_takes_no_label_from_folders(tree):
-    folder = tree({"train/run/a.mp4": "x", "train/n01440764/b.JPEG": "x", "train.csv": "id,name\n1,2\n", "labels/train.json": "{"})
+    folder = tree(
+        {"train/run/a.mp4": "x", "train/n01440764/b.JPEG": "x", "train.csv": "id,name\n1,2\n", "labels/train.json": "{"}
+    )
     found, notes = columns(folder)
     assert all(of_file == {} for of_file in found.values()) and "layout" not in notes
     assert columns(folder, "flat")[0] == found
@@ -234,14 +288,29 @@ def test_without_its_annotations_or_files_a_layout_is_an_error(tree, layout):
 @pytest.mark.parametrize(
     ("layout", "name", "text", "message"),
     [
-        ("kinetics", "annotations/train.csv", "label,youtube_id,time_start,time_end\na,b,x,3\n", "time_start and time_end of b"),
+        (
+            "kinetics",
+            "annotations/train.csv",
+            "label,youtube_id,time_start,time_end\na,b,x,3\n",
+            "time_start and time_end of b",
+        ),
         ("kinetics", "annotations/train.csv", "label,youtube_id,time_start,time_end\na,b,3\n", "a line of 3 cells"),
         ("ssv2", "labels/train.json", "[", "is not JSON"),
         ("ssv2", "labels/train.json", "[3]", "not a list of objects with 'id'"),
         ("ssv2", "labels/labels.json", "[3]", "holds no JSON object"),
-        ("ssv2", "labels/train.json", '[{"id": "1", "template": "Unheard of"}]', "'Unheard of' of 1 is not in labels.json"),
+        (
+            "ssv2",
+            "labels/train.json",
+            '[{"id": "1", "template": "Unheard of"}]',
+            "'Unheard of' of 1 is not in labels.json",
+        ),
         ("hmdb51", "testTrainMulti_7030_splits/brush_hair_test_split1.txt", "a.avi 5\n", "does not end in 0, 1 or 2"),
-        ("diving48", "Diving48_V2_train.json", '[{"vid_name": "a", "label": 2}]', "label 2 of a is no number of a dive"),
+        (
+            "diving48",
+            "Diving48_V2_train.json",
+            '[{"vid_name": "a", "label": 2}]',
+            "label 2 of a is no number of a dive",
+        ),
         ("diving48", "Diving48_V2_train.json", '[{"vid_name": "a"}]', "label None"),
         ("diving48", "Diving48_vocab.json", "{}", "holds no JSON list"),
     ],
@@ -260,9 +329,21 @@ def test_layouts_read_from_an_address(tree):
     files.store.clear()
     files.put(str(tree(UCF101)), "/ucf", recursive=True)
     remote = list_entries(["memory://ucf"], "ucf101")
-    assert [entry.columns for entry in remote.entries] == [entry.columns for entry in list_entries([str(tree({}))], "ucf101").entries]
+    assert [entry.columns for entry in remote.entries] == [
+        entry.columns for entry in list_entries([str(tree({}))], "ucf101").entries
+    ]
     files.store.clear()
 
 
 def test_names_of_layouts():
-    assert LAYOUT_NAMES == ("auto", "flat", "imagefolder", "kinetics", "ssv2", "ucf101", "hmdb51", "diving48", "imagenet")
+    assert LAYOUT_NAMES == (
+        "auto",
+        "flat",
+        "imagefolder",
+        "kinetics",
+        "ssv2",
+        "ucf101",
+        "hmdb51",
+        "diving48",
+        "imagenet",
+    )

@@ -10,7 +10,10 @@ from vjepa.errors import UserError
 
 
 def test_pictures_are_written_once_with_their_columns_pixel_by_pixel(tmp_path):
-    path, images = tmp_path / "made" / "index.parquet", np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
+    path, images = (
+        tmp_path / "made" / "index.parquet",
+        np.random.default_rng(0).integers(256, size=(4, 8, 8, 3), dtype=np.uint8),
+    )
     pictures.prepare(path, images, {"label": "abab", "split": ["train", "train", "val", "val"]}, progress=False)
     index = ClipIndex.open(path)
     assert index.column("label") == list("abab") and index.select({"split": "val"}).tolist() == [2, 3]

@@ -30,11 +30,16 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def entry(path, **changes):
-    return SimpleNamespace(**{"uri": str(path), "name": Path(path).name, "offset": None, "length": None, "start_s": None, "end_s": None} | changes)
+    return SimpleNamespace(
+        **{"uri": str(path), "name": Path(path).name, "offset": None, "length": None, "start_s": None, "end_s": None}
+        | changes
+    )
 
 
 def scan_file(path, **changes):
-    (row,) = scan(entry(path, **changes), ScanOptions(), excluded=["torchcodec"])  # it imports PyTorch, which takes seconds
+    (row,) = scan(
+        entry(path, **changes), ScanOptions(), excluded=["torchcodec"]
+    )  # it imports PyTorch, which takes seconds
     return row
 
 
@@ -71,7 +76,13 @@ def test_measures_rate_times_keyframes_and_size(make_video):
     assert (row["num_frames"], row["fps"], row["width"], row["height"]) == (30, pytest.approx(10), 64, 32)
     assert row["end_s"] - row["start_s"] == pytest.approx(3.0)
     assert row["keyframes_s"] == pytest.approx([0, 1, 2])
-    assert (row["codec"], row["bit_depth"], row["rotation"], row["sample_aspect"], row["first_frame"]) == ("h264", 8, 0, 1.0, 0)
+    assert (row["codec"], row["bit_depth"], row["rotation"], row["sample_aspect"], row["first_frame"]) == (
+        "h264",
+        8,
+        0,
+        1.0,
+        0,
+    )
     assert row["content_hash"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (row["file_bytes"], row["modified_ns"]) == (path.stat().st_size, path.stat().st_mtime_ns)
 
@@ -95,14 +106,20 @@ def test_bit_depth_is_that_of_the_pixels(tmp_path):
 def test_keeps_the_times_of_a_variable_rate(make_video):
     times_ms = [200, 240, 280, 700, 720, 1200, 1240, 1280]
     row = scan_file(make_video("a.mkv", 8, times_ms=times_ms))
-    assert row["times_s"] == pytest.approx([ms / 1000 for ms in times_ms], abs=1e-3) and row["start_s"] == pytest.approx(0.2, abs=1e-3)
+    assert row["times_s"] == pytest.approx([ms / 1000 for ms in times_ms], abs=1e-3) and row[
+        "start_s"
+    ] == pytest.approx(0.2, abs=1e-3)
     assert row["fps"] == pytest.approx(7 / 1.08, rel=1e-3)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [([0.0, 0.2, 0.1, 0.3], [0.0, 0.1, 0.2, 0.3]), ([None, None, None], [0.0, 0.1, 0.2]), ([1.0, None, 1.2], [1.0, 1.1, 1.2])],
+    [
+        ([0.0, 0.2, 0.1, 0.3], [0.0, 0.1, 0.2, 0.3]),
+        ([None, None, None], [0.0, 0.1, 0.2]),
+        ([1.0, None, 1.2], [1.0, 1.1, 1.2]),
+    ],
 )
 def test_times_ascend_whatever_the_container_says(seconds, expected):
     assert measure_module.true_times(np.array(seconds, float), 10.0).tolist() == pytest.approx(expected)
@@ -130,7 +147,10 @@ def test_a_change_of_size_starts_a_clip(make_video, tmp_path):
     small, large = make_video("a.ts", 6, size=(32, 32)), make_video("b.ts", 7, size=(64, 48))
     (tmp_path / "c.ts").write_bytes(small.read_bytes() + large.read_bytes())
     rows = scan(entry(tmp_path / "c.ts"), ScanOptions())
-    assert [(row["first_frame"], row["num_frames"], row["width"], row["height"]) for row in rows] == [(0, 6, 32, 32), (6, 7, 64, 48)]
+    assert [(row["first_frame"], row["num_frames"], row["width"], row["height"]) for row in rows] == [
+        (0, 6, 32, 32),
+        (6, 7, 64, 48),
+    ]
     assert {row["decoder"] for row in rows} == {"pyav"}
 
 
@@ -141,7 +161,10 @@ def test_frames_of_each_size_are_read(make_video, row_of, tmp_path):
     rows = scan(entry(tmp_path / "c.ts"), ScanOptions())
     for row, size in zip(rows, [(32, 32), (48, 64)], strict=True):
         frames = decode.read_frames(row_of(tmp_path / "c.ts", row), np.arange(row["num_frames"]))
-        assert frames.shape[1:3] == size and np.abs(frames.mean((1, 2, 3)) - [level(i) for i in range(len(frames))]).max() < 3
+        assert (
+            frames.shape[1:3] == size
+            and np.abs(frames.mean((1, 2, 3)) - [level(i) for i in range(len(frames))]).max() < 3
+        )
 
 
 def test_a_member_of_a_shard_and_an_address_are_as_the_file_itself(make_video, tmp_path):
@@ -170,7 +193,12 @@ def test_decoding_stops_behind_the_part_that_is_wanted(make_video, monkeypatch):
     add = random_access.Samples.add
     monkeypatch.setattr(random_access.Samples, "add", lambda self, i, frame: seen.append(i) or add(self, i, frame))
     row = scan_file(path, start_s=0.5, end_s=1.5)
-    assert (row["first_frame"], row["num_frames"], row["start_s"], row["end_s"]) == (5, 10, pytest.approx(0.5), pytest.approx(1.5))
+    assert (row["first_frame"], row["num_frames"], row["start_s"], row["end_s"]) == (
+        5,
+        10,
+        pytest.approx(0.5),
+        pytest.approx(1.5),
+    )
     assert len(seen) < 30 and row["decoder"] == "decord"
     assert "no frame from 99 s to its end: it lasts from 0 s to 6 s" in scan_file(path, start_s=99.0)["status"]
 
@@ -266,7 +294,9 @@ def test_checked_frames_are_few_and_cover_the_file():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("changes", [{"window_s": 0.0}, {"max_s": -1.0}, {"min_s": -1.0}, {"max_black": 2.0}, {"min_motion": float("nan")}])
+@pytest.mark.parametrize(
+    "changes", [{"window_s": 0.0}, {"max_s": -1.0}, {"min_s": -1.0}, {"max_black": 2.0}, {"min_motion": float("nan")}]
+)
 def test_options_that_make_no_sense(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         ScanOptions(**changes)
@@ -276,12 +306,16 @@ def child_with(tmp_path, monkeypatch, body):
     """Children of the pool that run `body` first, which may replace what a decoder does."""
     path = tmp_path / "child.py"
     path.write_text(
-        "import ctypes, os, re, time\nfrom data_prep import scan_pool\nfrom vjepa.data import decode\n" + textwrap.dedent(body) + "\nscan_pool.main()\n"
+        "import ctypes, os, re, time\nfrom data_prep import scan_pool\nfrom vjepa.data import decode\n"
+        + textwrap.dedent(body)
+        + "\nscan_pool.main()\n"
     )
     monkeypatch.setattr(scan_pool, "_CHILD", [sys.executable, str(path)])
 
 
-HOLD_THE_GIL = "ctypes.PyDLL(None).sleep(60)"  # PyDLL keeps the GIL: no signal and no other thread of the child gets a turn
+HOLD_THE_GIL = (
+    "ctypes.PyDLL(None).sleep(60)"  # PyDLL keeps the GIL: no signal and no other thread of the child gets a turn
+)
 
 
 def test_a_file_outlives_decoders_that_hang_or_crash(make_video, tmp_path, monkeypatch):
@@ -402,8 +436,12 @@ def test_odd_videos_give_the_frames_of_decoding_in_order_or_a_reason(row_of):
         from_key = np.arange(last_key[0], min(last_key[0] + 3, clip.num_frames))
         in_order = dict(frames_in_order(clip, np.union1d(ids, from_key)))
         for wanted, decoder in ((ids, clip.decoder), (from_key, clip.keyframe_decoder or clip.decoder)):
-            for i, frame in zip(wanted.tolist(), decode.read_frames(dataclasses.replace(clip, decoder=decoder), wanted), strict=True):
-                away = {j: np.abs(frame[::2, ::2].astype(int) - in_order[j]).mean() for j in in_order if abs(i - j) <= 2}
+            for i, frame in zip(
+                wanted.tolist(), decode.read_frames(dataclasses.replace(clip, decoder=decoder), wanted), strict=True
+            ):
+                away = {
+                    j: np.abs(frame[::2, ::2].astype(int) - in_order[j]).mean() for j in in_order if abs(i - j) <= 2
+                }
                 assert away[i] <= min(5.0, min(away.values()) + 0.05), (path.name, decoder, i, away)
     assert reasons == {
         "ExoPlayer__sample_ac3.mp4": "no video stream",
@@ -423,5 +461,10 @@ def frames_in_order(clip, ids):
             count += 1
             if np.abs(ids - i).min() <= 2:
                 width, height = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
-                yield i, np.rot90(frame.reformat(width, height, "rgb24").to_ndarray(), clip.rotation // 90)[::2, ::2].astype(int)
+                yield (
+                    i,
+                    np.rot90(frame.reformat(width, height, "rgb24").to_ndarray(), clip.rotation // 90)[::2, ::2].astype(
+                        int
+                    ),
+                )
     assert count == clip.num_frames

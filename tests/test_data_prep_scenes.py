@@ -33,18 +33,36 @@ def spans(rows):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("options", [{}, {"window_s": 0.7}, {"max_s": 1.5}, {"window_s": 1.0, "max_s": 2.5}, {"window_s": 0.001}, {"max_s": 1e9}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window_s": 0.7}, {"max_s": 1.5}, {"window_s": 1.0, "max_s": 2.5}, {"window_s": 0.001}, {"max_s": 1e9}],
+)
 @pytest.mark.parametrize("start_s", [0.0, -3.0, 9.87])
 def test_clips_tile_the_video(options, start_s):
     rng = np.random.default_rng(0)
-    for times in (np.arange(57) / 10, np.sort(rng.uniform(0, 9, 40)), np.array([0.0]), np.array([0, 0, 0, 1.0, 1.0, 7.0])):
+    for times in (
+        np.arange(57) / 10,
+        np.sort(rng.uniform(0, 9, 40)),
+        np.array([0.0]),
+        np.array([0, 0, 0, 1.0, 1.0, 7.0]),
+    ):
         frames = frames_of(start_s + times, scene_starts=[13, 31])
         rows = cut(frames, ScanOptions(**options))
         bounds = spans(rows)
-        assert bounds[0][0] == 0 and bounds[-1][1] == len(times) and all(before[1] == after[0] for before, after in pairwise(bounds))
+        assert (
+            bounds[0][0] == 0
+            and bounds[-1][1] == len(times)
+            and all(before[1] == after[0] for before, after in pairwise(bounds))
+        )
         for row, (first, end) in zip(rows, bounds, strict=True):
-            assert row["start_s"] == frames.times_s[first] and row["end_s"] > max(row["start_s"], frames.times_s[end - 1])
-            read = row["start_s"] + np.arange(end - first) / row["fps"] if row["times_s"] is None else np.array(row["times_s"])
+            assert row["start_s"] == frames.times_s[first] and row["end_s"] > max(
+                row["start_s"], frames.times_s[end - 1]
+            )
+            read = (
+                row["start_s"] + np.arange(end - first) / row["fps"]
+                if row["times_s"] is None
+                else np.array(row["times_s"])
+            )
             assert np.abs(read - frames.times_s[first:end]).max() <= 1e-3
 
 
@@ -113,13 +131,17 @@ def textures(tmp_path, num_frames=30):
     """Three moving patterns, one after the other, in colour."""
     path = tmp_path / "scenes.mp4"
     rng = np.random.default_rng(3)
-    patterns = [np.kron(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)) for _ in range(3)]
+    patterns = [
+        np.kron(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)) for _ in range(3)
+    ]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for pattern in patterns:
             for i in range(num_frames):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(pattern, i // 3, axis=1), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(np.roll(pattern, i // 3, axis=1), format="rgb24"))
+                )
         container.mux(stream.encode())
     return SimpleNamespace(uri=str(path), name=path.name, offset=None, length=None, start_s=None, end_s=None)
 
@@ -129,7 +151,14 @@ def test_scenes_are_cut_where_the_texture_changes(tmp_path):
     entry = textures(tmp_path)
     assert spans(scan(entry, ScanOptions(scenes=True))) == [(0, 30), (30, 60), (60, 90)]
     assert spans(scan(entry, ScanOptions(scenes=True, max_s=2.0))) == [(i, i + 15) for i in range(0, 90, 15)]
-    assert spans(scan(entry, ScanOptions(scenes=True, window_s=2.0))) == [(0, 20), (20, 30), (30, 50), (50, 60), (60, 80), (80, 90)]
+    assert spans(scan(entry, ScanOptions(scenes=True, window_s=2.0))) == [
+        (0, 20),
+        (20, 30),
+        (30, 50),
+        (50, 60),
+        (60, 80),
+        (80, 90),
+    ]
     assert spans(scan(entry, ScanOptions(scenes=True, scene_threshold=250.0))) == [(0, 90)]
     entry.start_s, entry.end_s = 2.0, 5.0
     assert spans(scan(entry, ScanOptions(scenes=True))) == [(20, 30), (30, 50)]

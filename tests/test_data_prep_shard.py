@@ -1,4 +1,6 @@
-"""Shards: the bytes of the sources, found by index and by WebDataset; the same input gives the same bytes; nothing changed gets in unseen."""
+"""Shards: the bytes of the sources, found by index and by WebDataset; the same input gives the same bytes; nothing
+changed gets in unseen.
+"""
 
 import json
 import os
@@ -46,7 +48,10 @@ def source(content, tmp_path):
     folder.mkdir()
     for name, data in content.items():
         (folder / name).write_bytes(data)
-    lines = [f"{name},{'run' if i % 2 else 'jump'},{'train' if i < 4 else 'val'},g{i // 2},{'park' if i else ''}" for i, name in enumerate(content)]
+    lines = [
+        f"{name},{'run' if i % 2 else 'jump'},{'train' if i < 4 else 'val'},g{i // 2},{'park' if i else ''}"
+        for i, name in enumerate(content)
+    ]
     (folder / "labels.csv").write_text("\n".join(["file,label,split,group,scene", *lines]))
     return build_index(folder, tmp_path / "x.parquet", folder / "labels.csv", workers=1, progress=False)
 
@@ -103,12 +108,24 @@ def test_tarfile_reads_the_members(source, content, tmp_path):
     with tarfile.open(tmp_path / "out/shard-000000.tar") as tar:
         entries = tar.getmembers()
         extensions = [name.rsplit(".", 1)[1].lower() for name in content]
-        assert [entry.name for entry in entries] == [f"{i:09d}.{end}" for i, extension in enumerate(extensions) for end in (extension, "json")]
-        assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.mode) for entry in entries} == {(0, 0, 0, "", 0o644)}
+        assert [entry.name for entry in entries] == [
+            f"{i:09d}.{end}" for i, extension in enumerate(extensions) for end in (extension, "json")
+        ]
+        assert {(entry.mtime, entry.uid, entry.gid, entry.uname, entry.mode) for entry in entries} == {
+            (0, 0, 0, "", 0o644)
+        }
         assert tar.extractfile("000000002.mp4").read() == content["c.MP4"]
         facts = json.load(tar.extractfile("000000002.json"))
-    assert (facts["label"], facts["label_id"], facts["split"], facts["group"], facts["scene"]) == ("jump", 0, "train", "g1", "park")
-    assert facts["start_s"] == 0 and facts["end_s"] == pytest.approx(1.2) and "uri" not in facts and "clips" not in facts
+    assert (facts["label"], facts["label_id"], facts["split"], facts["group"], facts["scene"]) == (
+        "jump",
+        0,
+        "train",
+        "g1",
+        "park",
+    )
+    assert (
+        facts["start_s"] == 0 and facts["end_s"] == pytest.approx(1.2) and "uri" not in facts and "clips" not in facts
+    )
 
 
 def test_webdataset_reads_the_shards(source, content, tmp_path):
@@ -127,16 +144,28 @@ def test_clips_of_one_file_share_one_member(source, content, tmp_path):
     part = {"first_frame": 6, "num_frames": 6, "start_s": 0.6}
     parts = [first | {"num_frames": 6, "end_s": 0.6}, second, first | part | {"scene": "sea"}]
     index = shards(rewrite(source, parts), tmp_path)
-    assert names(tmp_path / "out") == {"shard-000000.tar": ["000000000.mp4", "000000000.json", "000000001.mkv", "000000001.json"]}
+    assert names(tmp_path / "out") == {
+        "shard-000000.tar": ["000000000.mp4", "000000000.json", "000000001.mkv", "000000001.json"]
+    }
     assert index.column("scene") == [None, "sea", "park"] and index.row(0).offset == index.row(1).offset
-    assert [range_read(index.row(i)) == content[name] for i, name in enumerate(("a.mp4", "a.mp4", "b.mkv"))] == [True] * 3
+    assert [range_read(index.row(i)) == content[name] for i, name in enumerate(("a.mp4", "a.mp4", "b.mkv"))] == [
+        True
+    ] * 3
     both = np.concatenate([frames(index, 0), frames(index, 1)])
     path = tmp_path / "whole.mp4"
     path.write_bytes(content["a.mp4"])
-    assert (both == read_frames(build_index(tmp_path / "clips", tmp_path / "y.parquet", workers=1, progress=False).row(0), np.arange(12))).all()
+    assert (
+        both
+        == read_frames(
+            build_index(tmp_path / "clips", tmp_path / "y.parquet", workers=1, progress=False).row(0), np.arange(12)
+        )
+    ).all()
     with tarfile.open(tmp_path / "out/shard-000000.tar") as tar:
         facts = json.load(tar.extractfile("000000000.json"))
-    assert facts["label"] == "jump" and [(clip["first_frame"], clip["scene"]) for clip in facts["clips"]] == [(0, None), (6, "sea")]
+    assert facts["label"] == "jump" and [(clip["first_frame"], clip["scene"]) for clip in facts["clips"]] == [
+        (0, None),
+        (6, "sea"),
+    ]
 
 
 def test_the_same_input_gives_the_same_bytes_and_a_second_run_copies_nothing(source, tmp_path, monkeypatch):
@@ -150,7 +179,10 @@ def test_the_same_input_gives_the_same_bytes_and_a_second_run_copies_nothing(sou
     right = tar_shard._append_whole
     monkeypatch.setattr(tar_shard, "_append_whole", lambda tar, member: copied.append(member.key) or right(tar, member))
     shards(source, tmp_path, num_shards=3)
-    assert copied == ["000000002", "000000003"] and (tree(tmp_path / "out"), (tmp_path / "out/index.parquet").read_bytes()) == wanted
+    assert (
+        copied == ["000000002", "000000003"]
+        and (tree(tmp_path / "out"), (tmp_path / "out/index.parquet").read_bytes()) == wanted
+    )
     with pytest.raises(UserError, match=r"was made otherwise \(num_shards 3, now 2\)"):
         shards(source, tmp_path, num_shards=2)
 
@@ -175,14 +207,19 @@ def test_an_interrupted_shard_is_not_there(source, tmp_path, monkeypatch):
 def test_shuffling_is_the_arithmetic_order(source, content, tmp_path):
     index = shards(source, tmp_path, shuffle_seed=7, num_shards=2)
     order = [sample_row(7, i, 6) for i in range(6)]
-    assert order != sorted(order) and [Path(uri).name for uri in index.column("source")] == [list(content)[i] for i in order]
+    assert order != sorted(order) and [Path(uri).name for uri in index.column("source")] == [
+        list(content)[i] for i in order
+    ]
     assert [range_read(index.row(i)) for i in range(6)] == [list(content.values())[i] for i in order]
 
 
 @pytest.mark.parametrize("max_mb", [0.001, 0.003, 0.006, 1000])
 def test_no_shard_holds_more_than_asked_save_a_larger_file(source, content, tmp_path, max_mb):
     shards(source, tmp_path, max_mb=max_mb)
-    sizes = [[entry.size for entry in entries if not entry.name.endswith("json")] for entries in members(tmp_path / "out").values()]
+    sizes = [
+        [entry.size for entry in entries if not entry.name.endswith("json")]
+        for entries in members(tmp_path / "out").values()
+    ]
     assert [size for shard in sizes for size in shard] == [len(data) for data in content.values()]
     for shard, following in zip(sizes, [*sizes[1:], [10**9]], strict=True):
         assert (len(shard) == 1 or sum(shard) <= max_mb * 1e6) and sum(shard) + following[0] > max_mb * 1e6
@@ -197,7 +234,12 @@ def test_a_file_that_changed_since_its_scan_is_left_out_and_named(source, conten
     (tmp_path / "clips/d.avi").unlink()
     index = shards(source, tmp_path, progress=True)
     assert [range_read(index.row(i)) for i in range(len(index))] == [content["e.mp4"], content["f.png"]]
-    assert names(tmp_path / "out")["shard-000000.tar"] == ["000000004.mp4", "000000004.json", "000000005.png", "000000005.json"]
+    assert names(tmp_path / "out")["shard-000000.tar"] == [
+        "000000004.mp4",
+        "000000004.json",
+        "000000005.png",
+        "000000005.json",
+    ]
     out = capsys.readouterr().out
     assert "2 files in 1 shards" in out and "left out: 4: changed since its scan x3, " in out and "No such file" in out
     assert str(tmp_path / "clips/a.mp4") in out
@@ -287,7 +329,19 @@ def test_refusals(source, tmp_path):
 
 def test_the_command(source, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    line = [sys.executable, "-m", "data_prep.shard", "x.parquet", "--out", "out", "--num-shards", "2", "--where", "split=train", "split=val"]
+    line = [
+        sys.executable,
+        "-m",
+        "data_prep.shard",
+        "x.parquet",
+        "--out",
+        "out",
+        "--num-shards",
+        "2",
+        "--where",
+        "split=train",
+        "split=val",
+    ]
     good = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert good.returncode == 0 and "6 files in 2 shards" in good.stdout
     bad = subprocess.run([*line, "--where", "split"], cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -79,7 +79,9 @@ def shard(path, members):
 
 
 def test_a_folder_gives_every_video_and_image_sorted(tree):
-    folder = tree("b.mp4", "a/c.JPG", "a/.hidden.mp4", ".git/d.mp4", "notes.txt", "labels.csv", "-x.mp4", "two\nlines.mp4")
+    folder = tree(
+        "b.mp4", "a/c.JPG", "a/.hidden.mp4", ".git/d.mp4", "notes.txt", "labels.csv", "-x.mp4", "two\nlines.mp4"
+    )
     listing = list_entries([str(folder)])
     assert [entry.name for entry in listing.entries] == ["-x.mp4", "a/c.JPG", "b.mp4", "two\nlines.mp4"]
     assert [entry.uri for entry in listing.entries] == [f"{folder}/{entry.name}" for entry in listing.entries]
@@ -156,7 +158,10 @@ def test_a_source_without_anything_says_so_in_one_line(tree, tmp_path, monkeypat
 
 
 def test_a_missing_backend_names_what_to_install():
-    if "s3fs" in sys.modules or not subprocess.run([sys.executable, "-c", "import s3fs"], capture_output=True, check=False).returncode:
+    if (
+        "s3fs" in sys.modules
+        or not subprocess.run([sys.executable, "-c", "import s3fs"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("s3fs is installed")
     with pytest.raises(UserError, match=r"pip install 'video-jepa\[remote\]'"):
         list_entries(["s3://bucket/videos"])
@@ -191,7 +196,11 @@ HARD = ["plain.mp4", "a b/c  d.mp4", "x, y.mp4", "it's.mp4", 'say "hi".mp4', "v:
 def test_path_and_label_lines(tree):
     folder = tree(*HARD)
     lines = "".join(f"{name} {number}\n" for number, name in enumerate(HARD))
-    for name, text in {"l.csv": lines, "l.txt": lines.replace("\n", "\r\n"), "m.csv": "\ufeff" + lines + "\n\n"}.items():
+    for name, text in {
+        "l.csv": lines,
+        "l.txt": lines.replace("\n", "\r\n"),
+        "m.csv": "\ufeff" + lines + "\n\n",
+    }.items():
         listing = list_entries([str(write(folder, name, text))])
         assert [entry.name for entry in listing.entries] == HARD
         assert [entry.uri for entry in listing.entries] == [f"{folder}/{name}" for name in HARD]
@@ -251,13 +260,17 @@ def test_a_manifest_that_is_not_sure_is_refused(tree, text, message):
 
 def test_a_csv_with_a_header(tree):
     folder = tree("a.mp4", "x, y.mp4", "c.mp4")
-    text = 'label,path,split,group,note,start_s,end_s,fps\nrun,a.mp4,train,g1,,1.5,3,25\n"a, b","x, y.mp4",val,,nice,,,\n'
+    text = (
+        'label,path,split,group,note,start_s,end_s,fps\nrun,a.mp4,train,g1,,1.5,3,25\n"a, b","x, y.mp4",val,,nice,,,\n'
+    )
     listing = list_entries([str(write(folder, "l.csv", text))])
     a, b = listing.entries
     assert (a.name, a.start_s, a.end_s, b.start_s) == ("a.mp4", 1.5, 3.0, None)
     assert a.columns == {"label": "run", "split": "train", "group": "g1", "note": None}
     assert b.columns == {"label": "a, b", "split": "val", "group": None, "note": "nice"}
-    assert listing.notes == [f"{folder}/l.csv: columns that the index measures itself or that hold no text, ignored: fps"]
+    assert listing.notes == [
+        f"{folder}/l.csv: columns that the index measures itself or that hold no text, ignored: fps"
+    ]
     assert names(write(folder, "first.csv", "clip,label\na.mp4,1\nc.mp4,2\n")) == ["a.mp4", "c.mp4"]
     assert names(write(folder, "only.txt", "video\na.mp4\n")) == ["a.mp4"]
 
@@ -273,7 +286,12 @@ def test_jsonl_and_parquet_say_the_same_as_csv(tree):
     listings = [list_entries([str(lines)]), list_entries([f"{folder}/l.parquet"])]
     assert listings[0].entries == listings[1].entries
     a, b = listings[0].entries
-    assert a.columns == {"label": "3", "tags": '["x", "y"]'} and a.end_s == 2.5 and b.name == "two\nlines.mp4" and b.columns["tags"] is None
+    assert (
+        a.columns == {"label": "3", "tags": '["x", "y"]'}
+        and a.end_s == 2.5
+        and b.name == "two\nlines.mp4"
+        and b.columns["tags"] is None
+    )
     assert "ignored: width" in listings[0].notes[0] and "ignored: bytes, width" in listings[1].notes[0]
 
 
@@ -298,7 +316,15 @@ def test_paths_of_a_manifest(tree, tmp_path, monkeypatch):
     tree("lists/l.csv", "a.mp4", "lists/b.mp4")
     other = tmp_path / "o.mp4"
     other.write_text("x")
-    lines = ["./b.mp4 1", "../a.mp4 2", f"{other} 3", f"file://{other} 3", "b.mp4 7", "gone.mp4 4", "memory://bucket/x.mp4 5"]
+    lines = [
+        "./b.mp4 1",
+        "../a.mp4 2",
+        f"{other} 3",
+        f"file://{other} 3",
+        "b.mp4 7",
+        "gone.mp4 4",
+        "memory://bucket/x.mp4 5",
+    ]
     manifest = write(tmp_path / "v/lists", "l.csv", "\n".join(lines))
     monkeypatch.chdir(tmp_path)
     listing = list_entries(["v/lists/l.csv"])
@@ -334,27 +360,47 @@ def test_paths_of_other_bytes_in_a_manifest(tree):
 def test_members_of_a_shard_lie_where_the_entry_says(tmp_path):
     members = [
         ("k1.json", b'{"split": "val", "label": "old", "fps": 5}'), ("k1.mp4", b"first"), ("k1.cls", b"run\n"),
-        ("./d/k2.mp4", b"second"), ("d/k2.txt", b"a man"), ("k3.seg.mp4", b"third"), ("notes.doc", b"x"), ("k4.json", b"{"), ("._k1.mp4", b"x"),
+        ("./d/k2.mp4", b"second"), ("d/k2.txt", b"a man"), ("k3.seg.mp4", b"third"),
+        ("notes.doc", b"x"), ("k4.json", b"{"), ("._k1.mp4", b"x"),
     ]  # fmt: skip
     path = shard(tmp_path / "s-0.tar", members)
     listing = list_entries([str(path)])
     data = path.read_bytes()
     assert [entry.name for entry in listing.entries] == ["s-0.tar/k1.mp4", "s-0.tar/d/k2.mp4", "s-0.tar/k3.seg.mp4"]
-    assert [data[entry.offset : entry.offset + entry.length] for entry in listing.entries] == [b"first", b"second", b"third"]
-    assert [dict(entry.columns) for entry in listing.entries] == [{"split": "val", "label": "run"}, {"text": "a man"}, {}]
+    assert [data[entry.offset : entry.offset + entry.length] for entry in listing.entries] == [
+        b"first",
+        b"second",
+        b"third",
+    ]
+    assert [dict(entry.columns) for entry in listing.entries] == [
+        {"split": "val", "label": "run"},
+        {"text": "a man"},
+        {},
+    ]
     text = "\n".join(listing.notes)
-    assert "other extensions: 1 (notes.doc)" in text and "cannot be read as what they say of a video: 1 (k4.json)" in text and "ignored: fps" in text
+    assert (
+        "other extensions: 1 (notes.doc)" in text
+        and "cannot be read as what they say of a video: 1 (k4.json)" in text
+        and "ignored: fps" in text
+    )
 
 
 def test_hostile_members_are_left_out_and_named(tmp_path):
     link, device = tarfile.TarInfo("link.mp4"), tarfile.TarInfo("device.mp4")
     link.type, link.linkname, device.type = tarfile.SYMTYPE, "/etc/passwd", tarfile.FIFOTYPE
-    path = shard(tmp_path / "s.tar", [("a.mp4", b"1"), ("/abs.mp4", b"2"), ("x/../../up.mp4", b"3"), (link, b""), (device, b""), ("a.mp4", b"4")])
+    path = shard(
+        tmp_path / "s.tar",
+        [("a.mp4", b"1"), ("/abs.mp4", b"2"), ("x/../../up.mp4", b"3"), (link, b""), (device, b""), ("a.mp4", b"4")],
+    )
     before = sorted(tmp_path.rglob("*"))
     listing = list_entries([str(path)])
     assert [entry.name for entry in listing.entries] == ["s.tar/a.mp4"]
     text = "\n".join(listing.notes)
-    assert "pointing outside of the shard: 2 (/abs.mp4, x/../../up.mp4)" in text and "links and devices: 2" in text and "named a second time: 1" in text
+    assert (
+        "pointing outside of the shard: 2 (/abs.mp4, x/../../up.mp4)" in text
+        and "links and devices: 2" in text
+        and "named a second time: 1" in text
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -392,7 +438,9 @@ def test_damaged_lists_are_read_or_refused_in_one_line(tmp_path, kind):
         data = bytearray(whole)
         for _ in range(draw.randint(1, 3)):
             place = draw.randrange(len(data))
-            data[place : place + draw.randint(0, 4)] = bytes(draw.choices([*b' ,"\n\t{}[]:0', *range(256)], k=draw.randint(0, 4)))
+            data[place : place + draw.randint(0, 4)] = bytes(
+                draw.choices([*b' ,"\n\t{}[]:0', *range(256)], k=draw.randint(0, 4))
+            )
         (tmp_path / kind).write_bytes(data)
         try:
             said = list_entries([f"{tmp_path}/{kind}"]).notes
@@ -408,13 +456,20 @@ def test_an_address_lists_as_a_folder_does(bucket, tree):
     content = {"a.mp4": b"1", "d/b c.mp4": b"2", "d/.hidden.mp4": b"3", "d/notes.doc": b"4", ".git/x.mp4": b"5"}
     root = bucket(content)
     folder = tree(*content)
-    for remote, local in [(root, folder), (f"{root}/", folder), (f"{root}/**/*.mp4", f"{folder}/**/*.mp4"), (f"{root}/d/*", f"{folder}/d/*")]:
+    for remote, local in [
+        (root, folder),
+        (f"{root}/", folder),
+        (f"{root}/**/*.mp4", f"{folder}/**/*.mp4"),
+        (f"{root}/d/*", f"{folder}/d/*"),
+    ]:
         assert names(remote) == names(local)
         for entry in list_entries([remote]).entries:
             with fsspec.open(entry.uri, "rb") as file:
                 assert file.read() in (b"1", b"2")
     assert names(f"{root}/d/b c.mp4") == ["b c.mp4"]
-    assert [entry.uri for entry in list_entries([f"file://{folder}"]).entries] == [entry.uri for entry in list_entries([str(folder)]).entries]
+    assert [entry.uri for entry in list_entries([f"file://{folder}"]).entries] == [
+        entry.uri for entry in list_entries([str(folder)]).entries
+    ]
 
 
 def test_manifests_shards_and_labels_at_an_address(bucket, tmp_path):
@@ -430,9 +485,17 @@ def test_manifests_shards_and_labels_at_an_address(bucket, tmp_path):
         }
     )
     listing = list_entries([f"{root}/lists/l.csv"])
-    assert [entry.uri for entry in listing.entries] == ["memory://bucket/a b.mp4", "memory://bucket/lists/c.mp4", "memory://bucket/d.mp4"]
+    assert [entry.uri for entry in listing.entries] == [
+        "memory://bucket/a b.mp4",
+        "memory://bucket/lists/c.mp4",
+        "memory://bucket/d.mp4",
+    ]
     (entry,) = list_entries([f"{root}/*.tar"]).entries
-    assert entry.columns == {"label": "run"} and data[entry.offset : entry.offset + entry.length] == b"video" and entry.uri == "memory://bucket/s.tar"
+    assert (
+        entry.columns == {"label": "run"}
+        and data[entry.offset : entry.offset + entry.length] == b"video"
+        and entry.uri == "memory://bucket/s.tar"
+    )
     with pytest.raises(UserError, match=r"no file that it names exists: z\.mp4; looked for in memory://bucket/lists"):
         list_entries([f"{root}/lists/none.csv"])
     labelled = list_entries([root], labels=f"{root}/labels.csv")
@@ -476,7 +539,10 @@ def test_labels_by_relative_or_absolute_path(tree, tmp_path):
         columns = {entry.name: entry.columns for entry in listing.entries}
         assert columns["a.mp4"] == {"label": "run", "split": "train", "scene": "park"}
         assert columns["d/b.mp4"] == {"label": "jump, high", "split": None, "scene": None} and columns["c.mp4"] == {}
-        assert listing.notes == [f"{labels}: rows without a file: 1 (z.mp4)", f"{labels}: files without a row: 2 (c.mp4, e.mp4)"]
+        assert listing.notes == [
+            f"{labels}: rows without a file: 1 (z.mp4)",
+            f"{labels}: files without a row: 2 (c.mp4, e.mp4)",
+        ]
 
 
 def test_labels_of_members_and_of_manifests(tree, tmp_path):

@@ -1,4 +1,6 @@
-"""Copies: the right frames at the right times, upright, easy to seek in; a run that was interrupted goes on; nothing lands elsewhere."""
+"""Copies: the right frames at the right times, upright, easy to seek in; a run that was interrupted goes on; nothing
+lands elsewhere.
+"""
 
 import json
 import os
@@ -44,7 +46,11 @@ def greys(index, i):
 def packets(path):
     """(seconds, is a keyframe, is in the order of display) of each packet of a video."""
     with av.open(str(path)) as container:
-        return [(float(packet.pts * packet.time_base), packet.is_keyframe, packet.pts == packet.dts) for packet in container.demux(video=0) if packet.size]
+        return [
+            (float(packet.pts * packet.time_base), packet.is_keyframe, packet.pts == packet.dts)
+            for packet in container.demux(video=0)
+            if packet.size
+        ]
 
 
 def rewrite(index, change):
@@ -56,7 +62,14 @@ def rewrite(index, change):
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((1280, 720), (456, 256)), ((720, 1280), (256, 456)), ((256, 256), (256, 256)), ((321, 241), (320, 240)), ((1, 9), (2, 8)), ((3840, 1600), (614, 256))],
+    [
+        ((1280, 720), (456, 256)),
+        ((720, 1280), (256, 456)),
+        ((256, 256), (256, 256)),
+        ((321, 241), (320, 240)),
+        ((1, 9), (2, 8)),
+        ((3840, 1600), (614, 256)),
+    ],
 )
 def test_sizes_are_even_and_never_larger(size, expected):
     assert copy_size(*size, 256) == expected
@@ -72,7 +85,9 @@ def test_frames_times_and_keyframes(make_video, tmp_path):
     assert greys(index, 0) == pytest.approx(greys(source, 0), abs=2)
     seconds, keys, in_order = zip(*packets(row.uri), strict=True)
     assert seconds == pytest.approx(np.arange(43) / 10, abs=1e-4) and all(in_order)
-    assert list(np.flatnonzero(keys)) == list(range(0, 43, 8)) and record["keyframes_s"] == pytest.approx(np.arange(0, 43, 8) / 10)
+    assert list(np.flatnonzero(keys)) == list(range(0, 43, 8)) and record["keyframes_s"] == pytest.approx(
+        np.arange(0, 43, 8) / 10
+    )
     content = Path(row.uri).read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # faststart
     with av.open(row.uri) as container:
@@ -133,13 +148,25 @@ def test_parts_of_a_video_become_files_of_their_own_and_it_is_decoded_once(make_
     whole = next(build(tmp_path).records())
     parts = [(0, 10), (5, 20), (30, 10)]
     rows = [
-        whole | {"first_frame": a, "num_frames": n, "start_s": a / 10, "end_s": (a + n) / 10, "scene": str(a), "label": "x", "label_id": 0} for a, n in parts
+        whole
+        | {
+            "first_frame": a,
+            "num_frames": n,
+            "start_s": a / 10,
+            "end_s": (a + n) / 10,
+            "scene": str(a),
+            "label": "x",
+            "label_id": 0,
+        }
+        for a, n in parts
     ]
     write_index(tmp_path / "x.parquet", rows)
     index = copies(tmp_path, ClipIndex.open(tmp_path / "x.parquet"))
     assert [index.row(i).first_frame for i in range(3)] == [0, 0, 0] and len({index.row(i).uri for i in range(3)}) == 3
     for i, (first, num) in enumerate(parts):
-        assert index.row(i).start_s == 0 and greys(index, i) == pytest.approx([level(j) for j in range(first, first + num)], abs=3)
+        assert index.row(i).start_s == 0 and greys(index, i) == pytest.approx(
+            [level(j) for j in range(first, first + num)], abs=3
+        )
     assert index.column("scene") == ["0", "5", "30"] and index.column("label_id") == ["0"] * 3
     jobs = list(command._jobs(ClipIndex.open(tmp_path / "x.parquet"), [0, 1, 2], tmp_path / "out", CopyOptions()))
     assert [len(job.rows) for job in jobs] == [3]
@@ -165,11 +192,19 @@ def test_labels_and_other_columns_are_kept_and_bad_rows_counted(make_video, tmp_
         make_video(f"clips/{name}.mp4", 2)
     (tmp_path / "clips/d.mp4").write_text("text")
     labels = tmp_path / "clips/labels.csv"
-    labels.write_text("file,label,split,group,scene\na.mp4,run,train,g,park\nb.mp4,jump,val,g,\nc.mp4,run,val,h,sea\nd.mp4,run,val,h,sea\n")
+    labels.write_text(
+        "file,label,split,group,scene\na.mp4,run,train,g,park\nb.mp4,jump,val,g,\nc.mp4,run,val,h,sea\nd.mp4,run,val,h,sea\n"
+    )
     source = build(tmp_path, labels)
     index = copies(tmp_path, source, progress=True, where={"split": ["val"], "label": ["run", "jump"]})
-    assert index.column("label") == ["jump", "run"] and index.column("scene") == [None, "sea"] and index.column("label_id") == ["0", "1"]
-    assert index.column("source") == [str(tmp_path / f"clips/{name}.mp4") for name in "bc"] and index.column("group") == ["g", "h"]
+    assert (
+        index.column("label") == ["jump", "run"]
+        and index.column("scene") == [None, "sea"]
+        and index.column("label_id") == ["0", "1"]
+    )
+    assert index.column("source") == [str(tmp_path / f"clips/{name}.mp4") for name in "bc"] and index.column(
+        "group"
+    ) == ["g", "h"]
     out = capsys.readouterr().out
     assert "2 clips copied" in out and "not usable in" in out and "1: not a video or image x1" in out
     again = copies(tmp_path, index, "again", short_side_px=32)
@@ -223,7 +258,12 @@ def test_a_file_that_cannot_be_copied_is_named_and_the_rest_goes_on(make_video, 
     index = copies(tmp_path, source, progress=True)
     assert index.column("source") == [str(tmp_path / "clips/a.mp4")]
     out = capsys.readouterr().out
-    assert "not copied: 2" in out and "ends after 8 frames, the index says 99" in out and "No such file" in out and str(tmp_path / "clips/b.mp4") in out
+    assert (
+        "not copied: 2" in out
+        and "ends after 8 frames, the index says 99" in out
+        and "No such file" in out
+        and str(tmp_path / "clips/b.mp4") in out
+    )
     make_video("clips/c.mp4", 8)
     assert len(copies(tmp_path, source)) == 2  # tried again
     for name in ("a", "b", "c"):
@@ -255,7 +295,10 @@ def test_one_run_at_a_time_and_what_a_killed_one_left_goes(make_video, tmp_path)
     make_video("clips/a.mp4", 2)
     source = build(tmp_path)
     facts = index_facts(source, {}) | asdict(CopyOptions())
-    with claim_folder(tmp_path / "out", command._MARKER, facts), pytest.raises(UserError, match="another process is writing there"):
+    with (
+        claim_folder(tmp_path / "out", command._MARKER, facts),
+        pytest.raises(UserError, match="another process is writing there"),
+    ):
         copies(tmp_path, source)
     (tmp_path / "out/000000").mkdir()
     (tmp_path / "out/000000/.000000000-a.mp4.1.tmp").write_text("half")
@@ -290,7 +333,18 @@ def test_refusals(make_video, tmp_path):
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "uri", ["/x/..", "/x/-rf .mp4", "/x/a\nb.mp4", "/x/../../etc/passwd", "/x/.hidden", "s3://b/a%2F..%2F.mp4", "/x/\udcff\x00.mp4", "/x/" + "a" * 300, ""]
+    "uri",
+    [
+        "/x/..",
+        "/x/-rf .mp4",
+        "/x/a\nb.mp4",
+        "/x/../../etc/passwd",
+        "/x/.hidden",
+        "s3://b/a%2F..%2F.mp4",
+        "/x/\udcff\x00.mp4",
+        "/x/" + "a" * 300,
+        "",
+    ],
 )
 def test_hostile_names_stay_inside(make_video, tmp_path, uri):
     row = build_row(uri)

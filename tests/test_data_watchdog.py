@@ -1,4 +1,6 @@
-"""A decoder that hangs or crashes costs its clip, not the run: killed, named, in quarantine, and everything else as it would be."""
+"""A decoder that hangs or crashes costs its clip, not the run: killed, named, in quarantine, and everything else as it
+would be.
+"""
 
 import json
 import os
@@ -20,13 +22,26 @@ from vjepa.errors import UserError
 
 @pytest.fixture
 def index(make_video, tmp_path):
-    rows = [{"uri": f"clips/{i}.mp4", "label_id": -1} | scanned(make_video(f"clips/{i}.mp4", 16, mark=True)) for i in range(5)]
+    rows = [
+        {"uri": f"clips/{i}.mp4", "label_id": -1} | scanned(make_video(f"clips/{i}.mp4", 16, mark=True))
+        for i in range(5)
+    ]
     write_index(tmp_path / "x.parquet", rows)
     return ClipIndex.open(tmp_path / "x.parquet")
 
 
 def settings(**changes):
-    return Data(**{"train": {"index": "x.parquet"}, "num_frames": 4, "crop_px": 16, "global_batch": 4, "workers": 2, "deadline_s": 1.0} | changes)
+    return Data(
+        **{
+            "train": {"index": "x.parquet"},
+            "num_frames": 4,
+            "crop_px": 16,
+            "global_batch": 4,
+            "workers": 2,
+            "deadline_s": 1.0,
+        }
+        | changes
+    )
 
 
 def source(index, data):
@@ -44,7 +59,9 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize(("how", "reason"), [("spin", "took longer than 1 s"), ("crash", "SIGSEGV")])
-def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_named(index, tmp_path, capfd, how, reason):
+def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_named(
+    index, tmp_path, capfd, how, reason
+):
     data = settings()
     plain = [TrainClips(source(index, data), data, 0)[step] for step in range(10)]
     batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), 2, data.deadline_s))
@@ -58,11 +75,15 @@ def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_n
     assert json.loads(line)["uri"] == "clips/2.mp4" and reason in json.loads(line)["reason"]
     said = capfd.readouterr().err
     assert said.count("clips/2.mp4") == 1 and reason in said and "x.parquet.quarantine.jsonl" in said
-    assert len((tmp_path / "notes").read_text().splitlines()) <= 2  # both processes may have begun it before the first was late
+    assert (
+        len((tmp_path / "notes").read_text().splitlines()) <= 2
+    )  # both processes may have begun it before the first was late
 
 
 def equal_at(one, other, places):
-    return torch.equal(one.video[places], other.video[places]) and torch.equal(one.clip_ids[places], other.clip_ids[places])
+    return torch.equal(one.video[places], other.video[places]) and torch.equal(
+        one.clip_ids[places], other.clip_ids[places]
+    )
 
 
 def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index, tmp_path):
@@ -71,7 +92,9 @@ def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index,
     for workers in (0, 1):
         later = list(train_loader(source(index, data), settings(workers=workers), 0, range(6)))
         assert all(equal(*pair) for pair in zip(first, later, strict=True))
-        assert {why for batch in later for _, why in batch.failures} == {f"in quarantine: {quarantined(index)[2].removeprefix('in quarantine: ')}"}
+        assert {why for batch in later for _, why in batch.failures} == {
+            f"in quarantine: {quarantined(index)[2].removeprefix('in quarantine: ')}"
+        }
     (batch,) = eval_loader(index, np.arange(5), settings(), 5, 0)
     assert batch.clip_ids.tolist() == [0, 1, 3, 4] and [i for i, _ in batch.failures] == [2]
 
@@ -87,7 +110,9 @@ def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
     clips = TroubledEvalClips(index, np.arange(5), settings(), 2, Views())
     clips.notes = tmp_path / "notes"
     batches = list(ClipLoader(clips, range(3), 1, 1.0))
-    assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[1].failures[0][1]
+    assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[
+        1
+    ].failures[0][1]
 
 
 def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):
@@ -109,7 +134,10 @@ def test_no_process_is_left_when_the_reader_goes_away(index):
 
 def test_a_file_that_changed_leaves_quarantine(index):
     quarantine_path(index.path).write_text(
-        json.dumps({"uri": "clips/2.mp4", "offset": None, "first_frame": 0, "content_hash": "another", "reason": "took longer"}) + "\n"
+        json.dumps(
+            {"uri": "clips/2.mp4", "offset": None, "first_frame": 0, "content_hash": "another", "reason": "took longer"}
+        )
+        + "\n"
     )
     assert quarantined(index) == {}
 

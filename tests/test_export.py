@@ -19,7 +19,10 @@ CLIPS = ["--num-frames", "4", "--crop-px", "16"]
 
 def weights(**settings: object) -> Weights:
     torch.manual_seed(0)
-    shapes = {"encoder": config.Encoder(width=48, depth=2, heads=4), "predictor": config.Predictor(width=24, depth=2, heads=2)}
+    shapes = {
+        "encoder": config.Encoder(width=48, depth=2, heads=4),
+        "predictor": config.Predictor(width=24, depth=2, heads=2),
+    }
     model = config.Model(patch_px=4, **{"rope": "vjepa2", **shapes, **settings})
     return Weights("source", model, VisionTransformer(model).state_dict(), Predictor(model, 1).state_dict())
 
@@ -44,8 +47,10 @@ def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.Capt
     assert sorted(item.name for item in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert sorted(item.name for item in folder.parent.iterdir()) == ["back.safetensors", "folder"]
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder}: encoder and predictor as huggingface; features of clips of 4x16x16 differ from those of {source} by at most 0",
-        f"{back}: encoder and predictor as safetensors; features of clips of 4x16x16 differ from those of {folder} by at most 0",
+        f"{folder}: encoder and predictor as huggingface; features of clips of 4x16x16 differ from those of "
+        f"{source} by at most 0",
+        f"{back}: encoder and predictor as safetensors; features of clips of 4x16x16 differ from those of "
+        f"{folder} by at most 0",
     ]
     before, after = own.read(source), own.read(back)
     for network in ("encoder", "predictor"):
@@ -60,7 +65,9 @@ def test_an_onnx_file(tmp_path: Path, source: Path, capsys: pytest.CaptureFixtur
     run(source, "onnx", out, *CLIPS)
     assert [item.name for item in out.parent.iterdir()] == ["encoder.onnx"]
     printed = capsys.readouterr().out.splitlines()[-1]
-    assert printed.startswith(f"{out}: encoder as onnx; features of clips of 4x16x16 differ from those of {source} by at most ")
+    assert printed.startswith(
+        f"{out}: encoder as onnx; features of clips of 4x16x16 differ from those of {source} by at most "
+    )
     assert float(printed.rsplit(" ", 1)[1]) < 1e-5
 
 
@@ -70,13 +77,18 @@ def test_a_training_file_of_vjepa2_becomes_what_transformers_loads(tmp_path: Pat
     made, trained = weights(), {key: tensor + 1 for key, tensor in weights().encoder.items()}
     wrapped = {"encoder": trained, "target_encoder": made.encoder, "predictor": made.predictor}
     path = tmp_path / "latest.pt"
-    torch.save({name: {f"module.backbone.{key}": tensor for key, tensor in state.items()} for name, state in wrapped.items()}, path)
+    torch.save(
+        {name: {f"module.backbone.{key}": tensor for key, tensor in state.items()} for name, state in wrapped.items()},
+        path,
+    )
     run(path, "huggingface", tmp_path / "average", "--format", "vjepa2", *HEADS, *CLIPS)
     run(path, "huggingface", tmp_path / "trained", "--format", "vjepa2", "--encoder", "encoder", *HEADS, *CLIPS)
     network = transformers.VJEPA2Model.from_pretrained(tmp_path / "average").eval()
     video = torch.randn(2, 3, 4, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(made.build_encoder()(video), network(video.transpose(1, 2)).last_hidden_state, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            made.build_encoder()(video), network(video.transpose(1, 2)).last_hidden_state, atol=1e-5, rtol=0
+        )
     assert torch.equal(huggingface.read(tmp_path / "trained").encoder["norm.bias"], trained["norm.bias"])
 
 

@@ -1,4 +1,6 @@
-"""Features of an index: every clip once and in order, whatever stops or shares the work; windows against a plain twin."""
+"""Features of an index: every clip once and in order, whatever stops or shares the work; windows against
+a plain twin.
+"""
 
 import json
 import os
@@ -35,7 +37,13 @@ LENGTHS = (24, 40, 17, 9, 64, 24, 24, 24, 30, 12)  # frames, at 8 fps
 def files(make_video, tmp_path):
     """Paths of an index of 10 videos and of an encoder's weights."""
     rows = [
-        {"uri": f"v/{i}.mp4", "label": "even" if i % 2 == 0 else "odd", "label_id": i % 2, "split": "val" if i >= 6 else "train", "hand": f"Händ {i}"}
+        {
+            "uri": f"v/{i}.mp4",
+            "label": "even" if i % 2 == 0 else "odd",
+            "label_id": i % 2,
+            "split": "val" if i >= 6 else "train",
+            "hand": f"Händ {i}",
+        }
         | scanned(make_video(f"v/{i}.mp4", length, size=(32, 24)))
         for i, length in enumerate(LENGTHS)
     ]
@@ -47,12 +55,27 @@ def files(make_video, tmp_path):
 
 @pytest.fixture
 def run(files, monkeypatch):
-    """run("a.parquet", "--pool", "all") extracts with clips of 4 frames of 16 px in parts of 4 clips, and returns the path."""
+    """run("a.parquet", "--pool", "all") extracts with clips of 4 frames of 16 px in parts of 4 clips, and returns the
+    path.
+    """
     monkeypatch.setattr(extract, "_CLIPS_PER_PART", (4, 4096))
 
     def call(out, *words):
         index, weights = files
-        given = ["--model_path", str(weights), "--dataset", str(index), "--num-frames", "4", "--crop-px", "16", "--clip-fps", "4", "--workers", "0"]
+        given = [
+            "--model_path",
+            str(weights),
+            "--dataset",
+            str(index),
+            "--num-frames",
+            "4",
+            "--crop-px",
+            "16",
+            "--clip-fps",
+            "4",
+            "--workers",
+            "0",
+        ]
         assert extract.main([*given, "--batch", "3", "--out", str(index.parent / out), *words]) == 0
         return index.parent / out
 
@@ -84,7 +107,9 @@ def test_a_file_holds_the_mean_features_of_every_row_in_order(run, files, capsys
     assert text(tensors["label"]) == ["even", "odd"] * 5 and tensors["label_id"].tolist() == [0, 1] * 5
     assert text(tensors["hand"]) == [f"Händ {i}" for i in range(10)]
     assert text(tensors["uri"]) == [str(files[0].parent / f"v/{i}.mp4") for i in range(10)]
-    assert (tensors["end_s"] - tensors["start_s"]).tolist() == pytest.approx([min(0.875, length / 8) for length in LENGTHS])
+    assert (tensors["end_s"] - tensors["start_s"]).tolist() == pytest.approx(
+        [min(0.875, length / 8) for length in LENGTHS]
+    )
     views = json.loads(metadata["views"])
     assert (views["num_frames"], views["clip_fps"], views["num_clips"], views["window_s"]) == (4, 4.0, 1, None)
     assert (metadata["pool"], metadata["level"], metadata["dtype"]) == ("mean", "last", "fp32")
@@ -96,7 +121,19 @@ def test_a_file_holds_the_mean_features_of_every_row_in_order(run, files, capsys
 def test_parquet_and_a_folder_hold_the_same(run):
     tensors, metadata = tensors_of(run("a.safetensors"))
     table = pq.read_table(run("a.parquet"))
-    assert table.column_names == ["row", "clip", "start_s", "end_s", "uri", "label", "group", "hand", "label_id", "split", "features"]
+    assert table.column_names == [
+        "row",
+        "clip",
+        "start_s",
+        "end_s",
+        "uri",
+        "label",
+        "group",
+        "hand",
+        "label_id",
+        "split",
+        "features",
+    ]
     np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), tensors["features"].numpy())
     assert table["label"].to_pylist() == text(tensors["label"]) and table["group"].null_count == 10
     assert {key.decode(): value.decode() for key, value in table.schema.metadata.items()} == metadata
@@ -120,25 +157,39 @@ def test_all_tokens_of_several_levels(run, files):
 
 def test_places_are_pooled_as_the_probes_pool_them(run, files):
     tokens = tokens_of(files).unflatten(1, (2, 2, 2))
-    for pool, expected in (("slots", tokens.mean((2, 3))), ("grid:1", tokens.mean((2, 3))), ("grid:2", tokens.flatten(1, 3))):
+    for pool, expected in (
+        ("slots", tokens.mean((2, 3))),
+        ("grid:1", tokens.mean((2, 3))),
+        ("grid:2", tokens.flatten(1, 3)),
+    ):
         tensors, metadata = tensors_of(run(f"{pool[-1]}.safetensors", "--pool", pool))
         torch.testing.assert_close(tensors["features"], expected, atol=1e-5, rtol=1e-5)
         assert metadata["pool"] == pool and json.loads(metadata["shape"]) == list(expected.shape[1:])
-    with pytest.raises(UserError, match=r"--pool grid: 4x4 cells are more than the 2x2 tokens of a time slot; give grid:2 or less, or all"):
+    with pytest.raises(
+        UserError,
+        match=r"--pool grid: 4x4 cells are more than the 2x2 tokens of a time slot; give grid:2 or less, or all",
+    ):
         run("b.safetensors", "--pool", "grid")
-    with pytest.raises(UserError, match="--pool none: give mean, slots, grid, a grid of another size such as grid:2, or all"):
+    with pytest.raises(
+        UserError, match="--pool none: give mean, slots, grid, a grid of another size such as grid:2, or all"
+    ):
         run("b.safetensors", "--pool", "none")
 
 
 def test_several_clips_of_a_video_are_the_views_of_evaluation(run, files):
     tensors, _ = tensors_of(run("a.safetensors", "--num-clips", "3"))
-    assert tensors["row"].tolist() == [row for row in range(10) for _ in range(3)] and tensors["clip"].tolist() == [0, 1, 2] * 10
+    assert (
+        tensors["row"].tolist() == [row for row in range(10) for _ in range(3)]
+        and tensors["clip"].tolist() == [0, 1, 2] * 10
+    )
     torch.testing.assert_close(tensors["features"], tokens_of(files, num_clips=3).mean(1), atol=1e-5, rtol=1e-5)
     assert (tensors["start_s"].view(10, 3).diff(dim=1) >= 0).all()
 
 
 def test_windows_slide_over_every_video(run, files, monkeypatch):
-    monkeypatch.setattr(extract._Encoding, "__call__", lambda self, video: {"features": video[:, :1, :, 8, 8].flatten(1).float()})
+    monkeypatch.setattr(
+        extract._Encoding, "__call__", lambda self, video: {"features": video[:, :1, :, 8, 8].flatten(1).float()}
+    )
     tensors, metadata = tensors_of(run("a.safetensors", "--window-s", "2", "--stride-s", "0.5"))
     expected = []
     for row, length in enumerate(LENGTHS):
@@ -208,7 +259,9 @@ def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(run, files, monk
     assert len(list(parts.glob("part-*.safetensors"))) == 1
     (parts / ".part-00001-of-00003.safetensors.1234.tmp").write_bytes(b"half")
     seen.clear()
-    monkeypatch.setattr(extract._Encoding, "__call__", lambda self, video: (seen.extend(range(len(video))), encode(self, video))[1])
+    monkeypatch.setattr(
+        extract._Encoding, "__call__", lambda self, video: (seen.extend(range(len(video))), encode(self, video))[1]
+    )
     resumed, _ = tensors_of(run("a.safetensors", "--batch", "4"))
     assert len(seen) == 6 and not parts.exists()
     for name, tensor in whole.items():
@@ -240,26 +293,60 @@ def test_ranks_of_torchrun_are_shards(run, files, monkeypatch):
 
 def test_processes_at_the_same_time_make_one_file(files):
     index, weights = files
-    command = [sys.executable, "-m", "vjepa.extract", "--model-path", str(weights), "--dataset", str(index), "--out", str(index.parent / "a.parquet")]
-    command += ["--num-frames", "4", "--crop-px", "16", "--clip-fps", "4", "--workers", "0", "--window-s", "1", "--stride-s", "0.125"]
+    command = [
+        sys.executable,
+        "-m",
+        "vjepa.extract",
+        "--model-path",
+        str(weights),
+        "--dataset",
+        str(index),
+        "--out",
+        str(index.parent / "a.parquet"),
+    ]
+    command += [
+        "--num-frames",
+        "4",
+        "--crop-px",
+        "16",
+        "--clip-fps",
+        "4",
+        "--workers",
+        "0",
+        "--window-s",
+        "1",
+        "--stride-s",
+        "0.125",
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(extract.__file__).parents[1])}
-    running = [subprocess.Popen([*command, "--shard", f"{i}/2"], env=environment, stderr=subprocess.PIPE, text=True) for i in (1, 2)]
+    running = [
+        subprocess.Popen([*command, "--shard", f"{i}/2"], env=environment, stderr=subprocess.PIPE, text=True)
+        for i in (1, 2)
+    ]
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors
     assert extract.main([*command[3:], "--out", str(index.parent / "alone.parquet")]) == 0
-    assert (index.parent / "a.parquet").read_bytes() == (index.parent / "alone.parquet").read_bytes() and not list(index.parent.glob("*.parts"))
+    assert (index.parent / "a.parquet").read_bytes() == (index.parent / "alone.parquet").read_bytes() and not list(
+        index.parent.glob("*.parts")
+    )
 
 
 def test_rows_by_column(run):
     tensors, metadata = tensors_of(run("a.safetensors", "--where", "split=val", "--where", "label=even,none"))
-    assert tensors["row"].tolist() == [6, 8] and json.loads(metadata["where"]) == {"split": ["val"], "label": ["even", "none"]}
+    assert tensors["row"].tolist() == [6, 8] and json.loads(metadata["where"]) == {
+        "split": ["val"],
+        "label": ["even", "none"],
+    }
 
 
 def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
     index, weights = files
     checkpoint = tmp_path / "run/checkpoints/step-00000001"
     checkpoint.mkdir(parents=True)
-    tree = {"data": {"train": "x", "num_frames": 6, "crop_px": 24, "frame_step": 2, "workers": 0}, "optim": {"total_steps": 1}}
+    tree = {
+        "data": {"train": "x", "num_frames": 6, "crop_px": 24, "frame_step": 2, "workers": 0},
+        "optim": {"total_steps": 1},
+    }
     (tmp_path / "run/config.yaml").write_text(json.dumps({**tree, "model": json.loads(MODEL.model_dump_json())}))
     (checkpoint / "state.json").write_text("{}")
     for which in ("encoder", "target_encoder"):
@@ -267,7 +354,17 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
     views = []
     for number, words in enumerate(([], ["--clip-fps", "5", "--num-frames", "4"])):
         out = tmp_path / f"{number}.safetensors"
-        extract.main(["--model_path", str(checkpoint / "target_encoder.safetensors"), "--dataset", str(index), "--out", str(out), *words])
+        extract.main(
+            [
+                "--model_path",
+                str(checkpoint / "target_encoder.safetensors"),
+                "--dataset",
+                str(index),
+                "--out",
+                str(out),
+                *words,
+            ]
+        )
         views.append(json.loads(tensors_of(out)[1]["views"]))
     found = [[view[name] for name in ("num_frames", "clip_fps", "frame_step", "crop_px")] for view in views]
     assert found == [[6, None, 2, 24], [4, 5.0, None, 24]]
@@ -300,7 +397,9 @@ def test_a_damaged_part_is_named(run, files):
     run("folder")
     part = files[0].parent / "folder/part-00001-of-00003.safetensors"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"part-00001-of-00003\.safetensors: damaged .*remove it and run the same command again"):
+    with pytest.raises(
+        UserError, match=r"part-00001-of-00003\.safetensors: damaged .*remove it and run the same command again"
+    ):
         run("folder")
     part.unlink()
     run("folder")
@@ -317,19 +416,39 @@ def test_nothing_else_is_overwritten(run, files):
         run("full")
     for out in ("a.safetensors", "a.parquet", "folder"):
         run(out)
-        with pytest.raises(UserError, match=r"features of another extraction \(another level, pool.*name another --out"):
+        with pytest.raises(
+            UserError, match=r"features of another extraction \(another level, pool.*name another --out"
+        ):
             run(out, "--pool", "all", "--level", "1")
     assert (folder / "full/notes.txt").read_text() == "my notes"
 
 
 def test_importing_the_command_is_cheap():
-    code = "import sys, vjepa.extract; print([name for name in ('torch', 'pyarrow', 'av', 'matplotlib') if name in sys.modules])"
+    code = (
+        "import sys, vjepa.extract; print([name for name in ('torch', 'pyarrow', 'av', 'matplotlib') if name in "
+        "sys.modules])"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(extract.__file__).parents[1])}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_bad_input_ends_with_exit_code_2_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "vjepa.extract", "--model_path", "x", "--dataset", str(tmp_path / "no"), "--out", "y"]
+    command = [
+        sys.executable,
+        "-m",
+        "vjepa.extract",
+        "--model_path",
+        "x",
+        "--dataset",
+        str(tmp_path / "no"),
+        "--out",
+        "y",
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(extract.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -32,8 +32,21 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 def theirs(kind: str = "VJEPA2Model", **settings: object) -> nn.Module:
-    tiny = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "crop_size": CROP_PX, "patch_size": PATCH_PX, "num_pooler_layers": 2}
-    predictor = {"pred_hidden_size": 28, "pred_num_hidden_layers": 2, "pred_num_attention_heads": 2, "pred_num_mask_tokens": 3, "pred_mlp_ratio": 3.1}
+    tiny = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "crop_size": CROP_PX,
+        "patch_size": PATCH_PX,
+        "num_pooler_layers": 2,
+    }
+    predictor = {
+        "pred_hidden_size": 28,
+        "pred_num_hidden_layers": 2,
+        "pred_num_attention_heads": 2,
+        "pred_num_mask_tokens": 3,
+        "pred_mlp_ratio": 3.1,
+    }
     return randomise(getattr(transformers, kind)(transformers.VJEPA2Config(**{**tiny, **predictor, **settings})))
 
 
@@ -73,7 +86,9 @@ def assert_equal_networks(theirs: nn.Module, encoder: VisionTransformer, predict
     predictions = predictor(gather_tokens(features, context_ids), context_ids, target_ids, grid, mask_index=1)
     assert predictions.std() > 0.1
     torch.testing.assert_close(predictions, answer.predictor_output.last_hidden_state, **CLOSE)
-    torch.testing.assert_close(gather_tokens(features, target_ids), answer.predictor_output.target_hidden_state, **CLOSE)
+    torch.testing.assert_close(
+        gather_tokens(features, target_ids), answer.predictor_output.target_hidden_state, **CLOSE
+    )
     unmasked = predictor(features, everything, everything, grid, mask_index=1)
     torch.testing.assert_close(unmasked, theirs(frames).predictor_output.last_hidden_state, **CLOSE)
 
@@ -99,7 +114,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Weights, Path]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_reading_gives_the_outputs_of_transformers(published: tuple[nn.Module, Path], size: tuple[int, int, int]) -> None:
+def test_reading_gives_the_outputs_of_transformers(
+    published: tuple[nn.Module, Path], size: tuple[int, int, int]
+) -> None:
     network, folder = published
     assert huggingface.recognises(folder)
     weights = huggingface.read(folder)
@@ -118,7 +135,9 @@ def test_their_positions_are_those_of_another_size_elsewhere(published: tuple[nn
     """What the docstring warns of: several time slots of another size than crop_size get wrong places there."""
     network, folder = published
     video = torch.randn(1, 3, 4, 8, 16)
-    difference = (huggingface.read(folder).build_encoder()(video) - network(video.transpose(1, 2)).last_hidden_state).abs().max()
+    difference = (
+        (huggingface.read(folder).build_encoder()(video) - network(video.transpose(1, 2)).last_hidden_state).abs().max()
+    )
     assert difference > 1e-3
 
 
@@ -155,7 +174,9 @@ def test_a_sharded_folder(published: tuple[nn.Module, Path], tmp_path: Path) -> 
     network.save_pretrained(tmp_path, max_shard_size="50KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     whole, sharded = huggingface.read(folder), huggingface.read(tmp_path)
-    assert whole.encoder.keys() == sharded.encoder.keys() and all(torch.equal(whole.encoder[key], sharded.encoder[key]) for key in whole.encoder)
+    assert whole.encoder.keys() == sharded.encoder.keys() and all(
+        torch.equal(whole.encoder[key], sharded.encoder[key]) for key in whole.encoder
+    )
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     index["weight_map"]["surplus.weight"] = index["weight_map"]["encoder.layernorm.bias"]
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -171,7 +192,9 @@ def test_the_model_inside_of_a_classifier(tmp_path: Path) -> None:
     network = theirs("VJEPA2ForVideoClassification", num_labels=5)
     network.save_pretrained(tmp_path)
     weights = huggingface.read(tmp_path)
-    assert_equal_networks(network.vjepa2, weights.build_encoder(), weights.build_predictor(), torch.randn(2, 3, 4, CROP_PX, CROP_PX))
+    assert_equal_networks(
+        network.vjepa2, weights.build_encoder(), weights.build_predictor(), torch.randn(2, 3, 4, CROP_PX, CROP_PX)
+    )
 
 
 def edited(folder: Path, target: Path, change: dict[str, Tensor | None], **settings: object) -> Path:
@@ -188,7 +211,10 @@ def edited(folder: Path, target: Path, change: dict[str, Tensor | None], **setti
         ({"encoder.layer.1.attention.key.bias": None}, r"encoder\.layer\.1\.attention\.key\.bias is missing"),
         ({"predictor.proj.weight": None}, r"predictor\.proj\.weight is missing"),
         ({"predictor.embeddings.mask_tokens": None}, r"predictor\.embeddings\.mask_tokens\.0 is missing"),
-        ({"encoder.layer.0.mlp.fc1.weight": torch.zeros(3, 48)}, r"fc1\.weight has shape \[3, 48\], config\.json asks for \[192, 48\]"),
+        (
+            {"encoder.layer.0.mlp.fc1.weight": torch.zeros(3, 48)},
+            r"fc1\.weight has shape \[3, 48\], config\.json asks for \[192, 48\]",
+        ),
         (
             {"encoder.layer.9.norm1.bias": torch.zeros(48), "encoder.layer.9.norm1.weight": torch.zeros(48)},
             r"encoder\.layer\.9\.norm1\.bias is not part .*\(and 1 more",
@@ -197,7 +223,9 @@ def edited(folder: Path, target: Path, change: dict[str, Tensor | None], **setti
         ({"predictor.embeddings.mask_tokens": torch.zeros(4, 1, 1, 28)}, r"mask_tokens\.3 is not part"),
     ],
 )
-def test_a_key_that_does_not_fit_is_named(published: tuple[nn.Module, Path], tmp_path: Path, change: dict[str, Tensor | None], message: str) -> None:
+def test_a_key_that_does_not_fit_is_named(
+    published: tuple[nn.Module, Path], tmp_path: Path, change: dict[str, Tensor | None], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         huggingface.read(edited(published[1], tmp_path, change))
 
@@ -221,7 +249,9 @@ def test_an_encoder_without_predictor(published: tuple[nn.Module, Path], tmp_pat
         ({"num_attention_heads": 5}, r"config\.json: encoder: heads: 5 heads do not divide a width of 48"),
     ],
 )
-def test_settings_that_no_network_of_ours_has(published: tuple[nn.Module, Path], tmp_path: Path, settings: dict[str, object], message: str) -> None:
+def test_settings_that_no_network_of_ours_has(
+    published: tuple[nn.Module, Path], tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         huggingface.read(edited(published[1], tmp_path, {}, **settings))
 
@@ -246,18 +276,30 @@ def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
         ({"modality_embedding": True}, "modality_embedding"),
         ({"encoder": config.Encoder(width=48, depth=4, heads=2), "level_norms": True}, "level_norms"),
         ({"encoder": config.Encoder(width=48, depth=2, heads=2, mlp="swiglu")}, "mlp: swiglu"),
-        ({"predictor": config.Predictor(width=24, depth=2, heads=2, out_width=12)}, "a predictor with another out_width"),
+        (
+            {"predictor": config.Predictor(width=24, depth=2, heads=2, out_width=12)},
+            "a predictor with another out_width",
+        ),
     ],
 )
 def test_what_they_cannot_express_is_refused(tmp_path: Path, settings: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=rf"^our\.safetensors: .*cannot express {message}.*; export it with --to safetensors$"):
+    with pytest.raises(
+        UserError, match=rf"^our\.safetensors: .*cannot express {message}.*; export it with --to safetensors$"
+    ):
         huggingface.write(ours(**settings), tmp_path / "new", CROP_PX, 16)
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("head", [False, True])
 def test_ijepa_folders(tmp_path: Path, head: bool) -> None:
-    settings = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 100, "image_size": 16, "patch_size": 4}
+    settings = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 100,
+        "image_size": 16,
+        "patch_size": 4,
+    }
     kind = transformers.IJepaForImageClassification if head else transformers.IJepaModel
     network = randomise(kind(transformers.IJepaConfig(**settings, layer_norm_eps=1e-6)))
     network.save_pretrained(tmp_path)

@@ -8,7 +8,20 @@ from typing import Any
 import published
 import pytest
 import torch
-from published import DEPTH, FORMATS, GRID, HEADS, IMAGE_GRID, NARROW, PATCH, PREDICTOR_DEPTH, PREDICTOR_HEADS, WIDTH, pick, split
+from published import (
+    DEPTH,
+    FORMATS,
+    GRID,
+    HEADS,
+    IMAGE_GRID,
+    NARROW,
+    PATCH,
+    PREDICTOR_DEPTH,
+    PREDICTOR_HEADS,
+    WIDTH,
+    pick,
+    split,
+)
 from torch import Tensor
 
 import vjepa
@@ -48,13 +61,21 @@ def test_networks_with_sincos_tables_against_a_plain_twin(format: str, tmp_path:
         torch.testing.assert_close(encoder(video, ids), expected, **CLOSE)
     grid = TokenGrid(*(IMAGE_GRID if format == "ijepa" else GRID))
     for index in range(1 if format == "ijepa" else 2):
-        expected = plain_predictions(parts["predictor"], encoder(video, seen), seen, hidden, "mask_token" if format == "ijepa" else f"mask_tokens.{index}")
+        expected = plain_predictions(
+            parts["predictor"],
+            encoder(video, seen),
+            seen,
+            hidden,
+            "mask_token" if format == "ijepa" else f"mask_tokens.{index}",
+        )
         torch.testing.assert_close(predictor(encoder(video, seen), seen, hidden, grid, index), expected, **CLOSE)
 
 
 def plain_predictions(sd: published.Tensors, context: Tensor, seen: Tensor, hidden: Tensor, mask_token: str) -> Tensor:
     table = sd["predictor_pos_embed"][0]
-    tokens = torch.cat([published.affine(sd, "predictor_embed", context) + table[seen], sd[mask_token] + table[hidden]], dim=1)
+    tokens = torch.cat(
+        [published.affine(sd, "predictor_embed", context) + table[seen], sd[mask_token] + table[hidden]], dim=1
+    )
     out = published.run_blocks(sd, "predictor_blocks", PREDICTOR_DEPTH, HEADS, tokens)[-1]
     return published.affine(sd, "predictor_proj", published.layer_norm(sd, "predictor_norm", out))[:, seen.shape[1] :]
 
@@ -67,15 +88,23 @@ def test_vjepa21_against_a_plain_twin(kind: str, levels: int, out: int, tmp_path
     if levels == 1:  # the distilled ones name it so
         parts["ema_encoder"] = parts.pop("target_encoder")
     path = published.save(tmp_path / "a.bin", "vjepa2.1", parts)
-    grid, stem, modality = ((2, 3, 4), "patch_embed", "video_mod_embed") if kind == "clip" else ((1, 3, 4), "patch_embed_img", "img_mod_embed")
+    grid, stem, modality = (
+        ((2, 3, 4), "patch_embed", "video_mod_embed")
+        if kind == "clip"
+        else ((1, 3, 4), "patch_embed_img", "img_mod_embed")
+    )
     video = torch.randn(2, 3, 4 if kind == "clip" else 1, 24, 32)
     seen, hidden = split(TokenGrid(*grid).num_tokens, 4, 5)
     encoder, predictor = vjepa.load_encoder(path), vjepa.load_predictor(path)
     assert isinstance(predictor, Predictor)
 
     tokens = pick(published.tokens_of(sd, video, stem) + sd[modality], seen)
-    outputs = published.run_blocks(sd, "blocks", DEPTH, HEADS, tokens, published.square_places(seen, grid, 256 // PATCH))
-    normed = torch.cat([published.layer_norm(sd, f"norms_block.{level}", one) for level, one in enumerate(outputs)], dim=-1)
+    outputs = published.run_blocks(
+        sd, "blocks", DEPTH, HEADS, tokens, published.square_places(seen, grid, 256 // PATCH)
+    )
+    normed = torch.cat(
+        [published.layer_norm(sd, f"norms_block.{level}", one) for level, one in enumerate(outputs)], dim=-1
+    )
     torch.testing.assert_close(encoder(video, seen), normed[..., -WIDTH:], **CLOSE)
     context = encoder.encode(patchify(video, encoder.model), seen)
     torch.testing.assert_close(context, normed[..., -levels * WIDTH :], **CLOSE)
@@ -83,10 +112,18 @@ def test_vjepa21_against_a_plain_twin(kind: str, levels: int, out: int, tmp_path
     if levels == 1:
         embedded = published.affine(narrow, "predictor_embed", context)
     else:
-        embedded = published.affine(narrow, "predictor_embed.2", torch.nn.functional.gelu(published.affine(narrow, "predictor_embed.0", context)))
+        embedded = published.affine(
+            narrow,
+            "predictor_embed.2",
+            torch.nn.functional.gelu(published.affine(narrow, "predictor_embed.0", context)),
+        )
     tokens = torch.cat([embedded, narrow["mask_tokens.5"].expand(2, 5, -1)], dim=1) + narrow[modality]
     places = published.square_places(torch.cat([seen, hidden], dim=1), grid, 256 // PATCH)
-    last = published.layer_norm(narrow, "predictor_norm", published.run_blocks(narrow, "predictor_blocks", PREDICTOR_DEPTH, 12, tokens, places)[-1])
+    last = published.layer_norm(
+        narrow,
+        "predictor_norm",
+        published.run_blocks(narrow, "predictor_blocks", PREDICTOR_DEPTH, 12, tokens, places)[-1],
+    )
     of_hidden, of_seen = predictor.dense(context, seen, hidden, TokenGrid(*grid), 5)
     torch.testing.assert_close(of_hidden, published.affine(narrow, "predictor_proj", last[:, 4:]), **CLOSE)
     torch.testing.assert_close(of_seen, published.affine(narrow, "predictor_proj_context", last[:, :4]), **CLOSE)
@@ -111,8 +148,18 @@ def test_every_format_is_recognised_whatever_its_name_and_wrappers(format: str, 
     assert load.recognise(path) == format
     weights = load.read(path)
     model = weights.model
-    assert (model.encoder.width, model.encoder.depth, model.encoder.heads, model.encoder.mlp_ratio) == (WIDTH, DEPTH, HEADS, 1.5)
-    assert (model.predictor.width, model.predictor.depth, model.predictor.heads, model.predictor.mlp_ratio) == (NARROW, 2, PREDICTOR_HEADS[format], 2.0)
+    assert (model.encoder.width, model.encoder.depth, model.encoder.heads, model.encoder.mlp_ratio) == (
+        WIDTH,
+        DEPTH,
+        HEADS,
+        1.5,
+    )
+    assert (model.predictor.width, model.predictor.depth, model.predictor.heads, model.predictor.mlp_ratio) == (
+        NARROW,
+        2,
+        PREDICTOR_HEADS[format],
+        2.0,
+    )
     assert (model.patch_px, model.tubelet_frames) == (PATCH, 1 if format == "ijepa" else 2)
     assert model.predictor.mask_tokens == {"vjepa1": 2, "vjepa2": 10, "vjepa2.1": 8, "ijepa": 1}[format]
     assert (model.positions, model.rope) == {
@@ -129,7 +176,10 @@ def test_every_format_is_recognised_whatever_its_name_and_wrappers(format: str, 
 def test_the_moving_average_is_the_default_and_the_trained_encoder_can_be_had(tmp_path: Path) -> None:
     parts = published.networks("vjepa2")
     path = published.save(tmp_path / "a.bin", "vjepa2", parts)
-    for which, encoder in (("target_encoder", vjepa.load_encoder(path)), ("encoder", vjepa.load_encoder(path, which="encoder"))):
+    for which, encoder in (
+        ("target_encoder", vjepa.load_encoder(path)),
+        ("encoder", vjepa.load_encoder(path, which="encoder")),
+    ):
         assert torch.equal(encoder.norm.bias, parts[which]["norm.bias"])
     del parts["target_encoder"]
     published.save(path, "vjepa2", parts)
@@ -155,7 +205,11 @@ def test_a_distilled_file_keeps_its_average_apart_from_the_teacher(tmp_path: Pat
 
 
 def test_a_file_from_before_torch_1_6_loads(tmp_path: Path) -> None:
-    torch.save(published.training_content(published.networks("vjepa2"), ""), tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    torch.save(
+        published.training_content(published.networks("vjepa2"), ""),
+        tmp_path / "a.bin",
+        _use_new_zipfile_serialization=False,
+    )
     assert load.recognise(tmp_path / "a.bin") == "vjepa2"
 
 
@@ -185,18 +239,29 @@ def test_a_table_of_no_known_values_may_need_its_grid(tmp_path: Path) -> None:
 
 def test_heads_are_those_of_the_published_sizes_or_given(tmp_path: Path) -> None:
     widths = (192, 384, 768, 1024, 1280, 1408, 1664)
-    found = {format: [meta._heads(width, None, format, tmp_path) for width in widths] for format in ("vjepa1", "vjepa2", "ijepa")}
-    assert found == {"vjepa2": [3, 6, 12, 16, 16, 22, 26], "vjepa1": [3, 6, 12, 16, 16, 16, 16], "ijepa": [3, 6, 12, 16, 16, 16, 16]}
+    found = {
+        format: [meta._heads(width, None, format, tmp_path) for width in widths]
+        for format in ("vjepa1", "vjepa2", "ijepa")
+    }
+    assert found == {
+        "vjepa2": [3, 6, 12, 16, 16, 22, 26],
+        "vjepa1": [3, 6, 12, 16, 16, 16, 16],
+        "ijepa": [3, 6, 12, 16, 16, 16, 16],
+    }
     path = published.save(tmp_path / "a.bin", "vjepa1", published.networks("vjepa1"))
     assert load.read(path, hints=Hints(heads=4, predictor_heads=6)).model.encoder.heads == 4
     with pytest.raises(UserError, match="3 attention heads do not divide the width 128; give another heads="):
         vjepa.load_encoder(path, heads=3)
-    with pytest.raises(UserError, match="5 attention heads do not divide the predictor's width 72; give predictor_heads="):
+    with pytest.raises(
+        UserError, match="5 attention heads do not divide the predictor's width 72; give predictor_heads="
+    ):
         vjepa.load_predictor(path, predictor_heads=5)
     with pytest.raises(UserError, match="a width of 100 is of no published size; give heads="):
         meta._heads(100, None, "vjepa1", path)
     path = published.save(tmp_path / "b.bin", "vjepa2", published.networks("vjepa2"))
-    with pytest.raises(UserError, match="position_grid= is for tables of positions, and networks of format 'vjepa2' have none"):
+    with pytest.raises(
+        UserError, match="position_grid= is for tables of positions, and networks of format 'vjepa2' have none"
+    ):
         vjepa.load_encoder(path, position_grid=(2, 4, 4))
     with pytest.raises(UserError, match="heads of 4 features cannot be rotated along 3 axes"):
         vjepa.load_encoder(path, heads=32)
@@ -206,7 +271,9 @@ def test_heads_are_those_of_the_published_sizes_or_given(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("network", "key"), [("target_encoder", "blocks.1.attn.qkv.bias"), ("predictor", "predictor_blocks.0.norm2.weight")])
+@pytest.mark.parametrize(
+    ("network", "key"), [("target_encoder", "blocks.1.attn.qkv.bias"), ("predictor", "predictor_blocks.0.norm2.weight")]
+)
 def test_a_missing_surplus_or_misshapen_key_is_named(network: str, key: str, format: str, tmp_path: Path) -> None:
     read = vjepa.load_predictor if network == "predictor" else vjepa.load_encoder
     path = tmp_path / "a.bin"
@@ -232,7 +299,10 @@ def test_keys_that_settings_of_the_encoder_are_read_from_are_named_too(key: str,
         vjepa.load_encoder(published.save(tmp_path / "a.bin", "vjepa1", parts))
 
 
-@pytest.mark.parametrize("key", ["predictor_pos_embed", "predictor_embed.weight", "predictor_proj.weight", "predictor_blocks.0.mlp.fc1.weight"])
+@pytest.mark.parametrize(
+    "key",
+    ["predictor_pos_embed", "predictor_embed.weight", "predictor_proj.weight", "predictor_blocks.0.mlp.fc1.weight"],
+)
 def test_keys_that_settings_of_the_predictor_are_read_from_are_named_too(key: str, tmp_path: Path) -> None:
     parts = published.networks("vjepa1")
     del parts["predictor"][key]
@@ -244,7 +314,9 @@ def test_keys_that_settings_of_the_predictor_are_read_from_are_named_too(key: st
 def test_a_misshapen_table_is_named(tmp_path: Path) -> None:
     parts = published.networks("vjepa1")
     parts["predictor"]["predictor_pos_embed"] = torch.randn(1, 31, NARROW)
-    with pytest.raises(UserError, match=r"predictor_pos_embed has shape \[1, 31, 72\], this network needs \[1, 32, 72\]"):
+    with pytest.raises(
+        UserError, match=r"predictor_pos_embed has shape \[1, 31, 72\], this network needs \[1, 32, 72\]"
+    ):
         vjepa.load_predictor(published.save(tmp_path / "a.bin", "vjepa1", parts))
     vjepa.load_encoder(tmp_path / "a.bin")
     parts["target_encoder"]["pos_embed"] = torch.randn(32, WIDTH)
@@ -256,7 +328,11 @@ def test_an_ambiguous_file_is_refused_until_its_format_is_named(tmp_path: Path) 
     parts = published.networks("vjepa1")
     parts["predictor"]["mask_tokens.2"] = torch.zeros(1, 1, NARROW)
     path = published.save(tmp_path / "a.bin", "vjepa1", parts)
-    with pytest.raises(UserError, match=r"could be vjepa1 or vjepa2 \(a 5-D patch kernel, no norms_block, pos_embed, 3 mask tokens\); name it with format="):
+    with pytest.raises(
+        UserError,
+        match=r"could be vjepa1 or vjepa2 \(a 5-D patch kernel, no norms_block, pos_embed, 3 mask tokens\); name it "
+        r"with format=",
+    ):
         vjepa.load_encoder(path)
     assert load.read(path, "vjepa1").model.positions == "sincos"
     assert load.read(path, "vjepa2").model.positions == "rope"
@@ -271,7 +347,9 @@ def test_a_wrong_format_is_refused(format: str, tmp_path: Path) -> None:
             vjepa.load_encoder(path, other)
     with pytest.raises(UserError, match="not a run folder, a checkpoint or a safetensors file of vjepa"):
         vjepa.load_encoder(path, "vjepa")
-    with pytest.raises(UserError, match=r"no such format; the formats are vjepa, vjepa1, vjepa2, vjepa2\.1, ijepa, huggingface"):
+    with pytest.raises(
+        UserError, match=r"no such format; the formats are vjepa, vjepa1, vjepa2, vjepa2\.1, ijepa, huggingface"
+    ):
         vjepa.load_encoder(path, "jepa")
     with pytest.raises(UserError, match="a folder, while format 'ijepa' is a file"):
         vjepa.load_encoder(tmp_path, "ijepa")
@@ -311,8 +389,14 @@ def test_a_file_that_needs_code_is_refused_and_none_is_run(how: str, tmp_path: P
         ({"encoder": {"a": 3}}, "encoder: a is not a tensor but a int"),
         ({"encoder": [1]}, "encoder: not a state dict but a list"),
         ({"encoder": {"a": torch.ones(2)}}, r"patch_embed\.proj\.weight is missing"),
-        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 4)}}, r"fits no known format \(a 3-D patch kernel, .*\); name it with format="),
-        ({"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 2, 4, 5)}}, r"has shape \[8, 3, 2, 4, 5\]; patches are square, of 3 colours"),
+        (
+            {"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 4)}},
+            r"fits no known format \(a 3-D patch kernel, .*\); name it with format=",
+        ),
+        (
+            {"encoder": {"patch_embed.proj.weight": torch.ones(8, 3, 2, 4, 5)}},
+            r"has shape \[8, 3, 2, 4, 5\]; patches are square, of 3 colours",
+        ),
         ({"encoder": {"a": torch.ones(2), "module.a": torch.ones(2)}}, r"module\.a is there twice"),
     ],
 )

@@ -17,7 +17,9 @@ from vjepa.models.encoder import VisionTransformer
 def encoder(**settings: object) -> VisionTransformer:
     torch.manual_seed(0)
     depth = 4 if "level_norms" in settings else 2
-    network = VisionTransformer(config.Model(patch_px=4, encoder=config.Encoder(width=48, depth=depth, heads=4), **settings))
+    network = VisionTransformer(
+        config.Model(patch_px=4, encoder=config.Encoder(width=48, depth=depth, heads=4), **settings)
+    )
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
     return network.eval().requires_grad_(False)
@@ -33,7 +35,9 @@ def encoder(**settings: object) -> VisionTransformer:
         ({"image_mode": "own", "modality_embedding": True, "level_norms": True, "rope_grid": 4}, (4, 8, 12)),
     ],
 )
-def test_onnxruntime_agrees_for_every_batch(tmp_path: Path, settings: dict[str, object], size: tuple[int, int, int]) -> None:
+def test_onnxruntime_agrees_for_every_batch(
+    tmp_path: Path, settings: dict[str, object], size: tuple[int, int, int]
+) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     network, path = encoder(**settings), tmp_path / "encoder.onnx"
@@ -52,7 +56,9 @@ def test_a_network_of_timm_agrees_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     network = make_encoder(config.Model(backbone="test_vit")).requires_grad_(False).eval()
-    assert interop_onnx.export(network, (2, 32, 16), tmp_path / "encoder.onnx") < 1e-5  # of a batch of another size than the one that was exported
+    assert (
+        interop_onnx.export(network, (2, 32, 16), tmp_path / "encoder.onnx") < 1e-5
+    )  # of a batch of another size than the one that was exported
 
 
 def test_what_torch_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +69,11 @@ def test_what_torch_cannot_write_is_one_line(tmp_path: Path, monkeypatch: pytest
         raise torch.onnx.OnnxExporterError("no such operator\nand much more")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(UserError, match=r"encoder.onnx: torch cannot write backbone: vit as ONNX \(no such operator\); export it with --to safetensors$"):
+    with pytest.raises(
+        UserError,
+        match=r"encoder.onnx: torch cannot write backbone: vit as ONNX \(no such operator\); export it with --to "
+        r"safetensors$",
+    ):
         interop_onnx.export(encoder(), (2, 8, 8), tmp_path / "encoder.onnx")
 
 
@@ -80,7 +90,9 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
     for name in ("encoder.onnx", "encoder.onnx.data"):
         (tmp_path / name).rename(moved / name)
     video = torch.randn(2, 3, 2, 8, 8)
-    (features,) = runtime.InferenceSession(moved / "encoder.onnx", providers=["CPUExecutionProvider"]).run(None, {"video": video.numpy()})
+    (features,) = runtime.InferenceSession(moved / "encoder.onnx", providers=["CPUExecutionProvider"]).run(
+        None, {"video": video.numpy()}
+    )
     torch.testing.assert_close(torch.from_numpy(features), network(video), atol=1e-4, rtol=0)
 
 

@@ -65,11 +65,17 @@ def test_a_run_and_its_checkpoints_load(place: str, tmp_path: Path) -> None:
     context, predictor = networks.encoder(video, IDS[0]), vjepa.load_predictor(path, "vjepa")
     for index in range(2):
         assert torch.equal(predictor(context, *IDS, grid, index), networks.predictor(context, *IDS, grid, index))
-    assert not any(parameter.requires_grad for module in (vjepa.load_encoder(path), predictor) for parameter in module.parameters())
+    assert not any(
+        parameter.requires_grad for module in (vjepa.load_encoder(path), predictor) for parameter in module.parameters()
+    )
 
 
 @pytest.mark.parametrize(
-    "objective", [{"targets": "pixels"}, {"targets": "none", "prediction": 0, "view_invariance": 1, "vicreg_variance": 1, "projector_widths": [8]}]
+    "objective",
+    [
+        {"targets": "pixels"},
+        {"targets": "none", "prediction": 0, "view_invariance": 1, "vicreg_variance": 1, "projector_widths": [8]},
+    ],
 )
 def test_a_run_without_a_target_encoder_is_its_encoder(objective: dict, tmp_path: Path) -> None:
     networks, path = make_run(tmp_path / "run", objective), tmp_path / "run"
@@ -78,7 +84,10 @@ def test_a_run_without_a_target_encoder_is_its_encoder(objective: dict, tmp_path
     assert names == {"optimizer", "encoder", *(["predictor"] if "prediction" not in objective else ["projector"])}
     for which in (None, "encoder"):
         assert torch.equal(vjepa.load_encoder(path, which=which)(video), networks.encoder(video))
-    with pytest.raises(UserError, match=rf"has no target_encoder, for the run has objective\.targets: {objective['targets']}; take encoder"):
+    with pytest.raises(
+        UserError,
+        match=rf"has no target_encoder, for the run has objective\.targets: {objective['targets']}; take encoder",
+    ):
         vjepa.load_encoder(path, which="target_encoder")
     own.write(load.read(path), tmp_path / "one")
     assert torch.equal(vjepa.load_encoder(tmp_path / "one")(video), networks.encoder(video))
@@ -93,7 +102,9 @@ def test_a_file_of_a_checkpoint_is_that_network_alone(tmp_path: Path) -> None:
     networks = make_run(tmp_path / "run")
     folder, video = tmp_path / "run/checkpoints/latest", torch.randn(1, 3, 4, 8, 8)
     assert torch.equal(vjepa.load_encoder(folder / "encoder.safetensors")(video), networks.encoder(video))
-    assert torch.equal(vjepa.load_predictor(folder / "predictor.safetensors").mask_tokens[1], networks.predictor.mask_tokens[1])
+    assert torch.equal(
+        vjepa.load_predictor(folder / "predictor.safetensors").mask_tokens[1], networks.predictor.mask_tokens[1]
+    )
     with pytest.raises(UserError, match=r"predictor\.safetensors: has no encoder$"):
         vjepa.load_encoder(folder / "predictor.safetensors")
     with pytest.raises(UserError, match=r"target_encoder\.safetensors: has no predictor$"):
@@ -113,7 +124,10 @@ def test_other_kinds_of_networks_load(tmp_path: Path) -> None:
 
 def test_a_single_file_gives_back_what_was_written(tmp_path: Path) -> None:
     make_run(tmp_path / "run", levels=4, level_norms=True, input="changes")
-    sources = {"run": tmp_path / "run", "vjepa1": published.save(tmp_path / "a.bin", "vjepa1", published.networks("vjepa1"))}
+    sources = {
+        "run": tmp_path / "run",
+        "vjepa1": published.save(tmp_path / "a.bin", "vjepa1", published.networks("vjepa1")),
+    }
     for name, source in sources.items():
         weights, path = load.read(source), tmp_path / "new" / name
         own.write(weights, path)
@@ -128,7 +142,11 @@ def test_a_single_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == ["run", "vjepa1"]
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "vjepa" and metadata["dense"] == "false" and json.loads(metadata["model"])["positions"] == "sincos"
+    assert (
+        metadata["format"] == "vjepa"
+        and metadata["dense"] == "false"
+        and json.loads(metadata["model"])["positions"] == "sincos"
+    )
 
 
 def test_what_does_not_fit_the_settings_is_named(tmp_path: Path) -> None:
@@ -140,8 +158,14 @@ def test_what_does_not_fit_the_settings_is_named(tmp_path: Path) -> None:
     cases = {
         "blocks.1.attn.qkv.bias is missing": ({name: one for name, one in tensors.items() if name != key}, metadata),
         "extra is not part of this network": (tensors | {"encoder.extra": torch.ones(1)}, metadata),
-        r"blocks.1.attn.qkv.bias has shape \[2\], this network needs \[144\]": (tensors | {key: torch.ones(2)}, metadata),
-        "head.weight is part of no network; keys start with encoder": (tensors | {"head.weight": torch.ones(1)}, metadata),
+        r"blocks.1.attn.qkv.bias has shape \[2\], this network needs \[144\]": (
+            tensors | {key: torch.ones(2)},
+            metadata,
+        ),
+        "head.weight is part of no network; keys start with encoder": (
+            tensors | {"head.weight": torch.ones(1)},
+            metadata,
+        ),
         "its metadata hold no settings": (tensors, {"format": "vjepa"}),
         "a: patch_px: ": (tensors, metadata | {"model": '{"patch_px": "big"}'}),
         "a: Invalid JSON": (tensors, metadata | {"model": "{"}),
@@ -161,7 +185,8 @@ def test_paths_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     cases = {
         "missing": "missing: no such file or folder",
-        "empty": "empty: a folder of nothing, neither a run, checkpoint or export of vjepa nor a folder of transformers",
+        "empty": "empty: a folder of nothing, neither a run, checkpoint or export of vjepa nor a folder of "
+        "transformers",
         "new": "new: no checkpoint yet; train it first with python -m vjepa.train --config ",
         "other.safetensors": "a safetensors file, neither a run, checkpoint or export of vjepa nor",
     }
@@ -177,7 +202,9 @@ def test_paths_that_hold_no_weights_are_refused_in_one_line(tmp_path: Path) -> N
         vjepa.load_encoder(tmp_path / "run", "vjepa2")
     with pytest.raises(UserError, match=r"heads=, predictor_heads= and position_grid= are for training files"):
         vjepa.load_encoder(tmp_path / "run", heads=4)
-    assert load.read(tmp_path / "run", hints=Hints("encoder")).encoder.keys() == load.read(tmp_path / "run").encoder.keys()
+    assert (
+        load.read(tmp_path / "run", hints=Hints("encoder")).encoder.keys() == load.read(tmp_path / "run").encoder.keys()
+    )
 
 
 def test_a_folder_of_two_formats_is_refused_until_one_is_named(tmp_path: Path) -> None:
@@ -189,6 +216,9 @@ def test_a_folder_of_two_formats_is_refused_until_one_is_named(tmp_path: Path) -
 
 
 def test_importing_vjepa_loads_nothing_heavy() -> None:
-    code = "import sys, vjepa; vjepa.load_encoder; print([name for name in ('torch', 'numpy', 'pydantic', 'safetensors') if name in sys.modules])"
+    code = (
+        "import sys, vjepa; vjepa.load_encoder; print([name for name in ('torch', 'numpy', 'pydantic', "
+        "'safetensors') if name in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert answer.stdout.strip() == "[]"

@@ -76,12 +76,28 @@ def module(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.fast
 def test_vjepa_probe_files(tmp_path: Path) -> None:
     probe, tokens = classifier(depth=1), torch.randn(2, 30, WIDTH)
-    unused = {f"pooler.cross_attention_block.xattn.proj.{kind}": torch.randn(size) for kind, size in (("weight", (WIDTH, WIDTH)), ("bias", (WIDTH,)))}
-    names = {"query_tokens", *(f"cross_attention_block.{name}.{kind}" for name in PUBLISHED for kind in ("weight", "bias"))}
+    unused = {
+        f"pooler.cross_attention_block.xattn.proj.{kind}": torch.randn(size)
+        for kind, size in (("weight", (WIDTH, WIDTH)), ("bias", (WIDTH,)))
+    }
+    names = {
+        "query_tokens",
+        *(f"cross_attention_block.{name}.{kind}" for name in PUBLISHED for kind in ("weight", "bias")),
+    }
     assert probe.state_dict().keys() == {f"pooler.{name}" for name in names} | {"linear.weight", "linear.bias"}
-    file = {"classifier": module(probe.state_dict() | unused), "opt": {}, "scaler": None, "epoch": 20, "batch_size": 4, "world_size": 64, "lr": 1e-3}
+    file = {
+        "classifier": module(probe.state_dict() | unused),
+        "opt": {},
+        "scaler": None,
+        "epoch": 20,
+        "batch_size": 4,
+        "world_size": 64,
+        "lr": 1e-3,
+    }
     loaded = load_probe(save(tmp_path / "probe.pth.tar", file), heads=HEADS)
-    assert torch.equal(loaded(tokens), probe(tokens)) and not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(tokens), probe(tokens)) and not any(
+        parameter.requires_grad for parameter in loaded.parameters()
+    )
 
 
 PUBLISHED = ("norm1", "xattn.q", "xattn.kv", "norm2", "mlp.fc1", "mlp.fc2")
@@ -91,7 +107,9 @@ PUBLISHED = ("norm1", "xattn.q", "xattn.kv", "norm2", "mlp.fc1", "mlp.fc2")
 def test_vjepa2_probe_files_hold_several(tmp_path: Path) -> None:
     probes, tokens = [classifier(depth=4), classifier(depth=4)], torch.randn(2, 30, WIDTH)
     nn.init.normal_(probes[1].linear.weight)
-    path = save(tmp_path / "probe.pt", {"classifiers": [module(probe.state_dict()) for probe in probes], "opt": [], "epoch": 20})
+    path = save(
+        tmp_path / "probe.pt", {"classifiers": [module(probe.state_dict()) for probe in probes], "opt": [], "epoch": 20}
+    )
     for index, probe in enumerate(probes):
         assert torch.equal(load_probe(path, index, HEADS)(tokens), probe(tokens))
     with pytest.raises(UserError, match="has no probe number 2; it has 0 to 1"):
@@ -107,12 +125,20 @@ def test_vjepa2_probe_files_hold_several(tmp_path: Path) -> None:
         ({"module.pooler.extra": torch.zeros(1)}, r"pooler\.extra is not part"),
         ({"module.pooler.cross_attention_block.norm2.bias": torch.zeros(3)}, r"norm2\.bias has shape \[3\]"),
         ({"module.pooler.blocks.0.norm1.bias": torch.zeros(WIDTH)}, r"pooler\.blocks\.0\.\S+ is missing"),
-        ({"module.pooler.cross_attention_block.xattn.proj.bias": torch.zeros(1), "module.pooler.blocks.0.norm1.bias": torch.zeros(1)}, "probe of depth 2"),
+        (
+            {
+                "module.pooler.cross_attention_block.xattn.proj.bias": torch.zeros(1),
+                "module.pooler.blocks.0.norm1.bias": torch.zeros(1),
+            },
+            "probe of depth 2",
+        ),
     ],
 )
 def test_a_probe_file_is_read_strictly(tmp_path: Path, change: dict[str, Tensor | None], message: str) -> None:
     state = module(classifier(depth=1).state_dict()) | change
-    path = save(tmp_path / "probe.pth.tar", {"classifier": {key: tensor for key, tensor in state.items() if tensor is not None}})
+    path = save(
+        tmp_path / "probe.pth.tar", {"classifier": {key: tensor for key, tensor in state.items() if tensor is not None}}
+    )
     with pytest.raises(UserError, match=message):
         load_probe(path, heads=HEADS)
 
@@ -128,11 +154,17 @@ def test_heads_that_were_chosen_are_read_as_they_were_written(tmp_path: Path) ->
     write_probes(path, probes, {"label": "taste", "levels": [1, 2]})
     for number, probe in enumerate(probes):
         loaded = load_probe(path, number)
-        assert torch.equal(loaded(tokens), probe(tokens)) and loaded.classes == probe.classes and not loaded.linear.weight.requires_grad
+        assert (
+            torch.equal(loaded(tokens), probe(tokens))
+            and loaded.classes == probe.classes
+            and not loaded.linear.weight.requires_grad
+        )
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         assert metadata["label"] == "taste" and json.loads(metadata["levels"]) == [1, 2]
-    old = [{"attention_heads": None, "classes": ["a", "2"]} for _ in probes]  # as versions that knew the mean alone wrote it
+    old = [
+        {"attention_heads": None, "classes": ["a", "2"]} for _ in probes
+    ]  # as versions that knew the mean alone wrote it
     save_file(load_file(path), tmp_path / "old.safetensors", {**metadata, "probes": json.dumps(old)})
     assert torch.equal(load_probe(tmp_path / "old.safetensors", 2)(tokens), probes[2](tokens))
     with pytest.raises(UserError, match="has no probe number 4; it has 0 to 3"):
@@ -157,8 +189,17 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_pooler_layers", [0, 3])
 def test_heads_of_transformers_classifiers(tmp_path: Path, num_pooler_layers: int) -> None:
     transformers = pytest.importorskip("transformers")
-    tiny = {"num_hidden_layers": 1, "crop_size": 16, "patch_size": 4, "pred_hidden_size": 12, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
-    settings = transformers.VJEPA2Config(hidden_size=WIDTH, num_attention_heads=HEADS, num_pooler_layers=num_pooler_layers, num_labels=5, **tiny)
+    tiny = {
+        "num_hidden_layers": 1,
+        "crop_size": 16,
+        "patch_size": 4,
+        "pred_hidden_size": 12,
+        "pred_num_attention_heads": 2,
+        "pred_num_hidden_layers": 1,
+    }
+    settings = transformers.VJEPA2Config(
+        hidden_size=WIDTH, num_attention_heads=HEADS, num_pooler_layers=num_pooler_layers, num_labels=5, **tiny
+    )
     network = randomise(transformers.VJEPA2ForVideoClassification(settings))
     network.save_pretrained(tmp_path)
     probe, tokens = load_probe(tmp_path), torch.randn(3, 40, WIDTH)
@@ -176,7 +217,9 @@ def test_heads_of_transformers_classifiers(tmp_path: Path, num_pooler_layers: in
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"cross_attn\.k_proj\.bias is missing"):
         load_probe(tmp_path)
-    save_file({key: tensor for key, tensor in tensors.items() if key.startswith("vjepa2.")}, tmp_path / "model.safetensors")
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key.startswith("vjepa2.")}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(UserError, match="holds no attentive probe"):
         load_probe(tmp_path)
 

@@ -89,11 +89,16 @@ def test_several_targets_are_predicted_apart_from_the_same_context() -> None:
     video, _ = step_inputs(model, 0)
     grid = model.encoder.grid(*video.shape[2:])
     (mask,) = plan(settings.masks, grid).draw(len(video), 0, 0, 0, 1)
-    context, targets = model.encoder(video, mask.context_ids), model.targets(patchify(video, model.encoder.model), model.target_encoder)
+    context, targets = (
+        model.encoder(video, mask.context_ids),
+        model.targets(patchify(video, model.encoder.model), model.target_encoder),
+    )
     distances = []
     for ids in mask.target_ids.chunk(3, dim=1):
         wanted = torch.stack([targets[clip, places] for clip, places in enumerate(ids)])
-        distances.append(torch.nn.functional.smooth_l1_loss(model.predictor(context, mask.context_ids, ids, grid), wanted))
+        distances.append(
+            torch.nn.functional.smooth_l1_loss(model.predictor(context, mask.context_ids, ids, grid), wanted)
+        )
     torch.testing.assert_close(model(video, [mask])["prediction"], torch.stack(distances).mean())
 
 
@@ -120,8 +125,13 @@ def test_initialisation_is_a_function_of_the_seed_and_leaves_other_random_state_
     torch.manual_seed(5)
     first, second = build(SETTINGS), untrained_encoder(SETTINGS)
     assert torch.equal(torch.rand(1), expected)
-    assert all(torch.equal(one, other) for one, other in zip(first.encoder.parameters(), second.parameters(), strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(first.encoder.parameters(), first.target_encoder.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(first.encoder.parameters(), second.parameters(), strict=True)
+    )
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(first.encoder.parameters(), first.target_encoder.parameters(), strict=True)
+    )
 
 
 @pytest.mark.fast
@@ -132,7 +142,9 @@ def test_bf16_gives_the_loss_of_fp32_within_its_error() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(*inputs)
     for name, value in exact.items():
-        assert rounded[name].dtype == torch.float32 and rounded[name].item() == pytest.approx(value.item(), rel=0.02), name
+        assert rounded[name].dtype == torch.float32 and rounded[name].item() == pytest.approx(value.item(), rel=0.02), (
+            name
+        )
 
 
 def variant(**sections: dict) -> config.Config:
@@ -146,8 +158,13 @@ def variant(**sections: dict) -> config.Config:
 
 @pytest.mark.fast
 def test_dense_loss_against_a_plain_twin() -> None:
-    """V-JEPA 2.1: four levels, each layer-normed alone; visible tokens weighted by 1 / sqrt of the distance to the nearest hidden one."""
-    settings = variant(model={"levels": 4, "level_norms": True, "encoder": {"depth": 4}}, objective={"loss": "l1", "context_weight": 0.5})
+    """V-JEPA 2.1: four levels, each layer-normed alone; visible tokens weighted by 1 / sqrt of the distance to the
+    nearest hidden one.
+    """
+    settings = variant(
+        model={"levels": 4, "level_norms": True, "encoder": {"depth": 4}},
+        objective={"loss": "l1", "context_weight": 0.5},
+    )
     model = build(settings)
     video, masks = step_inputs(model, 0)
     terms = model(video, masks, context_weight=0.3)
@@ -157,22 +174,34 @@ def test_dense_loss_against_a_plain_twin() -> None:
     hidden_loss, seen_loss = [], []  # a mean per mask set
     for index, mask in enumerate(masks):
         context = model.encoder.encode(patchify(video, model.encoder.model), mask.context_ids)
-        hidden, seen = model.predictor.dense(context, mask.context_ids, mask.target_ids, model.encoder.grid(4, 16, 16), index)
+        hidden, seen = model.predictor.dense(
+            context, mask.context_ids, mask.target_ids, model.encoder.grid(4, 16, 16), index
+        )
         hidden_set, seen_set = [], []
         for clip in range(len(video)):
             wanted = torch.cat([level[clip] for level in targets], dim=-1)
             hidden_set.append((hidden[clip] - wanted[mask.target_ids[clip]]).abs().mean())
             for number, token in enumerate(mask.context_ids[clip].tolist()):
-                nearest = min(sum((a - b) ** 2 for a, b in zip(places[token], places[other], strict=True)) ** 0.5 for other in mask.target_ids[clip].tolist())
+                nearest = min(
+                    sum((a - b) ** 2 for a, b in zip(places[token], places[other], strict=True)) ** 0.5
+                    for other in mask.target_ids[clip].tolist()
+                )
                 seen_set.append((seen[clip, number] - wanted[token]).abs().mean() / nearest**0.5)
         hidden_loss.append(torch.stack(hidden_set).mean())
         seen_loss.append(torch.stack(seen_set).mean())
     torch.testing.assert_close(terms["prediction"], torch.stack(hidden_loss).mean())
     torch.testing.assert_close(terms["context"], torch.stack(seen_loss).mean())
-    torch.testing.assert_close(terms["loss"], terms["prediction"] + 0.3 * terms["context"] + 0.1 * terms["variance"] + 0.01 * terms["covariance"])
+    torch.testing.assert_close(
+        terms["loss"],
+        terms["prediction"] + 0.3 * terms["context"] + 0.1 * terms["variance"] + 0.01 * terms["covariance"],
+    )
 
 
-KINDS = [{"predictor": {"kind": "mlp"}}, {"positions": "rope"}, {"encoder": {"mlp": "swiglu", "drop_path": 0.2, "recompute": "mlp"}}]
+KINDS = [
+    {"predictor": {"kind": "mlp"}},
+    {"positions": "rope"},
+    {"encoder": {"mlp": "swiglu", "drop_path": 0.2, "recompute": "mlp"}},
+]
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -225,7 +254,10 @@ def test_what_is_predicted_of_hidden_tokens_does_not_depend_on_their_pixels(kind
     for index, mask in enumerate(masks):
         other = patches.pixels.scatter(1, mask.target_ids.unsqueeze(-1).expand(-1, -1, patches.pixels.shape[-1]), 9.0)
         changed = replace(patches, pixels=other)
-        predictions, same = (model.predict(model.encoder.encode(one, mask.context_ids), mask, one.grid, index) for one in (patches, changed))
+        predictions, same = (
+            model.predict(model.encoder.encode(one, mask.context_ids), mask, one.grid, index)
+            for one in (patches, changed)
+        )
         assert torch.equal(predictions, same)
         assert not torch.allclose(model.targets(patches), model.targets(changed))
 
@@ -233,7 +265,9 @@ def test_what_is_predicted_of_hidden_tokens_does_not_depend_on_their_pixels(kind
 def pixels_of(video: torch.Tensor) -> torch.Tensor:
     """[B, 3, 4, 16, 16] -> [B, N, 96]: patches of 2 frames and 4 x 4 px, each colour normalised, by loops."""
     places = [(t, h, w) for t in (0, 2) for h in range(0, 16, 4) for w in range(0, 16, 4)]
-    return torch.stack([normed(video[:, :, t : t + 2, h : h + 4, w : w + 4].flatten(2)).flatten(1) for t, h, w in places], dim=1)
+    return torch.stack(
+        [normed(video[:, :, t : t + 2, h : h + 4, w : w + 4].flatten(2)).flatten(1) for t, h, w in places], dim=1
+    )
 
 
 @pytest.mark.fast
@@ -251,13 +285,19 @@ def test_targets_and_gradients_against_a_plain_twin(kind: str) -> None:
     for index, mask in enumerate(masks):
         context = model.encoder(video, mask.context_ids)
         predictions = model.predictor(context, mask.context_ids, mask.target_ids, model.encoder.grid(4, 16, 16), index)
-        distances.append(torch.nn.functional.smooth_l1_loss(predictions, torch.stack([wanted[clip, ids] for clip, ids in enumerate(mask.target_ids)])))
+        distances.append(
+            torch.nn.functional.smooth_l1_loss(
+                predictions, torch.stack([wanted[clip, ids] for clip, ids in enumerate(mask.target_ids)])
+            )
+        )
     terms = model(video, masks)
     assert set(terms) == {"loss", "prediction"}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = torch.stack(distances).mean()
     torch.testing.assert_close(terms["loss"], expected)
-    for found, twin in zip(torch.autograd.grad(terms["loss"], trained), torch.autograd.grad(expected, trained), strict=True):
+    for found, twin in zip(
+        torch.autograd.grad(terms["loss"], trained), torch.autograd.grad(expected, trained), strict=True
+    ):
         torch.testing.assert_close(found, twin, rtol=1e-3, atol=1e-6)
 
 
@@ -271,17 +311,30 @@ def test_cycle_predicts_the_context_back_from_the_predictions(mask: dict) -> Non
     grid = model.encoder.grid(*video.shape[2:])
     (drawn,) = plan(settings.masks, grid).draw(len(video), 0, 0, 0, 1)
     context = model.encoder(video, drawn.context_ids)
-    blocks = [model.predictor(context, drawn.context_ids, ids, grid) for ids in drawn.target_ids.chunk(drawn.num_targets, dim=1)]
+    blocks = [
+        model.predictor(context, drawn.context_ids, ids, grid)
+        for ids in drawn.target_ids.chunk(drawn.num_targets, dim=1)
+    ]
     back = model.predictor(torch.cat(blocks, dim=1), drawn.target_ids, drawn.context_ids, grid)
     cycle = torch.nn.functional.huber_loss(back, normed(context).detach(), delta=0.3)
     terms = model(video, [drawn])
     torch.testing.assert_close(terms["cycle"], cycle)
     torch.testing.assert_close(terms["loss"], terms["prediction"] + 0.5 * cycle + 2 * terms["invariance"])
     weight = model.encoder.blocks[0].attn.qkv.weight
-    torch.testing.assert_close(torch.autograd.grad(terms["cycle"], weight)[0], torch.autograd.grad(cycle, weight)[0], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        torch.autograd.grad(terms["cycle"], weight)[0], torch.autograd.grad(cycle, weight)[0], rtol=1e-3, atol=1e-7
+    )
 
 
-VIEWS = {"targets": "none", "prediction": 0, **ONLY, "view_invariance": 1.0, "sigreg": 0.02, "sigreg_slices": 8, "projector_widths": [32, 6]}
+VIEWS = {
+    "targets": "none",
+    "prediction": 0,
+    **ONLY,
+    "view_invariance": 1.0,
+    "sigreg": 0.02,
+    "sigreg_slices": 8,
+    "projector_widths": [32, 6],
+}
 
 
 @pytest.mark.fast
@@ -289,7 +342,11 @@ def test_views_are_token_subsets_times_crops_and_nothing_else_is_computed(monkey
     """LeVJEPA: one encoder, no predictor. Two mask sets and two crops are four views of each of two clips."""
     settings = variant(objective=VIEWS, data={"clips_per_decode": 2})
     model = networks(settings)
-    assert settings.objective.networks == ["encoder", "projector"] and model.target_encoder is None and not list(model.predictor.parameters())
+    assert (
+        settings.objective.networks == ["encoder", "projector"]
+        and model.target_encoder is None
+        and not list(model.predictor.parameters())
+    )
     video, masks = step_inputs(model, 0)
     views: list = [[], [], [], []]
     for number, mask in enumerate(masks):

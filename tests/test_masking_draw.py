@@ -75,13 +75,19 @@ def test_context_and_targets_are_sorted_disjoint_and_in_range(mask: Mask) -> Non
 
 @pytest.mark.fast
 @pytest.mark.parametrize("mask", [mask for mask in ALL if not has_fixed_counts(mask)], ids=name)
-@pytest.mark.parametrize("grid", [TokenGrid(1, 2, 2), TokenGrid(1, 1, 2), TokenGrid(2, 2, 1), TokenGrid(8, 1, 2), TokenGrid(1, 3, 5)], ids=name)
+@pytest.mark.parametrize(
+    "grid",
+    [TokenGrid(1, 2, 2), TokenGrid(1, 1, 2), TokenGrid(2, 2, 1), TokenGrid(8, 1, 2), TokenGrid(1, 3, 5)],
+    ids=name,
+)
 def test_small_grids_have_masks_of_every_kind(mask: Mask, grid: TokenGrid) -> None:
     check(draw(mask, grid, 50), grid)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("mask", [mask for mask in ALL if mask.kind != "multiblock" or mask.trim == "uniform"], ids=name)
+@pytest.mark.parametrize(
+    "mask", [mask for mask in ALL if mask.kind != "multiblock" or mask.trim == "uniform"], ids=name
+)
 def test_a_mask_is_a_function_of_seed_and_sample_whatever_the_batch(mask: Mask) -> None:
     whole = draw(mask, GRID, 8, seed=3, first_sample=16)
     ranks = [draw(mask, GRID, 2, seed=3, first_sample=sample) for sample in (16, 18, 20, 22)]
@@ -130,12 +136,32 @@ def test_masks_through_time_are_the_same_at_every_time(mask: Mask) -> None:
         (TubeMask(), TokenGrid(8, 1, 1), "masks.1.kind: a grid of 1x1 cells has nothing to hide"),
         (RandomMask(kind="random"), TokenGrid(1, 1, 1), "masks.1.kind: a grid of one token"),
         (MultiblockMask(kind="multiblock"), TokenGrid(1, 1, 1), "masks.1.kind: a grid of 1x1 cells"),
-        (MultiblockMask(kind="multiblock", num_context=30), TokenGrid(1, 5, 6), "masks.1.num_context: 30 of the 30 tokens, but at most 29"),
-        (MultiblockMask(kind="multiblock", num_context=20, num_target=20), TokenGrid(1, 5, 6), "masks.1.num_context: 20 of the 30 tokens, but at most 10"),
-        (MultiblockMask(kind="multiblock", num_target=30), TokenGrid(1, 5, 6), "masks.1.num_target: 30 targets leave none of the 30"),
-        (MultiblockMask(kind="multiblock", num_context=70, max_temporal_keep=0.25), GRID, "masks.1.num_context: 70 of the 240 tokens, but at most 60"),
+        (
+            MultiblockMask(kind="multiblock", num_context=30),
+            TokenGrid(1, 5, 6),
+            "masks.1.num_context: 30 of the 30 tokens, but at most 29",
+        ),
+        (
+            MultiblockMask(kind="multiblock", num_context=20, num_target=20),
+            TokenGrid(1, 5, 6),
+            "masks.1.num_context: 20 of the 30 tokens, but at most 10",
+        ),
+        (
+            MultiblockMask(kind="multiblock", num_target=30),
+            TokenGrid(1, 5, 6),
+            "masks.1.num_target: 30 targets leave none of the 30",
+        ),
+        (
+            MultiblockMask(kind="multiblock", num_context=70, max_temporal_keep=0.25),
+            GRID,
+            "masks.1.num_context: 70 of the 240 tokens, but at most 60",
+        ),
         (MultiblockMask(kind="multiblock", trim="raster"), TokenGrid(1, 1, 1), "masks.1.kind: a grid of 1x1 cells"),
-        (IjepaMask(kind="ijepa", target_scale=(1, 1)), TokenGrid(1, 5, 6), "masks.1.target_scale: a target of 30 cells leaves none of 5x6"),
+        (
+            IjepaMask(kind="ijepa", target_scale=(1, 1)),
+            TokenGrid(1, 5, 6),
+            "masks.1.target_scale: a target of 30 cells leaves none of 5x6",
+        ),
         (IjepaMask(kind="ijepa"), TokenGrid(4, 1, 1), "masks.1.target_scale: a target of 1 cells leaves none of 1x1"),
     ],
     ids=name,

@@ -53,5 +53,9 @@ def test_context_and_targets_keep_to_their_blocks_wherever_these_have_enough_cel
 def test_clips_get_the_masks_of_images_at_every_time() -> None:
     mask = IjepaMask(kind="ijepa")
     image, clip = (plan([mask], TokenGrid(t, 6, 7)).draw(5, 0, 0, 0, 1)[0] for t in (1, 3))
-    for one, many in zip((image.context_ids, *image.target_ids.chunk(4, dim=1)), (clip.context_ids, *clip.target_ids.chunk(4, dim=1)), strict=True):
+    for one, many in zip(
+        (image.context_ids, *image.target_ids.chunk(4, dim=1)),
+        (clip.context_ids, *clip.target_ids.chunk(4, dim=1)),
+        strict=True,
+    ):
         assert torch.equal(torch.cat([one, one + 42, one + 84], dim=1), many)

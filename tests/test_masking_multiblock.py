@@ -47,9 +47,13 @@ def test_blocks_against_a_plain_twin() -> None:
             expected[time % 6, top : top + height, left : left + width] = True
         assert np.array_equal(found > 0, expected)
     assert set(np.unique(depth % 1)) == {0.5}
-    throughout = blocks.depth(drawn, grid, (0.1, 0.6), (0.5, 2.0), (0.9, 1.0)).reshape(depth.shape)  # 5.4 to 6 slots: 5 or 6
+    throughout = blocks.depth(drawn, grid, (0.1, 0.6), (0.5, 2.0), (0.9, 1.0)).reshape(
+        depth.shape
+    )  # 5.4 to 6 slots: 5 or 6
     lasting = (throughout > 0).any((2, 3)).all(1)
-    assert 0 < lasting.sum() < 50 and (throughout[lasting] == throughout[lasting, :1]).all()  # no border in time, so none to shrink at
+    assert (
+        0 < lasting.sum() < 50 and (throughout[lasting] == throughout[lasting, :1]).all()
+    )  # no border in time, so none to shrink at
     inside = np.arange(7) + 0.5
     assert np.array_equal(blocks._profile(np.array([2.0]), np.array([3.0]), 7)[0], 1.5 - np.abs(inside - 3.5))
 
@@ -72,10 +76,17 @@ def test_blocks_reach_the_first_and_last_row_and_column() -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("mask", [make(), make(num_blocks=2, spatial_scale=(0.7, 0.7)), make(temporal_scale=(0.2, 0.8))], ids=str)
+@pytest.mark.parametrize(
+    "mask", [make(), make(num_blocks=2, spatial_scale=(0.7, 0.7)), make(temporal_scale=(0.2, 0.8))], ids=str
+)
 def test_default_counts_are_the_expected_area_in_whole_cells(mask: MultiblockMask) -> None:
     counts = multiblock.counts(mask, GRID)
-    hidden = blocks.union_depth(uniforms(4000, mask.num_blocks), GRID, mask.spatial_scale, mask.aspect_ratio, mask.temporal_scale) > 0
+    hidden = (
+        blocks.union_depth(
+            uniforms(4000, mask.num_blocks), GRID, mask.spatial_scale, mask.aspect_ratio, mask.temporal_scale
+        )
+        > 0
+    )
     assert counts.target / GRID.num_tokens == pytest.approx(hidden.mean(), abs=0.015)
     assert counts.context + counts.target == GRID.num_tokens and counts.target % GRID.t == 0
 
@@ -118,7 +129,9 @@ def test_a_subset_is_drawn_by_chance_not_from_the_middle_of_a_block() -> None:
 
 @pytest.mark.fast
 def test_max_keep_drops_visible_tokens_and_the_full_complement_predicts_them() -> None:
-    plain, kept, full = (draw(mask, GRID, 20) for mask in (make(), make(max_keep=100), make(max_keep=100, full_complement=True)))
+    plain, kept, full = (
+        draw(mask, GRID, 20) for mask in (make(), make(max_keep=100), make(max_keep=100, full_complement=True))
+    )
     assert kept.context_ids.shape[1] == 100 and torch.equal(kept.target_ids, plain.target_ids)
     assert not (lattice(kept.context_ids, GRID) & ~lattice(plain.context_ids, GRID)).any()
     assert torch.equal(lattice(full.target_ids, GRID), ~lattice(kept.context_ids, GRID))
@@ -149,7 +162,10 @@ def test_the_context_sees_the_first_time_slots_only_and_all_later_ones_are_targe
 def test_raster_trim_cuts_to_the_smallest_of_the_batch_and_starves_the_last_slot() -> None:
     """The reference's defect, on purpose: with exact counts every slot has as many tokens as any other."""
     raster, exact = draw(make(trim="raster"), GRID, 24), draw(make(), GRID, 24)
-    assert raster.context_ids.shape[1] < exact.context_ids.shape[1] and raster.target_ids.shape[1] < exact.target_ids.shape[1]
+    assert (
+        raster.context_ids.shape[1] < exact.context_ids.shape[1]
+        and raster.target_ids.shape[1] < exact.target_ids.shape[1]
+    )
     first, last = lattice(raster.context_ids, GRID).double().sum(dim=(2, 3)).mean(0)[[0, -1]]
     assert last < 0.2 * first
     slots = lattice(exact.context_ids, GRID).sum(dim=(2, 3))
@@ -161,4 +177,6 @@ def test_raster_trim_of_one_clip_is_the_untrimmed_mask() -> None:
     drawn = draw(make(trim="raster"), GRID, 1)
     assert torch.equal(lattice(drawn.context_ids, GRID), ~lattice(drawn.target_ids, GRID))
     capped = draw(make(trim="raster", max_keep=50, full_complement=True), GRID, 5)
-    assert capped.context_ids.shape[1] == 50 and torch.equal(lattice(capped.context_ids, GRID), ~lattice(capped.target_ids, GRID))
+    assert capped.context_ids.shape[1] == 50 and torch.equal(
+        lattice(capped.context_ids, GRID), ~lattice(capped.target_ids, GRID)
+    )

@@ -20,7 +20,9 @@ def draw(mask: TubeMask, grid: TokenGrid, num_clips: int) -> TokenMask:
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-@pytest.mark.parametrize("grid", [TokenGrid(4, 6, 6), TokenGrid(1, 3, 5), TokenGrid(1, 2, 2), TokenGrid(8, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "grid", [TokenGrid(4, 6, 6), TokenGrid(1, 3, 5), TokenGrid(1, 2, 2), TokenGrid(8, 1, 2)], ids=str
+)
 def test_context_and_targets_divide_the_grid_exactly(mask: TubeMask, grid: TokenGrid) -> None:
     drawn = draw(mask, grid, 5)
     assert drawn.target_ids.shape == (5, grid.t * num_hidden_cells(mask, grid))

@@ -18,7 +18,10 @@ from vjepa.records import TokenGrid
 
 
 def small(**settings: object) -> config.Model:
-    shapes = {"encoder": config.Encoder(width=48, depth=4, heads=4), "predictor": config.Predictor(width=24, depth=2, heads=2)}
+    shapes = {
+        "encoder": config.Encoder(width=48, depth=4, heads=4),
+        "predictor": config.Predictor(width=24, depth=2, heads=2),
+    }
     return config.Model(**{"patch_px": 4, "tubelet_frames": 2, **shapes, **settings})
 
 
@@ -102,7 +105,10 @@ def test_visible_tokens_know_their_place_and_not_the_hidden_ones(positions: str)
 @pytest.mark.parametrize("positions", KINDS)
 def test_training_may_follow_an_evaluation_of_the_same_size(positions: str) -> None:
     """Tables of positions are kept, whoever made them, in inference mode or not."""
-    encoder, video = VisionTransformer(small(positions=positions)), torch.randn(1, 3, 2, 4, 52)  # a size that no other test has
+    encoder, video = (
+        VisionTransformer(small(positions=positions)),
+        torch.randn(1, 3, 2, 4, 52),
+    )  # a size that no other test has
     with torch.inference_mode():
         encoder(video)
     encoder(video).sum().backward()
@@ -120,9 +126,13 @@ def test_sincos_tells_all_tokens_apart_and_axes_separate() -> None:
     cube = SinCos("sincos_uniform", 48, None)(grid, device).view(3, 4, 5, 48)
     assert (cube[:, 0, 0, 16:] == cube[0, 0, 0, 16:]).all()  # time is in the first third only
     cube = SinCos("sincos", 48, None)(grid, device).view(3, 4, 5, 48)
-    assert (cube[:, 0, 0, 24:] == cube[0, 0, 0, 24:]).all() and (cube[0, :, 0, :24] == cube[0, 0, 0, :24]).all()  # time is the first half
+    assert (cube[:, 0, 0, 24:] == cube[0, 0, 0, 24:]).all() and (
+        cube[0, :, 0, :24] == cube[0, 0, 0, :24]
+    ).all()  # time is the first half
     flat = SinCos("sincos_2d", 48, None)(grid, device).view(3, 4, 5, 48)
-    assert (flat == flat[:1]).all() and (flat[0, :, 0, :24] == flat[0, 0, 0, :24]).all()  # no time; the column comes first
+    assert (flat == flat[:1]).all() and (
+        flat[0, :, 0, :24] == flat[0, 0, 0, :24]
+    ).all()  # no time; the column comes first
 
 
 @pytest.mark.fast
@@ -132,7 +142,9 @@ def test_a_sincos_table_resizes_by_interpolation() -> None:
     assert torch.equal(positions(base, torch.device("cpu")), table)
     larger = resize_table(table, base, TokenGrid(4, 8, 8)).view(4, 8, 8, 48)
     assert positions(TokenGrid(4, 8, 8), torch.device("cpu")).shape == (256, 48)
-    middle = larger.view(2, 2, 4, 2, 4, 2, 48).mean(dim=(1, 3, 5)).view(-1, 48)  # 2x2x2 new places lie around an old one
+    middle = (
+        larger.view(2, 2, 4, 2, 4, 2, 48).mean(dim=(1, 3, 5)).view(-1, 48)
+    )  # 2x2x2 new places lie around an old one
     assert (middle - table).abs().mean() < 0.1 * table.abs().mean()
     assert torch.equal(resize_table(table, base, TokenGrid(1, 4, 4)), table[:16])  # an image is the first slot
 
@@ -191,7 +203,9 @@ def test_real_products_for_compilers_are_the_complex_ones(kind: str, monkeypatch
 
 @pytest.mark.fast
 def test_vjepa2_against_its_formula() -> None:
-    """Published code: cosines and sines of the frequencies f0 .. fn, f0 .. fn, while (a, b) pairs with (-b, a) as neighbours."""
+    """Published code: cosines and sines of the frequencies f0 .. fn, f0 .. fn, while (a, b) pairs with (-b, a) as
+    neighbours.
+    """
     place, head = 5, torch.randn(20, generator=torch.Generator().manual_seed(3))
     angles = place * 10000 ** -(torch.arange(3) / 3)
     tiled = torch.cat([angles, angles])
@@ -202,7 +216,10 @@ def test_vjepa2_against_its_formula() -> None:
 
 @pytest.mark.fast
 def test_rope_scaled_to_a_square_sees_the_same_corners_at_every_size() -> None:
-    small_grid, large = turned(TokenGrid(2, 4, 4), square=16).view(2, 4, 4, -1), turned(TokenGrid(2, 7, 9), square=16).view(2, 7, 9, -1)
+    small_grid, large = (
+        turned(TokenGrid(2, 4, 4), square=16).view(2, 4, 4, -1),
+        turned(TokenGrid(2, 7, 9), square=16).view(2, 7, 9, -1),
+    )
     for corner in ((1, 0, -1), (0, -1, -1)):
         torch.testing.assert_close(small_grid[corner], large[corner], atol=1e-5, rtol=1e-5)
     plain = turned(TokenGrid(2, 16, 16)).view(2, 16, 16, -1)
@@ -214,7 +231,9 @@ def test_swiglu_against_its_formula_and_its_size() -> None:
     mlp = SwiGlu(24, 96)
     tokens = torch.randn(2, 5, 24)
     gate = tokens @ mlp.fc1.weight.T + mlp.fc1.bias
-    expected = (gate / (1 + (-gate).exp()) * (tokens @ mlp.fc2.weight.T + mlp.fc2.bias)) @ mlp.fc3.weight.T + mlp.fc3.bias
+    expected = (
+        gate / (1 + (-gate).exp()) * (tokens @ mlp.fc2.weight.T + mlp.fc2.bias)
+    ) @ mlp.fc3.weight.T + mlp.fc3.bias
     torch.testing.assert_close(mlp(tokens), expected, atol=1e-5, rtol=1e-5)
     assert mlp.fc1.out_features == 64
     assert SwiGlu(24, 100).fc1.out_features == 72  # two thirds of 100, rounded up to 8s
@@ -235,7 +254,9 @@ def test_attention_on_a_cpu_keeps_no_more_weights_than_its_limit(monkeypatch) ->
 
     def kept() -> bool:
         sizes: list = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
             attend(*parts)
         return max(sizes) == 2 * 4 * 30 * 30
 
@@ -273,7 +294,10 @@ def test_drop_path_skips_clips_in_training_alone_and_keeps_the_mean() -> None:
     skipped = (outputs.abs().amax(dim=(1, 2)) == 0).float().mean().item()
     assert skipped == pytest.approx(0.25, abs=0.03)  # both halves
     assert whole.abs().min() > 0
-    depths = [block.drop_path for block in VisionTransformer(small(encoder=config.Encoder(width=48, depth=3, heads=4, drop_path=0.2))).blocks]
+    depths = [
+        block.drop_path
+        for block in VisionTransformer(small(encoder=config.Encoder(width=48, depth=3, heads=4, drop_path=0.2))).blocks
+    ]
     assert depths == pytest.approx([0, 0.1, 0.2])
 
 
@@ -284,7 +308,9 @@ def test_recomputation_changes_no_gradient(recompute: str) -> None:
     gradients = []
     for how in ("none", recompute):
         torch.manual_seed(1)
-        encoder = VisionTransformer(small(encoder=config.Encoder(width=48, depth=2, heads=4, recompute=how, drop_path=0.3)))
+        encoder = VisionTransformer(
+            small(encoder=config.Encoder(width=48, depth=2, heads=4, recompute=how, drop_path=0.3))
+        )
         torch.manual_seed(2)
         encoder(video).square().mean().backward()
         gradients.append([parameter.grad for parameter in encoder.parameters()])
@@ -310,7 +336,12 @@ def test_four_levels_are_read_at_quarters_of_the_depth_and_the_last_is_the_outpu
     torch.testing.assert_close(encoder(video), levels[..., -48:])
     torch.testing.assert_close(torch.cat(encoder.intermediate(video, range(4)), dim=-1), levels)
     with torch.device("meta"):
-        depths = {depth: VisionTransformer(small(levels=4, level_norms=True, encoder=config.Encoder(depth=depth))).level_depths for depth in (12, 24, 40, 48)}
+        depths = {
+            depth: VisionTransformer(
+                small(levels=4, level_norms=True, encoder=config.Encoder(depth=depth))
+            ).level_depths
+            for depth in (12, 24, 40, 48)
+        }
     assert depths == {12: [2, 5, 8, 11], 24: [5, 11, 17, 23], 40: [9, 19, 29, 39], 48: [11, 23, 37, 47]}
 
 
@@ -327,7 +358,9 @@ def test_presets_have_the_published_numbers_of_parameters() -> None:
             encoder = VisionTransformer(config.Model(encoder=config.Encoder.model_validate({"preset": preset})))
         width, hidden = shape["width"], round(shape["width"] * shape["mlp_ratio"])
         block = 4 * width * width + 2 * width * hidden + 9 * width + hidden  # matrices, then biases and norms
-        assert num_parameters(encoder) == pytest.approx((3 * 2 * 16 * 16 * width + width + shape["depth"] * block + 2 * width) / 1e6)
+        assert num_parameters(encoder) == pytest.approx(
+            (3 * 2 * 16 * 16 * width + width + shape["depth"] * block + 2 * width) / 1e6
+        )
         assert num_parameters(encoder) == pytest.approx(published.get(preset, num_parameters(encoder)), abs=0.05)
 
 
@@ -336,17 +369,23 @@ def test_published_predictors_and_ijepa_have_their_numbers_of_parameters() -> No
     large = config.Encoder.model_validate({"preset": "large"})
     with torch.device("meta"):
         vjepa = Predictor(config.Model(encoder=large, predictor=config.Predictor(depth=12)), num_masks=2)
-        ijepa = VisionTransformer(config.Model(patch_px=14, tubelet_frames=1, encoder=config.Encoder.model_validate({"preset": "huge"})))
+        ijepa = VisionTransformer(
+            config.Model(patch_px=14, tubelet_frames=1, encoder=config.Encoder.model_validate({"preset": "huge"}))
+        )
     assert 22.0 < num_parameters(vjepa) < 22.4
     assert num_parameters(ijepa) == pytest.approx(630.8, abs=0.4)
 
 
 def test_initialisation_is_scaled_down_with_depth_and_stays_so() -> None:
     for mlp in ("gelu", "swiglu"):
-        model = Jepa(config.Model(encoder=config.Encoder(width=384, depth=4, heads=6, mlp=mlp)), config.Objective(), num_masks=1)
+        model = Jepa(
+            config.Model(encoder=config.Encoder(width=384, depth=4, heads=6, mlp=mlp)), config.Objective(), num_masks=1
+        )
         for number, block in enumerate(model.encoder.blocks, start=1):
             for weight in (block.attn.proj.weight, block.mlp.output.weight):
-                assert weight.std().item() == pytest.approx(0.0176 / (2 * number) ** 0.5, rel=0.03)  # .0176: std of the cut normal
+                assert weight.std().item() == pytest.approx(
+                    0.0176 / (2 * number) ** 0.5, rel=0.03
+                )  # .0176: std of the cut normal
             assert block.mlp.fc1.weight.std().item() == pytest.approx(0.0176, rel=0.03)
 
 
@@ -356,7 +395,11 @@ def test_predictions_do_not_depend_on_the_order_of_context_and_follow_the_target
     predictor, grid = Predictor(small(positions=positions), num_masks=2), TokenGrid(2, 2, 2)
     for token in predictor.mask_tokens:
         nn.init.normal_(token)
-    context, context_ids, target_ids = torch.randn(2, 3, 48), torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)
+    context, context_ids, target_ids = (
+        torch.randn(2, 3, 48),
+        torch.tensor([[0, 2, 5]] * 2),
+        torch.tensor([[1, 3, 4, 6]] * 2),
+    )
     predictions = predictor(context, context_ids, target_ids, grid)
     assert predictions.shape == (2, 4, 48)
     shuffled = predictor(context[:, [2, 0, 1]], context_ids[:, [2, 0, 1]], target_ids[:, [3, 1, 0, 2]], grid)
@@ -385,7 +428,11 @@ def test_an_mlp_predictor_has_no_heads_that_must_divide_its_width() -> None:
 @pytest.mark.fast
 def test_mlp_predictor_sees_the_mean_of_the_context_and_the_place_of_the_target() -> None:
     predictor, grid = MlpPredictor(small(), num_masks=1), TokenGrid(2, 2, 2)
-    context, context_ids, target_ids = torch.randn(2, 3, 48), torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)
+    context, context_ids, target_ids = (
+        torch.randn(2, 3, 48),
+        torch.tensor([[0, 2, 5]] * 2),
+        torch.tensor([[1, 3, 4, 6]] * 2),
+    )
     predictions = predictor(context, context_ids, target_ids, grid)
     same_mean = context.mean(dim=1, keepdim=True).expand(-1, 3, -1)
     torch.testing.assert_close(predictor(same_mean, context_ids, target_ids, grid), predictions)

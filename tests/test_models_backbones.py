@@ -1,4 +1,6 @@
-"""What every backbone owes: hidden pixels have no influence, training resumes bit for bit, and files give the same features."""
+"""What every backbone owes: hidden pixels have no influence, training resumes bit for bit, and files give the same
+features.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,13 @@ def settings(name: str, num_frames: int = 4, **tree: dict) -> config.Config:
     model = {**MODELS[name], "predictor": {"width": 24, "depth": 1, "heads": 2}}
     base = {
         "run": {"device": "cpu", "precision": "fp32", "log_every_steps": 1},
-        "data": {"train": "x.parquet", "num_frames": num_frames, "crop_px": 4 * model["patch_px"], "global_batch": 2, "workers": 0},
+        "data": {
+            "train": "x.parquet",
+            "num_frames": num_frames,
+            "crop_px": 4 * model["patch_px"],
+            "global_batch": 2,
+            "workers": 0,
+        },
         "masks": [{"kind": "random", "ratio": 0.5}],
         "model": model,
         "optim": {"total_steps": 3, "ema_decay": 0.9},
@@ -67,7 +75,9 @@ def changed(video: torch.Tensor, ids: torch.Tensor, model: config.Model) -> torc
 @every_backbone
 @pytest.mark.parametrize("num_frames", [1, 4])
 def test_hidden_pixels_have_no_influence_and_visible_ones_have(name: str, num_frames: int) -> None:
-    """In training mode, where BatchNorm lets clips of a batch meet: on context features, and on the predictions made of them."""
+    """In training mode, where BatchNorm lets clips of a batch meet: on context features, and on the predictions made of
+    them.
+    """
     run = settings(name, num_frames)
     jepa = build(run).train()
     video, (mask,) = step_inputs(jepa, run)
@@ -78,8 +88,13 @@ def test_hidden_pixels_have_no_influence_and_visible_ones_have(name: str, num_fr
         context, same = jepa.encoder(video, mask.context_ids), jepa.encoder(other, mask.context_ids)
         assert torch.equal(context, same) and context.shape == (*mask.context_ids.shape, jepa.encoder.width)
         assert torch.equal(jepa.predict(context, mask, grid, 0), jepa.predict(same, mask, grid, 0))
-        assert not torch.equal(jepa.targets(patchify(video, run.model), jepa.target_encoder), jepa.targets(patchify(other, run.model), jepa.target_encoder))
-        assert not torch.allclose(jepa.encoder(changed(video, mask.context_ids[:, :1], run.model), mask.context_ids), context)
+        assert not torch.equal(
+            jepa.targets(patchify(video, run.model), jepa.target_encoder),
+            jepa.targets(patchify(other, run.model), jepa.target_encoder),
+        )
+        assert not torch.allclose(
+            jepa.encoder(changed(video, mask.context_ids[:, :1], run.model), mask.context_ids), context
+        )
 
 
 @every_backbone
@@ -95,7 +110,9 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
         assert torch.equal(encoder(video), whole)  # frozen, it is a function of the video
         torch.testing.assert_close(encoder.intermediate(video, [-1])[0], whole)
         patches = patchify(video, run.model)
-        longer = replace(patches, grid=replace(patches.grid, t=patches.grid.t + 1))  # the clip as the start of a longer one, as a roll-out has it
+        longer = replace(
+            patches, grid=replace(patches.grid, t=patches.grid.t + 1)
+        )  # the clip as the start of a longer one, as a roll-out has it
         torch.testing.assert_close(encoder.encode(longer, ids), expected, atol=1e-5, rtol=1e-4)
         assert recipes.levels(encoder, "quarters")[-1] == encoder.depth - 1
 
@@ -125,9 +142,15 @@ def test_a_backbone_refuses_the_settings_that_it_does_not_have() -> None:
     wrong: list[tuple[dict, str]] = [
         ({"pretrained": True}, "model.pretrained: backbone: vit has none, only timm; leave it out"),
         ({"encoder": {"step_size": 0.2}}, "model.encoder.step_size: backbone: vit has none, only energy"),
-        ({**ENERGY, "positions": "rope"}, "model.positions: rope: backbone: energy adds its positions; set positions: sincos"),
+        (
+            {**ENERGY, "positions": "rope"},
+            "model.positions: rope: backbone: energy adds its positions; set positions: sincos",
+        ),
         ({**ENERGY, "encoder": {"drop_path": 0.1}}, "model.encoder.drop_path: backbone: energy has none, only vit"),
-        ({**MODELS["resnet"], "encoder": {"width": 48}}, "model.encoder: backbone: test_resnet has none, only vit and energy"),
+        (
+            {**MODELS["resnet"], "encoder": {"width": 48}},
+            "model.encoder: backbone: test_resnet has none, only vit and energy",
+        ),
         ({**MODELS["resnet"], "image_mode": "own"}, "model.image_mode: backbone: test_resnet has none"),
         ({**MODELS["timm_vit"], "level_norms": True}, "model.level_norms: backbone: test_vit has none, only vit"),
     ]
@@ -136,8 +159,13 @@ def test_a_backbone_refuses_the_settings_that_it_does_not_have() -> None:
             config.validate({"data": {"train": "x"}, "model": model, "optim": {"total_steps": 1}}, "test")
 
 
-@pytest.mark.parametrize(("name", "num_frames"), [("energy", 4), ("energy", 1), ("resnet", 4), ("resnet", 1), ("convnext", 1), ("timm_vit", 4)])
-def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(name: str, num_frames: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_frames"),
+    [("energy", 4), ("energy", 1), ("resnet", 4), ("resnet", 1), ("convnext", 1), ("timm_vit", 4)],
+)
+def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(
+    name: str, num_frames: int, tmp_path: Path
+) -> None:
     run = settings(name, num_frames)
     clips = torch.randint(256, (3, 2, 3, num_frames, run.data.crop_px, run.data.crop_px), dtype=torch.uint8)
     (tmp_path / "config.yaml").write_text(config.dump(run))
@@ -155,7 +183,10 @@ def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(name: st
         networks.append(jepa)
     whole, resumed = networks
     assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())
-    assert not any(torch.equal(one, other) for one, other in zip(whole.encoder.parameters(), build(run).encoder.parameters(), strict=True))
+    assert not any(
+        torch.equal(one, other)
+        for one, other in zip(whole.encoder.parameters(), build(run).encoder.parameters(), strict=True)
+    )
     video = torch.randn(2, 3, num_frames, run.data.crop_px, run.data.crop_px)
     for which in ("encoder", "target_encoder"):
         encoder, trained = load_encoder(tmp_path, which=which), getattr(whole, which).eval()
@@ -171,19 +202,32 @@ def test_exports(tmp_path: Path) -> None:
     assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.Clips(4, 32)) == 0
     video = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(load_encoder(tmp_path / "resnet.safetensors")(video), jepa.encoder(video))
-    with pytest.raises(UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"):
+    with pytest.raises(
+        UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"
+    ):
         export.export(weights, "huggingface", tmp_path / "theirs", export.Clips(4, 32))
 
 
 def test_a_run_of_a_network_of_timm_from_end_to_end(tmp_path: Path) -> None:
     for number in range(2):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
     build_index(tmp_path, tmp_path / "x.parquet", workers=1, progress=False)
-    run = settings("resnet", 1, run={"dir": str(tmp_path / "run"), "device": "cpu", "precision": "fp32"}, data={"train": str(tmp_path / "x.parquet")})
+    run = settings(
+        "resnet",
+        1,
+        run={"dir": str(tmp_path / "run"), "device": "cpu", "precision": "fp32"},
+        data={"train": str(tmp_path / "x.parquet")},
+    )
     misspelt = run.model_copy(update={"model": run.model.model_copy(update={"backbone": "resnt50"})})
     with pytest.raises(UserError, match="did you mean resnet50"):
         train(misspelt, progress=False)
     assert not (tmp_path / "run").exists()
     summary = train(run, progress=False)
     assert summary is not None and summary["steps"] == 3
-    assert load_encoder(tmp_path / "run" / "checkpoints" / "best.pth")(torch.randn(1, 3, 1, 32, 32)).shape == (1, 16, 48)
+    assert load_encoder(tmp_path / "run" / "checkpoints" / "best.pth")(torch.randn(1, 3, 1, 32, 32)).shape == (
+        1,
+        16,
+        48,
+    )

@@ -43,9 +43,14 @@ def twin(video: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_patches_are_those_of_the_changes(scale: float) -> None:
     video = scale * clips()
-    video[1, :, 3:] = video[1, :, 3:4]  # which stands still from there on, and so is of another size than the other clip
+    video[1, :, 3:] = video[
+        1, :, 3:4
+    ]  # which stands still from there on, and so is of another size than the other clip
     settings = model()
-    patches, expected = patchify(video, settings), patchify(torch.from_numpy(twin(video.numpy())).float(), model(input="frames"))
+    patches, expected = (
+        patchify(video, settings),
+        patchify(torch.from_numpy(twin(video.numpy())).float(), model(input="frames")),
+    )
     torch.testing.assert_close(patches.pixels, expected.pixels, atol=1e-5, rtol=1e-4)
     assert patches.grid == expected.grid and patches.taps == expected.taps
     assert bool(patches.pixels.abs().max() < 1) == (scale == 1e-4)  # what is all but frozen stays small
@@ -68,7 +73,9 @@ def test_no_backbone_sees_a_standing_scene_or_the_contrast(name: str) -> None:
         features = encoder(video)
         for other in (video + scene, 0.3 * video, 2 * video - scene):
             torch.testing.assert_close(encoder(other), features, atol=2e-4, rtol=1e-3)
-            torch.testing.assert_close(encoder.intermediate(other, [0])[0], encoder.intermediate(video, [0])[0], atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                encoder.intermediate(other, [0])[0], encoder.intermediate(video, [0])[0], atol=2e-4, rtol=1e-3
+            )
         assert not torch.allclose(encoder(video.flip(2)), features, atol=1e-2)
         frames = make_encoder(model(name, input="frames")).eval()
         frames.load_state_dict(encoder.state_dict())
@@ -78,16 +85,27 @@ def test_no_backbone_sees_a_standing_scene_or_the_contrast(name: str) -> None:
 @pytest.mark.parametrize("targets", ["ema", "pixels"])
 def test_training_sees_no_standing_scene_either(targets: str) -> None:
     """Neither in the context nor in what it predicts."""
-    tree = {"data": {"train": "x", "num_frames": 6, "crop_px": 16}, "optim": {"total_steps": 1}, "objective": {"targets": targets}}
-    run = config.validate({**tree, "eval": {"encoder": "encoder"}, "model": {"input": "changes", **MODELS["vit"]}}, "test")
+    tree = {
+        "data": {"train": "x", "num_frames": 6, "crop_px": 16},
+        "optim": {"total_steps": 1},
+        "objective": {"targets": targets},
+    }
+    run = config.validate(
+        {**tree, "eval": {"encoder": "encoder"}, "model": {"input": "changes", **MODELS["vit"]}}, "test"
+    )
     jepa, video = build(run).eval(), clips()
     scene = 3 * torch.randn(2, 3, 1, 16, 16)
-    first, other = (jepa.targets(patchify(one, jepa.encoder.model), jepa.target_encoder) for one in (video, video + scene))
+    first, other = (
+        jepa.targets(patchify(one, jepa.encoder.model), jepa.target_encoder) for one in (video, video + scene)
+    )
     torch.testing.assert_close(first, other, atol=1e-3, rtol=1e-3)
 
 
 def test_a_single_frame_has_no_change() -> None:
-    with pytest.raises(config.ConfigError, match=r"^a single frame has no changes, which model\.input: changes needs; give 2 frames or more"):
+    with pytest.raises(
+        config.ConfigError,
+        match=r"^a single frame has no changes, which model\.input: changes needs; give 2 frames or more",
+    ):
         patchify(clips(frames=1), model(image_mode="repeat"))
     tree = {"data": {"train": "x", "num_frames": 1}, "optim": {"total_steps": 1}, "model": {"input": "changes"}}
     with pytest.raises(config.ConfigError, match=r"^test: data\.num_frames: a single frame has no change"):

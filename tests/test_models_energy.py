@@ -21,7 +21,9 @@ def _seed() -> None:
 
 def network(**encoder: float) -> EnergyTransformer:
     shape = {"width": 24, "depth": 12, "heads": 3, **encoder}
-    return EnergyTransformer(config.Model(backbone="energy", positions="sincos", patch_px=4, encoder=config.Encoder(**shape))).requires_grad_(False)
+    return EnergyTransformer(
+        config.Model(backbone="energy", positions="sincos", patch_px=4, encoder=config.Encoder(**shape))
+    ).requires_grad_(False)
 
 
 def plain_energy(energy: Energy, normed: Tensor) -> Tensor:
@@ -46,10 +48,15 @@ def test_energy_is_the_sum_of_the_paper() -> None:
 
 
 def test_the_gradient_in_closed_form_is_that_of_autograd() -> None:
-    energy, normed = Energy(12, heads=3, memories=20).double(), torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
+    energy, normed = (
+        Energy(12, heads=3, memories=20).double(),
+        torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True),
+    )
     (expected,) = torch.autograd.grad(energy(normed).sum(), normed)
     torch.testing.assert_close(energy.gradient(normed), expected)
-    assert all(torch.autograd.gradcheck(function, normed) for function in (energy, energy.gradient))  # what training differentiates
+    assert all(
+        torch.autograd.gradcheck(function, normed) for function in (energy, energy.gradient)
+    )  # what training differentiates
 
 
 def test_the_norm_is_the_gradient_of_a_convex_lagrangian() -> None:
@@ -84,9 +91,11 @@ def spectral(energy: Energy) -> Tensor:
 
 
 def descent(num_tokens: int, scale: float, step: float | None) -> list[float]:
-    """The energy along 40 steps, with attention weights of deviation `scale` whose keys are opposed to queries, which is what long steps overshoot at.
+    """The energy along 40 steps, with attention weights of deviation `scale` whose keys are opposed to queries, which
+    is what long steps overshoot at.
 
-    step: alpha; None: the longest that the proof allows, alpha <= 2 s / (gamma c), s the least deviation on the way, on which alpha has a say.
+    step: alpha; None: the longest that the proof allows, alpha <= 2 s / (gamma c), s the least deviation on the way, on
+    which alpha has a say.
     """
     energy, norm = Energy(12, heads=2, memories=8).double(), EnergyNorm(12).double()
     for weight, deviation in ((energy.query.weight, scale), (energy.memory.weight, 0.3), (norm.delta, 0.3)):
@@ -97,7 +106,9 @@ def descent(num_tokens: int, scale: float, step: float | None) -> list[float]:
     for _ in range(40):
         energies.append(energy(norm(tokens)).item())
         down, alpha = energy.gradient(norm(tokens)), step or 10.0
-        while step is None and alpha > 2 * least_deviation(tokens, alpha * down) / (norm.log_gamma.exp() * spectral(energy) * (1 + num_tokens)):
+        while step is None and alpha > 2 * least_deviation(tokens, alpha * down) / (
+            norm.log_gamma.exp() * spectral(energy) * (1 + num_tokens)
+        ):
             alpha *= 0.8
         tokens = tokens - alpha * down
     return energies

@@ -20,11 +20,18 @@ def cells(size: int, side: int) -> list[range]:
 
 def twin(tokens: torch.Tensor, side: int) -> torch.Tensor:
     slots = tokens.unflatten(1, (GRID.t, GRID.h, GRID.w))
-    places = [slots[:, t][:, list(rows)][:, :, list(columns)].mean((1, 2)) for t in range(GRID.t) for rows in cells(5, side) for columns in cells(6, side)]
+    places = [
+        slots[:, t][:, list(rows)][:, :, list(columns)].mean((1, 2))
+        for t in range(GRID.t)
+        for rows in cells(5, side)
+        for columns in cells(6, side)
+    ]
     return torch.stack(places, 1)
 
 
-@pytest.mark.parametrize(("pool", "side"), [("slots", 1), ("grid:1", 1), ("grid:2", 2), ("grid:3", 3), ("grid", 4), ("grid:5", 5)])
+@pytest.mark.parametrize(
+    ("pool", "side"), [("slots", 1), ("grid:1", 1), ("grid:2", 2), ("grid:3", 3), ("grid", 4), ("grid:5", 5)]
+)
 def test_places_are_means_of_their_tokens(pool: str, side: int) -> None:
     pooling, tokens = Pooling.parse(pool, GRID), torch.randn(2, GRID.num_tokens, 7)
     found = pooling(tokens)
@@ -45,12 +52,19 @@ def test_all_tokens_and_their_mean() -> None:
 
 @pytest.mark.parametrize("pool", ["none", "grid:0", "grid:", "grid:2x2", "slots:2", "Grid"])
 def test_other_words_are_one_line(pool: str) -> None:
-    with pytest.raises(UserError, match=rf"^--pool {pool}: give mean, slots, grid, a grid of another size such as grid:2, or all$"):
+    with pytest.raises(
+        UserError, match=rf"^--pool {pool}: give mean, slots, grid, a grid of another size such as grid:2, or all$"
+    ):
         Pooling.parse(pool, GRID)
 
 
 def test_a_grid_is_not_finer_than_the_tokens() -> None:
-    with pytest.raises(UserError, match=r"^--pool grid:6: 6x6 cells are more than the 5x6 tokens of a time slot; give grid:5 or less, or all$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--pool grid:6: 6x6 cells are more than the 5x6 tokens of a time slot; give grid:5 or less, or all$",
+    ):
         Pooling.parse("grid:6", GRID)
-    with pytest.raises(UserError, match="--pool grid: 4x4 cells are more than the 2x8 tokens of a time slot; give grid:2 or less"):
+    with pytest.raises(
+        UserError, match="--pool grid: 4x4 cells are more than the 2x8 tokens of a time slot; give grid:2 or less"
+    ):
         Pooling.parse("grid", TokenGrid(1, 2, 8))

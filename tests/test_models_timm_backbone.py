@@ -27,7 +27,9 @@ def encoder(backbone: str, patch_px: int, **settings: object) -> Encoder:
     return make_encoder(config.Model(backbone=backbone, patch_px=patch_px, **settings)).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit3"])  # a class token; three registers, positions of patches alone
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_vit3"]
+)  # a class token; three registers, positions of patches alone
 def test_a_vit_gives_the_tokens_of_timm(name: str) -> None:
     vit = encoder(name, 16)
     assert isinstance(vit, TimmVit) and vit.depth == len(vit.network.blocks)
@@ -41,13 +43,17 @@ def test_a_vit_gives_the_tokens_of_timm(name: str) -> None:
         return (raw - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
     ours = normalised(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    expected = theirs.forward_intermediates(normalised(cfg["mean"], cfg["std"]), [1, vit.depth - 1], norm=True, output_fmt="NLC", intermediates_only=True)
+    expected = theirs.forward_intermediates(
+        normalised(cfg["mean"], cfg["std"]), [1, vit.depth - 1], norm=True, output_fmt="NLC", intermediates_only=True
+    )
     for found, wanted in zip(vit.intermediate(ours[:, :, None], [1, -1]), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     assert expected[1].shape == (2, 12, vit.width)
 
 
-@pytest.mark.parametrize(("name", "patch_px", "stage"), [("test_resnet", 8, 2), ("test_convnext", 32, -1), ("test_efficientnet", 16, 3)])
+@pytest.mark.parametrize(
+    ("name", "patch_px", "stage"), [("test_resnet", 8, 2), ("test_convnext", 32, -1), ("test_efficientnet", 16, 3)]
+)
 def test_a_cnn_gives_the_map_whose_stride_is_the_patch(name: str, patch_px: int, stage: int) -> None:
     cnn = encoder(name, patch_px)
     assert isinstance(cnn, TimmMap)
@@ -55,7 +61,11 @@ def test_a_cnn_gives_the_map_whose_stride_is_the_patch(name: str, patch_px: int,
     theirs.load_state_dict(cnn.network.state_dict(), strict=False)
     mean, std = (torch.tensor(theirs.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     frame = torch.randn(2, 3, 2 * patch_px, 3 * patch_px)
-    colours = (torch.tensor(timm.data.IMAGENET_DEFAULT_STD).view(3, 1, 1) * frame + torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN).view(3, 1, 1) - mean) / std
+    colours = (
+        torch.tensor(timm.data.IMAGENET_DEFAULT_STD).view(3, 1, 1) * frame
+        + torch.tensor(timm.data.IMAGENET_DEFAULT_MEAN).view(3, 1, 1)
+        - mean
+    ) / std
     expected = theirs(colours)[stage].flatten(2).transpose(1, 2)
     torch.testing.assert_close(cnn(frame[:, :, None]), expected, atol=1e-4, rtol=1e-4)
 
@@ -87,7 +97,11 @@ def test_networks_with_tables_that_no_file_holds_are_whole_after_loading() -> No
 
 
 def test_initial_weights_are_a_function_of_the_seed_whether_or_not_the_name_was_looked_up() -> None:
-    tree = {"data": {"train": "x.parquet", "crop_px": 32}, "model": {"backbone": "test_resnet", "patch_px": 8}, "optim": {"total_steps": 1}}
+    tree = {
+        "data": {"train": "x.parquet", "crop_px": 32},
+        "model": {"backbone": "test_resnet", "patch_px": 8},
+        "optim": {"total_steps": 1},
+    }
     settings = config.validate(tree, "test")
     timm_backbone.look_up.cache_clear()
     first, second = build(settings), build(settings)
@@ -100,10 +114,23 @@ def test_initial_weights_are_a_function_of_the_seed_whether_or_not_the_name_was_
         ("resnt50", 32, r"model.backbone: timm \S+ has no 'resnt50'; did you mean resnet50"),
         ("enrgy", 16, "did you mean energy"),
         ("resnet50.nope", 32, r"model.backbone: Invalid pretrained tag \(nope\) for resnet50"),
-        ("test_resnet", 14, "model.patch_px: maps of test_resnet have strides of 2, 4, 8, 16, 32 px, not 14; set model.patch_px to one of them"),
+        (
+            "test_resnet",
+            14,
+            "model.patch_px: maps of test_resnet have strides of 2, 4, 8, 16, 32 px, not 14; set "
+            "model.patch_px to one of them",
+        ),
         ("test_vit", 8, "model.patch_px: test_vit has patches of 16 px, not 8; set model.patch_px: 16"),
-        ("test_vit_relpos", 16, r"model.backbone: test_vit_relpos does not map frames of any size \(.*\); take a CNN, or a plain ViT"),
-        ("inception_v3", 8, "model.backbone: inception_v3 makes 1x1 cells of 4x4 patches of 8 px, which cannot be tokens"),
+        (
+            "test_vit_relpos",
+            16,
+            r"model.backbone: test_vit_relpos does not map frames of any size \(.*\); take a CNN, or a plain ViT",
+        ),
+        (
+            "inception_v3",
+            8,
+            "model.backbone: inception_v3 makes 1x1 cells of 4x4 patches of 8 px, which cannot be tokens",
+        ),
     ],
 )
 def test_what_timm_does_not_have_is_one_line(name: str, patch_px: int, message: str) -> None:
@@ -114,7 +141,9 @@ def test_what_timm_does_not_have_is_one_line(name: str, patch_px: int, message: 
 
 def pretrained(**settings: object) -> config.Config:
     model = {"backbone": "test_resnet", "patch_px": 8, "pretrained": True}
-    return config.validate({"data": {"train": "x.parquet", "crop_px": 32}, "model": model, "optim": {"total_steps": 1}, **settings}, "test")
+    return config.validate(
+        {"data": {"train": "x.parquet", "crop_px": 32}, "model": model, "optim": {"total_steps": 1}, **settings}, "test"
+    )
 
 
 def test_published_weights_start_both_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +162,10 @@ def test_published_weights_start_both_encoders(monkeypatch: pytest.MonkeyPatch) 
 def test_published_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"model.pretrained: the weights of test_resnet cannot be fetched \(.+\); set model.pretrained: false") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"model.pretrained: the weights of test_resnet cannot be fetched \(.+\); set model.pretrained: false",
+    ) as caught:
         checkpoint.initialise(build(pretrained()), pretrained())
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"run.init_from: model.pretrained names other weights"):

@@ -54,7 +54,11 @@ def covariance_twin(embeddings: Tensor) -> Tensor:
         for i in range(view.shape[1]):
             for j in range(view.shape[1]):
                 if i != j:
-                    total = total + (sum((clip[i] - means[i]) * (clip[j] - means[j]) for clip in view) / (len(view) - 1)) ** 2 / view.shape[1]
+                    total = (
+                        total
+                        + (sum((clip[i] - means[i]) * (clip[j] - means[j]) for clip in view) / (len(view) - 1)) ** 2
+                        / view.shape[1]
+                    )
     return total / len(embeddings)
 
 
@@ -63,7 +67,9 @@ def view_invariance_twin(embeddings: Tensor) -> Tensor:
     total = 0.0
     for clip in range(num_clips):
         mean = sum(embeddings[view, clip] for view in range(num_views)) / num_views
-        total = total + sum(((embeddings[view, clip, i] - mean[i]) ** 2) for view in range(num_views) for i in range(width))
+        total = total + sum(
+            ((embeddings[view, clip, i] - mean[i]) ** 2) for view in range(num_views) for i in range(width)
+        )
     return total / (num_views * num_clips * width)
 
 
@@ -85,7 +91,10 @@ EMBEDDING_TERMS = {
     "variance": (vicreg.variance, variance_twin),
     "covariance": (vicreg.covariance, covariance_twin),
     "view_invariance": (view_invariance, view_invariance_twin),
-    "sigreg": (lambda embeddings: sigreg.sigreg(embeddings, DIRECTIONS, knots=65), lambda embeddings: sigreg_twin(embeddings, DIRECTIONS)),
+    "sigreg": (
+        lambda embeddings: sigreg.sigreg(embeddings, DIRECTIONS, knots=65),
+        lambda embeddings: sigreg_twin(embeddings, DIRECTIONS),
+    ),
 }
 
 
@@ -102,16 +111,26 @@ def same_value_and_gradient(term: Callable[[Tensor], Tensor], twin: Callable[[Te
 @pytest.mark.parametrize("name", DISTANCES)
 def test_distances_and_their_gradients_against_loops(name: str) -> None:
     predictions, wanted, weights = drawn(2, 3, 4), drawn(2, 3, 4, seed=1), drawn(2, 3, seed=2).abs()
-    same_value_and_gradient(lambda p: prediction_loss(name, p, wanted, huber_delta=0.7), lambda p: mean_of(DISTANCE_TWINS[name], p, wanted), predictions)
+    same_value_and_gradient(
+        lambda p: prediction_loss(name, p, wanted, huber_delta=0.7),
+        lambda p: mean_of(DISTANCE_TWINS[name], p, wanted),
+        predictions,
+    )
     weighted = prediction_loss(name, predictions, wanted, weights, 0.7)
-    tokens = [weights[b, k] * mean_of(DISTANCE_TWINS[name], predictions[b, k], wanted[b, k]) for b in range(2) for k in range(3)]
+    tokens = [
+        weights[b, k] * mean_of(DISTANCE_TWINS[name], predictions[b, k], wanted[b, k])
+        for b in range(2)
+        for k in range(3)
+    ]
     torch.testing.assert_close(weighted, sum(tokens) / len(tokens))
     assert prediction_loss(name, wanted.bfloat16(), wanted.bfloat16()).dtype == torch.float32
 
 
 def test_vicreg_invariance_against_a_loop() -> None:
     wanted = drawn(2, 3, 4, seed=1)
-    same_value_and_gradient(lambda p: vicreg.invariance(p, wanted), lambda p: mean_of(DISTANCE_TWINS["mse"], p, wanted), drawn(2, 3, 4))
+    same_value_and_gradient(
+        lambda p: vicreg.invariance(p, wanted), lambda p: mean_of(DISTANCE_TWINS["mse"], p, wanted), drawn(2, 3, 4)
+    )
 
 
 @pytest.mark.parametrize("name", EMBEDDING_TERMS)
@@ -138,9 +157,16 @@ def test_sigreg_is_small_for_gaussian_samples_alone() -> None:
     expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))  # whatever the number of clips
     for num_clips in (20, 200):
         assert value(torch.randn(60, num_clips, 8, generator=rng)) == pytest.approx(expected, rel=0.1)
-    assert value(torch.zeros(1, 2000, 8)) == pytest.approx(2000 * math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3)), rel=1e-3)
+    assert value(torch.zeros(1, 2000, 8)) == pytest.approx(
+        2000 * math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3)), rel=1e-3
+    )
     axes = torch.eye(8)  # along them alone a cube is told from a Gaussian well: sums of many are Gaussian again
-    others = {"a point": gaussian * 0.01, "a line": gaussian[..., :1].expand(-1, -1, 8), "too wide": 2 * gaussian, "off centre": gaussian + 1}
+    others = {
+        "a point": gaussian * 0.01,
+        "a line": gaussian[..., :1].expand(-1, -1, 8),
+        "too wide": 2 * gaussian,
+        "off centre": gaussian + 1,
+    }
     for name, embeddings in others.items():
         assert value(embeddings) > 50 * expected, name
     assert sigreg.sigreg(gaussian.sign(), axes, 17) > 50 * expected  # mean 0 and variance 1, but two-valued
@@ -157,7 +183,11 @@ def test_directions_are_a_function_of_seed_and_step() -> None:
 def test_pixels_are_normalised_colour_by_colour(taps: int, frames: int) -> None:
     """Patches of 2 x 2 px; a single frame stands for as many as a clip has."""
     pixels = np.random.default_rng(0).normal(2, 3, (2, 5, 3, taps, 4))
-    found = targets.normalised_pixels(torch.from_numpy(pixels.reshape(2, 5, -1)), taps, frames).numpy().reshape(2, 5, 3, frames, 4)
+    found = (
+        targets.normalised_pixels(torch.from_numpy(pixels.reshape(2, 5, -1)), taps, frames)
+        .numpy()
+        .reshape(2, 5, 3, frames, 4)
+    )
     for place in np.ndindex(2, 5, 3):
         colour = np.repeat(pixels[place], frames // taps, axis=0)
         np.testing.assert_allclose(found[place], (colour - colour.mean()) / np.sqrt(colour.var() + 1e-5), rtol=1e-6)

@@ -1,4 +1,6 @@
-"""The rules of the house that a machine can check: imports by room, length of files, settings and commands that exist."""
+"""The rules of the house that a machine can check: imports by room, length of files, settings and
+commands that exist.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,15 @@ def test_rooms_import_only_from_their_left(path: Path) -> None:
             continue
         for name in imports(path):
             if name.split(".")[0] in ("vjepa", "data_prep"):
-                package = name in ("vjepa.data", "vjepa.masking", "vjepa.models", "vjepa.objectives", "vjepa.training", "vjepa.probing", "vjepa.interop")
+                package = name in (
+                    "vjepa.data",
+                    "vjepa.masking",
+                    "vjepa.models",
+                    "vjepa.objectives",
+                    "vjepa.training",
+                    "vjepa.probing",
+                    "vjepa.interop",
+                )
                 assert package or inside(name, allowed | {room}), f"{module} imports {name}"
     if module.startswith("vjepa") and module != "vjepa.train":
         assert not any(name.split(".")[0] == "data_prep" for name in imports(path)), f"{module} imports data_prep"
@@ -108,7 +118,11 @@ def test_shipped_configs_are_valid_and_open_with_their_command() -> None:
 
 
 def readme_commands() -> list[str]:
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "configs/RESULTS.md") if (ROOT / name).is_file())
+    text = "".join(
+        (ROOT / name).read_text()
+        for name in ("README.md", "CONTRIBUTING.md", "configs/RESULTS.md")
+        if (ROOT / name).is_file()
+    )
     return sorted(set(re.findall(r"python -m ((?:vjepa|data_prep)\.\w+)", text)))
 
 
@@ -116,7 +130,9 @@ def test_commands_named_in_the_readme_exist() -> None:
     commands = readme_commands()
     assert {"vjepa.train", "vjepa.probe", "vjepa.export", "data_prep.index"} <= set(commands)
     for name in commands:
-        answer = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run(
+            [sys.executable, "-m", name, "--help"], capture_output=True, text=True, timeout=60, check=False
+        )
         assert answer.returncode == 0 and name in answer.stdout, (name, answer.stderr)
 
 

@@ -28,7 +28,15 @@ from vjepa.probing.recipes import untrained, weights_hash
 @pytest.fixture
 def index(make_index):
     """20 short videos, half of them marked, in 4 folds and two splits."""
-    rows = [{"label": ("marked", "plain")[i % 2], "hue": f"{i % 3}", "split": "train" if i < 14 else "val", "scene": f"s{i // 2 % 4}"} for i in range(20)]
+    rows = [
+        {
+            "label": ("marked", "plain")[i % 2],
+            "hue": f"{i % 3}",
+            "split": "train" if i < 14 else "val",
+            "scene": f"s{i // 2 % 4}",
+        }
+        for i in range(20)
+    ]
     return make_index(rows, num_frames=6, size=(32, 32))
 
 
@@ -109,7 +117,13 @@ def test_places_are_kept_apart_for_the_encoder_and_its_baselines(run, words, tmp
     for places in (1, 2, 8):  # trained, untrained and shuffled of all clips, reversed of those that are measured
         assert shapes.count([1, places, 24]) == 4
     for result in results(run):
-        assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames"}
+        assert set(result["baselines"]) == {
+            "random_init",
+            "pixels",
+            "motion_energy",
+            "shuffled_frames",
+            "reversed_frames",
+        }
         name = {"mean": ""}.get(result["pool"], f"_{result['pool'].replace(':', '')}")
         assert confusion(run, f"probe_linear_probe_label{name}.safetensors", words[3]) == result["scores"]["confusion"]
     assert "pool slots, data " in capsys.readouterr().out.splitlines()[-2]
@@ -137,10 +151,19 @@ def test_processes_share_the_features_and_one_of_them_measures(run, words, tmp_p
     more = ["--eval_mode", "knn", "--num_clips", "2"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
     environment["PYTHONPATH"] = str(Path(probe.__file__).parents[1])
     command = [sys.executable, "-m", "vjepa.probe", *words, *more]
-    running = [subprocess.Popen(command, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    running = [
+        subprocess.Popen(
+            command, env=environment | {"RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
     said = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     assert "6 clips measured" in said[0][0] and said[1][0] == ""
@@ -148,7 +171,10 @@ def test_processes_share_the_features_and_one_of_them_measures(run, words, tmp_p
     shared, alone = results(run), json.loads((tmp_path / "alone.json").read_text())
     for name in ("accuracy", "num_clips", "chosen", "data_hash", "weights_hash"):
         assert [one[name] for one in shared] == [one[name] for one in alone]
-    ids = [{path.parent.name: np.load(path).tolist() for path in folder.rglob("clip_ids.npy")} for folder in (tmp_path / "cache", tmp_path / "alone")]
+    ids = [
+        {path.parent.name: np.load(path).tolist() for path in folder.rglob("clip_ids.npy")}
+        for folder in (tmp_path / "cache", tmp_path / "alone")
+    ]
     assert ids[0] == ids[1] and all(len(set(found)) == len(found) for found in ids[0].values())
     assert {clip_id for found in ids[0].values() for clip_id in found} == set(range(20))
 
@@ -167,18 +193,33 @@ def test_a_clip_that_cannot_be_read_is_named_and_comes_back_when_it_is_repaired(
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("words", [["--k", "0,5"], ["--lr", "-1"], ["--clip_fps", "nan"], ["--train_passes", "-1"], ["--weight_decay", "1,x"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--k", "0,5"], ["--lr", "-1"], ["--clip_fps", "nan"], ["--train_passes", "-1"], ["--weight_decay", "1,x"]],
+)
 def test_numbers_out_of_range_are_one_line(words, capsys):
     with pytest.raises(SystemExit):
         probe.main(["--model_path", "x", "--dataset", "y", "--eval_mode", "knn", *words])
-    assert re.search(rf"argument {words[0]}\S*: \S+: not a (whole )?number (above|of at least) [01]$", capsys.readouterr().err.strip())
+    assert re.search(
+        rf"argument {words[0]}\S*: \S+: not a (whole )?number (above|of at least) [01]$",
+        capsys.readouterr().err.strip(),
+    )
 
 
 def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run, words):
     none = ["--baselines", "none"]
-    for more in (["--eval_mode", "knn"], ["--eval_mode", "linear_probe"], ["--eval-mode", "knn", "--label", "hue"], ["--eval_mode", "knn"]):
+    for more in (
+        ["--eval_mode", "knn"],
+        ["--eval_mode", "linear_probe"],
+        ["--eval-mode", "knn", "--label", "hue"],
+        ["--eval_mode", "knn"],
+    ):
         probe.main([*words, *none, *more])
-    assert [(result["eval_mode"], result["label"]) for result in results(run)] == [("linear_probe", "label"), ("knn", "hue"), ("knn", "label")]
+    assert [(result["eval_mode"], result["label"]) for result in results(run)] == [
+        ("linear_probe", "label"),
+        ("knn", "hue"),
+        ("knn", "label"),
+    ]
 
 
 def test_rows_views_and_levels_are_chosen(run, words, tmp_path):
@@ -209,7 +250,18 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
     with pytest.raises(UserError, match="heads="):
         probe.main(["--model_path", str(file), *words[2:], "--eval_mode", "knn", *size])
     own.write(load.read(run), tmp_path / "export.safetensors")
-    probe.main(["--model_path", str(tmp_path / "export.safetensors"), *words[2:], "--eval_mode", "knn", "--baselines", "none", *size])
+    probe.main(
+        [
+            "--model_path",
+            str(tmp_path / "export.safetensors"),
+            *words[2:],
+            "--eval_mode",
+            "knn",
+            "--baselines",
+            "none",
+            *size,
+        ]
+    )
     (result,) = json.loads((tmp_path / "probe.json").read_text())
     assert result["encoder"] == "encoder" and result["step"] is None and result["data"]["crop_px"] == 16
 
@@ -235,13 +287,22 @@ def test_digits_need_no_index(run, tmp_path):
         (["--baselines", "magic"], "no baseline 'magic'"),
         (["--pool", "middle"], "--pool middle: give mean, slots, grid"),
         (["--pool", "grid"], "--pool grid: 4x4 cells are more than the 2x2 tokens of a time slot; give grid:2 or less"),
-        (["--eval_mode", "attentive", "--pool", "slots"], "--pool slots: attentive heads read all tokens in their places; leave it out"),
-        (["--anticipation_s", "0", "--rollout", "both", "--pool", "all"], "--pool all: a roll-out has time slots of its own"),
+        (
+            ["--eval_mode", "attentive", "--pool", "slots"],
+            "--pool slots: attentive heads read all tokens in their places; leave it out",
+        ),
+        (
+            ["--anticipation_s", "0", "--rollout", "both", "--pool", "all"],
+            "--pool all: a roll-out has time slots of its own",
+        ),
         (["--fold", "split"], "needs 3 or more values"),
         (["--fold", "scene", "--val", "split=val"], "give one or the other"),
         (["--crop_px", "12"], "--crop_px 12: is not a whole"),
         (["--crop_px", "4"], r"--crop_px 4: crop_px: Input should be greater than or equal to 8, got 4$"),
-        (["--clip_fps", "2", "--frame_step", "2"], r"--clip_fps 2.0 --frame_step 2: clip_fps and frame_step: each says"),
+        (
+            ["--clip_fps", "2", "--frame_step", "2"],
+            r"--clip_fps 2.0 --frame_step 2: clip_fps and frame_step: each says",
+        ),
         (["--selection", "split=train"], "are in data.train too"),
     ],
 )
@@ -259,7 +320,10 @@ def test_a_foreign_file_is_not_overwritten(run, words):
 
 
 def test_help_loads_no_tensor_library():
-    code = "import sys; from vjepa import probe, report\nfor main in (probe.main, report.main):\n  try: main(['--help'])\n  except SystemExit: pass\n"
+    code = (
+        "import sys; from vjepa import probe, report\nfor main in (probe.main, report.main):\n  try: "
+        "main(['--help'])\n  except SystemExit: pass\n"
+    )
     start = time.perf_counter()
     code += "print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

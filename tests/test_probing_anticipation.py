@@ -1,4 +1,6 @@
-"""A probe that looks ahead: what it sees ends before the action, and a predictor's roll-out tells what the motion leads to."""
+"""A probe that looks ahead: what it sees ends before the action, and a predictor's roll-out tells what the motion leads
+to.
+"""
 
 import json
 from dataclasses import replace
@@ -35,7 +37,13 @@ from vjepa.probing.store import Store
 from vjepa.probing.sweep import Grid
 from vjepa.records import TokenGrid
 
-FPS, SEEN, GAP, AFTER, PX = 8, 8, 4, 2, 48  # frames that are seen, then those until the action, then those of the action
+FPS, SEEN, GAP, AFTER, PX = (
+    8,
+    8,
+    4,
+    2,
+    48,
+)  # frames that are seen, then those until the action, then those of the action
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 NUM = 120
 CPU = torch.device("cpu")
@@ -65,7 +73,9 @@ def write_video(path, frames):
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "10"})
         stream.width, stream.height, stream.pix_fmt = PX, PX, "yuv420p"
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(picture[..., None], 3, 2), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.repeat(picture[..., None], 3, 2), format="rgb24"))
+            )
         container.mux(stream.encode())
 
 
@@ -77,10 +87,18 @@ def actions(tmp_path_factory):
     for number, together in enumerate(sides.reshape(-1, 10)):
         path = folder / f"{number:02}.mp4"
         write_video(path, np.concatenate([episode(side, rng) for side in together]))
-        video = scanned(path) | {"uri": path.name, "split": "train" if number < 7 else "selection" if number < 9 else "val"}
+        video = scanned(path) | {
+            "uri": path.name,
+            "split": "train" if number < 7 else "selection" if number < 9 else "val",
+        }
         for place, side in enumerate(together):
             first = place * (SEEN + GAP + AFTER)
-            part = {"first_frame": first, "num_frames": SEEN + GAP, "start_s": first / FPS, "end_s": (first + SEEN + GAP) / FPS}
+            part = {
+                "first_frame": first,
+                "num_frames": SEEN + GAP,
+                "start_s": first / FPS,
+                "end_s": (first + SEEN + GAP) / FPS,
+            }
             rows.append(video | part | {"keyframes_s": None, "label": side, "verb": f"v{place % 7}"})
     write_index(folder / "actions.parquet", rows)
     write_index(folder / "few.parquet", rows[::3])
@@ -107,8 +125,18 @@ def test_the_clip_ends_before_the_action():
     assert observed_frames(row_of(), data, 0.5).tolist() == [8, 9, 10, 11]
     assert observed_frames(row_of(), data, 0.51).tolist() == [7, 8, 9, 10]
     assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=4), 0.5).tolist() == [4, 6, 8, 10]
-    assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=None, duration_s=1.0), 0.5).tolist() == [4, 6, 8, 10]
-    assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=None, frame_step=2), 0.5).tolist() == [5, 7, 9, 11]
+    assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=None, duration_s=1.0), 0.5).tolist() == [
+        4,
+        6,
+        8,
+        10,
+    ]
+    assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=None, frame_step=2), 0.5).tolist() == [
+        5,
+        7,
+        9,
+        11,
+    ]
     assert observed_frames(row_of(), data_of("x", num_frames=4, clip_fps=None), 0.5).tolist() == [1, 4, 7, 10]
     assert observed_frames(row_of(), data, 1.75).tolist() == [0, 0, 0, 1]  # it reaches back beyond the row
     with pytest.raises(DecodeError, match="lasts 2 s, so that nothing is seen 2 s before its end"):
@@ -116,7 +144,16 @@ def test_the_clip_ends_before_the_action():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("given", [{}, {"clip_fps": 3.0}, {"clip_fps": None}, {"clip_fps": None, "frame_step": 3}, {"clip_fps": None, "duration_s": 0.7}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"clip_fps": 3.0},
+        {"clip_fps": None},
+        {"clip_fps": None, "frame_step": 3},
+        {"clip_fps": None, "duration_s": 0.7},
+    ],
+)
 def test_no_frame_is_seen_that_comes_later_whatever_the_rate(given):
     rng, data = np.random.default_rng(0), data_of("x", num_frames=6, **given)
     for _ in range(200):
@@ -133,8 +170,13 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     """The same rows over other pixels from frame 16 on, which is on screen 1 s before the first action."""
     frames = np.random.default_rng(1).integers(0, 255, (40, PX, PX, 3)).astype(np.uint8)
     write_video(tmp_path / "a.mp4", frames[..., 0])
-    entries = [Entry(str(tmp_path / "a.mp4"), "a.mp4", start_s=start_s, end_s=end_s) for start_s, end_s in ((None, 3.0), (1.0, 3.5), (0.0, 0.25))]
-    write_index(tmp_path / "i.parquet", [row | {"uri": "a.mp4"} for entry in entries for row in scan(entry, ScanOptions())])  # as of a manifest
+    entries = [
+        Entry(str(tmp_path / "a.mp4"), "a.mp4", start_s=start_s, end_s=end_s)
+        for start_s, end_s in ((None, 3.0), (1.0, 3.5), (0.0, 0.25))
+    ]
+    write_index(
+        tmp_path / "i.parquet", [row | {"uri": "a.mp4"} for entry in entries for row in scan(entry, ScanOptions())]
+    )  # as of a manifest
     source = ActionSource(ClipIndex.open(tmp_path / "i.parquet"), data_of("i", num_frames=4), 1.0)
     asked = []
 
@@ -150,7 +192,9 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     first, second = ([batch.video[batch.clip_ids == action] for batch in batches] for action in (0, 1))
     assert len(first[0]) and torch.equal(*first) and not torch.equal(*second)
     assert set(asked) == {(0, 15), (1, 19)}
-    assert [clip_id for clip_id, _ in batches[0].failures] == [2] and "nothing is seen 1 s before its end" in batches[0].failures[0][1]
+    assert [clip_id for clip_id, _ in batches[0].failures] == [2] and "nothing is seen 1 s before its end" in batches[
+        0
+    ].failures[0][1]
 
 
 # ---- what a roll-out tells
@@ -204,7 +248,9 @@ def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS
         TRAINED: recipes.encoder_recipe(encoder, "sums", reading),
         ROLLOUT: roll_out.recipe(reading),
     }
-    return compare(dataset, made, method or Method("linear"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 32)
+    return compare(
+        dataset, made, method or Method("linear"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 32
+    )
 
 
 def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_path):
@@ -214,12 +260,16 @@ def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_pa
     assert found.kinds[TRAINED].scores.top1.value < 0.25 + 0.25  # 3 standard deviations of 30 clips
     shuffled = np.random.default_rng(3).permutation(ClipIndex.open(actions).column("label")).tolist()
     assert measured(actions, tmp_path, shuffled).kinds[ROLLOUT].scores.top1.value < 0.25 + 0.25
-    with_a_leak = measured(actions, tmp_path, anticipation_s=0.0)  # the half that lights up before the row ends: what a probe must not see
+    with_a_leak = measured(
+        actions, tmp_path, anticipation_s=0.0
+    )  # the half that lights up before the row ends: what a probe must not see
     assert with_a_leak.kinds[TRAINED].scores.top1.value > 0.9
 
 
 def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
-    found = measured(actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20)))
+    found = measured(
+        actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
+    )
     assert found.kinds[ROLLOUT].scores.top1.value > found.kinds[TRAINED].scores.top1.value + 0.2
 
 
@@ -228,7 +278,12 @@ def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
 
 def networks(**given):
     """An encoder and a predictor with weights of a seed, untrained."""
-    tree = {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 24, "depth": 2, "heads": 2, "mask_tokens": 1}, **given}
+    tree = {
+        "patch_px": 8,
+        "encoder": {"width": 24, "depth": 2, "heads": 2},
+        "predictor": {"width": 24, "depth": 2, "heads": 2, "mask_tokens": 1},
+        **given,
+    }
     model = config.Model.model_validate(tree)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -249,14 +304,18 @@ def networks(**given):
     ],
 )
 def test_a_clip_is_the_start_of_a_longer_one(given, seen):
-    """Tokens are those of the encoder alone; the roll-out is what the predictor says of a longer clip whose end is hidden."""
+    """Tokens are those of the encoder alone; the roll-out is what the predictor says of a longer clip whose end is
+    hidden.
+    """
     encoder, predictor = networks(**given)
     roll_out = RollOut.of(encoder, predictor, data_of("x", num_frames=8, crop_px=16), 0.6, trained_frames=16)
     assert (roll_out.num_slots, roll_out.trained_slots) == (3, 8)  # slots of 0.25 s: from 0, 0.25 and 0.5 s on
     video = torch.randn(2, 3, 16, 16, 16)
     last = len(encoder.blocks) - 1
     found, predicted = roll_out.read(video[:, :, :8], (last,))
-    assert torch.equal(found, encoder(video[:, :, :8])) and found.shape == (2, 16, 24) and predicted.shape == (2, 12, 24)
+    assert (
+        torch.equal(found, encoder(video[:, :, :8])) and found.shape == (2, 16, 24) and predicted.shape == (2, 12, 24)
+    )
     context_ids, target_ids = torch.arange(16).expand(2, -1), torch.arange(16, 28).expand(2, -1)
     frames = 16 if seen == "longer" else 14
     context = encoder.encode(patchify(video[:, :, :frames], encoder.model), context_ids)
@@ -282,13 +341,25 @@ def test_features_depend_on_both_networks_and_on_how_far():
 @pytest.mark.parametrize(
     ("given", "clips", "message"),
     [
-        ({"positions": "sincos"}, {"num_frames": 8}, "needs 5 of the 4 time slots that the predictor knows; give a lower --clip_fps"),
-        ({"positions": "sincos", "sincos_grid": (8, 2, 2)}, {"num_frames": 8}, "needs 5 of the 8 time slots that the predictor knows; give --num_frames 6"),
+        (
+            {"positions": "sincos"},
+            {"num_frames": 8},
+            "needs 5 of the 4 time slots that the predictor knows; give a lower --clip_fps",
+        ),
+        (
+            {"positions": "sincos", "sincos_grid": (8, 2, 2)},
+            {"num_frames": 8},
+            "needs 5 of the 8 time slots that the predictor knows; give --num_frames 6",
+        ),
         ({"predictor": {"kind": "mlp"}}, {"num_frames": 8}, "needs 5 of the 4"),
         ({"positions": "sincos_2d"}, {}, "no time"),
         ({}, {"clip_fps": None}, "give --clip_fps"),
         ({}, {"num_frames": 7}, "--num_frames 7: time slots have 2 frames"),
-        ({"predictor": {"width": 24, "heads": 2, "out_width": 30}}, {}, "gives 30 features, a token of the encoder has 24"),
+        (
+            {"predictor": {"width": 24, "heads": 2, "out_width": 30}},
+            {},
+            "gives 30 features, a token of the encoder has 24",
+        ),
     ],
 )
 def test_what_cannot_be_rolled_out_is_one_line(given, clips, message):
@@ -305,7 +376,11 @@ def run(tmp_path):
     """A run folder with untrained networks."""
     tree = {
         "data": {"train": "x.parquet", "num_frames": 4, "clip_fps": 4, "crop_px": 16, "workers": 0},
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 24, "depth": 1, "heads": 2}},
+        "model": {
+            "patch_px": 8,
+            "encoder": {"width": 24, "depth": 2, "heads": 2},
+            "predictor": {"width": 24, "depth": 1, "heads": 2},
+        },
         "run": {"device": "cpu", "precision": "fp32"},
         "optim": {"total_steps": 1},
     }
@@ -316,14 +391,26 @@ def run(tmp_path):
     (folder / "config.yaml").write_text(json.dumps(tree))
     jepa = build(config.validate(tree, "test"))
     for name in ("encoder", "target_encoder", "predictor"):
-        save_file({key: tensor.clone() for key, tensor in getattr(jepa, name).state_dict().items()}, checkpoint / f"{name}.safetensors")
+        save_file(
+            {key: tensor.clone() for key, tensor in getattr(jepa, name).state_dict().items()},
+            checkpoint / f"{name}.safetensors",
+        )
     (checkpoint / "state.json").write_text("{}")
     return folder
 
 
 @pytest.fixture
 def words(run, actions, tmp_path):
-    common = ["--dataset", str(actions.with_name("few.parquet")), "--cache", str(tmp_path / "cache"), "--label", "verb", "--anticipation_s", "0.5"]
+    common = [
+        "--dataset",
+        str(actions.with_name("few.parquet")),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--label",
+        "verb",
+        "--anticipation_s",
+        "0.5",
+    ]
     return ["--model_path", str(run), *common]
 
 
@@ -334,23 +421,45 @@ def test_both_are_measured_side_by_side(run, words, capsys, mode):
     (result,) = json.loads((run / "probe.json").read_text())
     assert (result["anticipation_s"], result["rollout"]) == (0.5, "both")
     assert result["time_slots"] == {"observed": 2, "predicted": 2, "trained": 2}
-    assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor"}
+    assert set(result["baselines"]) == {
+        "random_init",
+        "pixels",
+        "motion_energy",
+        "shuffled_frames",
+        "reversed_frames",
+        "untrained_predictor",
+    }
     for shares in (result, result["with_rollout"], *result["baselines"].values()):  # of 7 verbs
         assert 0 <= shares["recall_at_5"]["low"] <= shares["recall_at_5"]["value"] <= shares["recall_at_5"]["high"] <= 1
     assert result["chance_recall_at_5"] == 5 / sum(one["num"] > 0 for one in result["scores"]["per_class"])
     said = capsys.readouterr().out
-    for part in ("class-mean recall@5", "with roll-out", "clips end 0.5 s before the action; roll-out of 2 time slots after 2, trained on 2"):
+    for part in (
+        "class-mean recall@5",
+        "with roll-out",
+        "clips end 0.5 s before the action; roll-out of 2 time slots after 2, trained on 2",
+    ):
         assert part in said
 
 
 def test_settings_of_anticipation_have_results_and_features_of_their_own(run, words, capsys):
     words = [*words, "--eval_mode", "knn", "--baselines", "random_init"]
-    made = [([], True), (["--rollout", "predictor"], True), (["--rollout", "both"], False), (["--anticipation_s", "0.25"], True), ([], False)]
+    made = [
+        ([], True),
+        (["--rollout", "predictor"], True),
+        (["--rollout", "both"], False),
+        (["--anticipation_s", "0.25"], True),
+        ([], False),
+    ]
     for more, is_new in made:
         probe.main([*words, *more])
         assert ("features of" in capsys.readouterr().err) == is_new
     results = json.loads((run / "probe.json").read_text())
-    assert [(one["anticipation_s"], one["rollout"]) for one in results] == [(0.5, "predictor"), (0.5, "both"), (0.25, "none"), (0.5, "none")]
+    assert [(one["anticipation_s"], one["rollout"]) for one in results] == [
+        (0.5, "predictor"),
+        (0.5, "both"),
+        (0.25, "none"),
+        (0.5, "none"),
+    ]
     predictor, both, _, alone = results
     assert both["accuracy"] == alone["accuracy"] and both["with_rollout"]["top1"]["value"] == predictor["accuracy"]
     assert len({one["data_hash"] for one in results}) == 2
@@ -365,7 +474,17 @@ def test_models_without_a_predictor_are_one_line(run, words, tmp_path):
     encoder = load_encoder(run)
     own.write(Weights("test", encoder.model, encoder.state_dict()), tmp_path / "alone.safetensors")
     with pytest.raises(UserError, match=r"alone.safetensors: has no predictor; --rollout predictor needs one") as error:
-        probe.main(["--model_path", str(tmp_path / "alone.safetensors"), *words[2:], "--eval_mode", "knn", "--rollout", "predictor"])
+        probe.main(
+            [
+                "--model_path",
+                str(tmp_path / "alone.safetensors"),
+                *words[2:],
+                "--eval_mode",
+                "knn",
+                "--rollout",
+                "predictor",
+            ]
+        )
     assert "\n" not in str(error.value)
     assert load_predictor(run).predictor_proj.out_features == 24
 
@@ -374,7 +493,10 @@ def test_models_without_a_predictor_are_one_line(run, words, tmp_path):
     ("more", "message"),
     [
         (["--num_clips", "2"], "--num_clips 2: of an action there is one clip"),
-        (["--anticipation_s", "9"], "no clip to measure could be read; row 0: lasts 1.5 s, so that nothing is seen 9 s before its end"),
+        (
+            ["--anticipation_s", "9"],
+            "no clip to measure could be read; row 0: lasts 1.5 s, so that nothing is seen 9 s before its end",
+        ),
         (["--dataset", "digits", "--label", "label"], "--anticipation_s: is for clip indexes"),
     ],
 )

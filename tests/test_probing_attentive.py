@@ -55,7 +55,9 @@ def test_a_batch_of_heads_equals_single_heads(depth, scores_at_once, monkeypatch
     singles = [alone(setting, depth) for setting in GRID.settings]
     found, expected = heads.logits(tokens), torch.stack([head(tokens) for head in singles])
     assert (expected[0] - expected[3]).abs().max() > 0.01
-    torch.testing.assert_close(found, expected, atol=3e-4, rtol=1e-3)  # AdamW divides by small gradients: rounding grows with the steps
+    torch.testing.assert_close(
+        found, expected, atol=3e-4, rtol=1e-3
+    )  # AdamW divides by small gradients: rounding grows with the steps
     for mine, theirs in zip(heads.parameters(), singles, strict=True):
         assert [part.shape for part in mine] == [part.shape for part in theirs.parameters()]
 
@@ -92,14 +94,20 @@ def test_the_head_equals_that_of_transformers():
 
     from vjepa.interop import huggingface, probes
 
-    settings = transformers.VJEPA2Config(hidden_size=WIDTH, num_attention_heads=HEADS, num_pooler_layers=0, layer_norm_eps=1e-5)
+    settings = transformers.VJEPA2Config(
+        hidden_size=WIDTH, num_attention_heads=HEADS, num_pooler_layers=0, layer_norm_eps=1e-5
+    )
     torch.manual_seed(0)
     pooler, linear = VJEPA2AttentivePooler(settings).eval(), torch.nn.Linear(WIDTH, CLASSES)
     stored = {f"pooler.{name}": tensor for name, tensor in pooler.state_dict().items()}
     stored |= {f"classifier.{name}": tensor for name, tensor in linear.state_dict().items()}
     stored = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in stored.items()}
-    pooler.load_state_dict({name.removeprefix("pooler."): tensor for name, tensor in stored.items() if name.startswith("pooler.")})
-    linear.load_state_dict({name.removeprefix("classifier."): tensor for name, tensor in stored.items() if name.startswith("classifier.")})
+    pooler.load_state_dict(
+        {name.removeprefix("pooler."): tensor for name, tensor in stored.items() if name.startswith("pooler.")}
+    )
+    linear.load_state_dict(
+        {name.removeprefix("classifier."): tensor for name, tensor in stored.items() if name.startswith("classifier.")}
+    )
     heads = make(2)
     single = AttentiveClassifier(AttentivePooler(WIDTH, HEADS), CLASSES)
     taken = huggingface.take(stored, single, probes.HEAD, "test")
@@ -119,4 +127,8 @@ def test_every_clip_once_per_epoch_in_an_order_of_the_seed():
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and (epochs[0] != epochs[1]).any()
     again = list(sweep.batches(10, 4, sweep.Grid(epochs=2, seed=1)))
     assert all((one[1] == other[1]).all() for one, other in zip(passed, again, strict=True))
-    assert sweep.Grid().batch_for(100_000) == 256 and sweep.Grid().batch_for(160) == 10 and len(sweep.Grid().settings) == 20
+    assert (
+        sweep.Grid().batch_for(100_000) == 256
+        and sweep.Grid().batch_for(160) == 10
+        and len(sweep.Grid().settings) == 20
+    )

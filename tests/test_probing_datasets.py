@@ -21,7 +21,9 @@ from vjepa.train import train
 
 @pytest.fixture
 def folder(tmp_path):
-    """folder("a/train/cat", 5, ...) writes so many noisy pictures of 12x20 px into each folder, and returns their common root."""
+    """folder("a/train/cat", 5, ...) writes so many noisy pictures of 12x20 px into each folder, and returns their
+    common root.
+    """
 
     def make(*places):
         rng = np.random.default_rng(0)
@@ -43,7 +45,12 @@ def test_digits_are_cut_once_and_for_all():
     assert sorted(np.concatenate(list(digits.splits.values()))) == list(range(1797))
     assert digits.splits["val"][:5].tolist() == [0, 1, 4, 7, 14]
     picture = digits.images.read(0)
-    assert picture.shape == (8, 8, 3) and picture.dtype == np.uint8 and picture.max() > 230 and (picture == picture[..., :1]).all()
+    assert (
+        picture.shape == (8, 8, 3)
+        and picture.dtype == np.uint8
+        and picture.max() > 230
+        and (picture == picture[..., :1]).all()
+    )
     for rows in digits.splits.values():  # every class in its share
         counts = np.unique([digits.labels[i] for i in rows], return_counts=True)[1]
         assert len(counts) == 10 and counts.max() - counts.min() <= 8
@@ -58,10 +65,16 @@ def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_on
     shares = {"train": 0.6, "selection": 0.2, "val": 0.2}
     splits = hash_split(keys, labels, shares)
     keys_of = {name: {keys[i] for i in rows} for name, rows in splits.items()}
-    assert not keys_of["train"] & keys_of["val"] and not keys_of["train"] & keys_of["selection"] and not keys_of["val"] & keys_of["selection"]
+    assert (
+        not keys_of["train"] & keys_of["val"]
+        and not keys_of["train"] & keys_of["selection"]
+        and not keys_of["val"] & keys_of["selection"]
+    )
     order = rng.permutation(200)
     again = hash_split([keys[i] for i in order], [labels[i] for i in order], shares)
-    assert {name: sorted(order[rows].tolist()) for name, rows in again.items()} == {name: rows.tolist() for name, rows in splits.items()}
+    assert {name: sorted(order[rows].tolist()) for name, rows in again.items()} == {
+        name: rows.tolist() for name, rows in splits.items()
+    }
 
 
 @pytest.mark.fast
@@ -88,7 +101,9 @@ def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     cat, dog = found.splits["val"].tolist()
     assert batch.clip_ids.tolist() == [cat, cat]
     picture = torch.from_numpy(found.images.read(cat)).permute(2, 0, 1)
-    assert torch.equal(batch.video[0, :, 0], picture[:, :, :12]) and torch.equal(batch.video[1, :, 0], picture[:, :, 8:])
+    assert torch.equal(batch.video[0, :, 0], picture[:, :, :12]) and torch.equal(
+        batch.video[1, :, 0], picture[:, :, 8:]
+    )
     assert [row for row, _ in batch.failures] == [dog] and "cannot identify image" in batch.failures[0][1]
     (root / "val/cat/0.png").write_bytes(b"no picture")
     empty = ImageClips(found.images, found.splits["val"], config.Data(train="x", crop_px=12), 8)[0]
@@ -115,14 +130,20 @@ def test_a_folder_of_classes_is_cut_by_the_names_of_its_files(folder, tmp_path_f
     found = open_images(str(root))
     assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 18, "selection": 6, "val": 6}
     moved = shutil.copytree(root, tmp_path_factory.mktemp("moved") / "x")
-    assert {name: rows.tolist() for name, rows in open_images(str(moved)).splits.items()} == {name: rows.tolist() for name, rows in found.splits.items()}
+    assert {name: rows.tolist() for name, rows in open_images(str(moved)).splits.items()} == {
+        name: rows.tolist() for name, rows in found.splits.items()
+    }
     assert open_images(str(moved)).data_hash == found.data_hash
 
 
 @pytest.mark.fast
 def test_imagenet_is_such_a_folder(folder):
     root = folder(("train/n01", 5), ("train/n02", 5), ("val/n01", 1), ("val/n02", 1))
-    assert {name: len(rows) for name, rows in open_images("imagenet", root).splits.items()} == {"train": 8, "selection": 2, "val": 2}
+    assert {name: len(rows) for name, rows in open_images("imagenet", root).splits.items()} == {
+        "train": 8,
+        "selection": 2,
+        "val": 2,
+    }
 
 
 @pytest.mark.fast
@@ -139,14 +160,19 @@ def test_cifar_keeps_its_test_set(monkeypatch, tmp_path, name):
     monkeypatch.setattr(datasets, name.upper(), Fake)
     found = open_images(name, tmp_path)
     assert found.splits["val"].tolist() == list(range(40, 50)) and found.names == ("plane", "car")
-    assert sorted([*found.splits["train"], *found.splits["selection"]]) == list(range(40)) and 7 <= len(found.splits["selection"]) <= 9
+    assert (
+        sorted([*found.splits["train"], *found.splits["selection"]]) == list(range(40))
+        and 7 <= len(found.splits["selection"]) <= 9
+    )
     np.testing.assert_array_equal(found.images.read(42), Fake("", False, True).data[2])
 
 
 @pytest.mark.fast
 def test_what_cannot_be_downloaded_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no route to host\n")))
-    with pytest.raises(UserError, match=r"CIFAR10: not in .*no route to host.*unpack https.*cifar-10-batches-py/ with --data_root") as error:
+    with pytest.raises(
+        UserError, match=r"CIFAR10: not in .*no route to host.*unpack https.*cifar-10-batches-py/ with --data_root"
+    ) as error:
         open_images("cifar10", tmp_path)
     assert "\n" not in str(error.value)
 
@@ -175,8 +201,18 @@ def tiny_run(folder, tmp_path):
     build_index(folder(("stills", 8)) / "stills", tmp_path / "stills.parquet", workers=1, progress=False)
     tree = {
         "run": {"dir": str(tmp_path / "run"), "device": "cpu", "precision": "fp32"},
-        "data": {"train": str(tmp_path / "stills.parquet"), "num_frames": 1, "crop_px": 16, "global_batch": 4, "workers": 0},
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "data": {
+            "train": str(tmp_path / "stills.parquet"),
+            "num_frames": 1,
+            "crop_px": 16,
+            "global_batch": 4,
+            "workers": 0,
+        },
+        "model": {
+            "patch_px": 8,
+            "encoder": {"width": 24, "depth": 2, "heads": 2},
+            "predictor": {"width": 12, "depth": 1, "heads": 2},
+        },
         "masks": [{"kind": "random", "ratio": 0.5}],
         "optim": {"total_steps": 3},
     }
@@ -187,12 +223,26 @@ def tiny_run(folder, tmp_path):
 @pytest.mark.parametrize("mode", ["knn", "linear_probe"])
 def test_the_probe_command_measures_a_trained_run_on_digits(tiny_run, tmp_path, mode):
     out = tmp_path / "probe.json"
-    words = ["--model_path", str(tiny_run), "--dataset", "digits", "--eval_mode", mode, "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    words = [
+        "--model_path",
+        str(tiny_run),
+        "--dataset",
+        "digits",
+        "--eval_mode",
+        mode,
+        "--cache",
+        str(tmp_path / "cache"),
+        "--out",
+        str(out),
+    ]
     assert probe.main(words) == 0
     (result,) = json.loads(out.read_text())
     assert result["num_clips"] == {"train": 1078, "selection": 360, "val": 359}
     assert result["dataset"] == "digits" and set(result["baselines"]) == {"random_init", "pixels"}
-    assert result["accuracy"] > 0.5 > result["chance"]["accuracy"] and result["baselines"]["pixels"]["top1"]["value"] > 0.95
+    assert (
+        result["accuracy"] > 0.5 > result["chance"]["accuracy"]
+        and result["baselines"]["pixels"]["top1"]["value"] > 0.95
+    )
     assert len(result["scores"]["per_class"]) == 10 and result["scores"]["top5"]["value"] >= result["accuracy"]
 
 

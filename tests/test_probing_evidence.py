@@ -25,7 +25,13 @@ class FakeIndex:
 
     def select(self, where):
         wanted = {name: value if isinstance(value, list) else [value] for name, value in where.items()}
-        return np.array([i for i in range(len(self.columns["label"])) if all(self.columns[name][i] in values for name, values in wanted.items())])
+        return np.array(
+            [
+                i
+                for i in range(len(self.columns["label"]))
+                if all(self.columns[name][i] in values for name, values in wanted.items())
+            ]
+        )
 
 
 def use(monkeypatch, index):
@@ -33,7 +39,9 @@ def use(monkeypatch, index):
 
 
 def data(**sources):
-    return config.Data(**{name: config.Source(index="clips.parquet", where={"split": split}) for name, split in sources.items()})
+    return config.Data(
+        **{name: config.Source(index="clips.parquet", where={"split": split}) for name, split in sources.items()}
+    )
 
 
 def example(seed=0, num=(80, 40, 60), noise=2.0):
@@ -87,9 +95,14 @@ def test_features_are_prepared_once_for_all_labels(monkeypatch):
     features, labels = example()
     prepared = []
     real = evidence.heads.prepare
-    monkeypatch.setattr(evidence.heads, "prepare", lambda train, *others: prepared.append(len(train)) or real(train, *others))
+    monkeypatch.setattr(
+        evidence.heads, "prepare", lambda train, *others: prepared.append(len(train)) or real(train, *others)
+    )
     # a second label that two thirds of the clips have: standardised by all of them nevertheless
-    two = {split: {**columns, "rare": [None if i % 3 == 0 else name for i, name in enumerate(columns["label"])]} for split, columns in labels.items()}
+    two = {
+        split: {**columns, "rare": [None if i % 3 == 0 else name for i, name in enumerate(columns["label"])]}
+        for split, columns in labels.items()
+    }
     report = evidence.evidence(features, two)
     assert prepared == [80, 80]  # trained, random_init
     assert report["rare"]["num_clips"]["train"] == 53
@@ -137,7 +150,12 @@ def test_a_clip_in_two_splits_is_refused(monkeypatch):
 
 @pytest.mark.fast
 def test_rows_that_have_none_of_the_labels_are_not_decoded(monkeypatch):
-    use(monkeypatch, FakeIndex(label=["a", None, None, "b"] * 5, speed=["x", None, "y", None] * 5, split=["train"] * 12 + ["val"] * 8))
+    use(
+        monkeypatch,
+        FakeIndex(
+            label=["a", None, None, "b"] * 5, speed=["x", None, "y", None] * 5, split=["train"] * 12 + ["val"] * 8
+        ),
+    )
     splits = evidence.read_splits(data(train="train", val="val"), ["label", "speed"])
     assert splits.val.rows.tolist() == [12, 14, 15, 16, 18, 19]
 
@@ -160,7 +178,9 @@ def test_evaluate_run_from_config_to_report(monkeypatch):
         for start in range(0, len(rows), batch):
             ids = [row for row in rows[start : start + batch] if row != 61]
             ramp = torch.arange(4)[None] * torch.tensor([60 if labels[row] == "up" else -60 for row in ids])[:, None]
-            ramp = (ramp - ramp.amin(1, keepdim=True) + torch.tensor(rng.integers(0, 30, (len(ids), 1))))[:, None, :, None, None]
+            ramp = (ramp - ramp.amin(1, keepdim=True) + torch.tensor(rng.integers(0, 30, (len(ids), 1))))[
+                :, None, :, None, None
+            ]
             if shuffle_frames:
                 ramp = torch.stack([clip[:, torch.randperm(4)] for clip in ramp])
             failures = ((61, "broken"),) if 61 in rows[start : start + batch] else ()
@@ -191,6 +211,9 @@ def test_no_val_is_an_error_that_names_the_key():
 @pytest.mark.fast
 def test_features_may_come_in_any_order():
     features, labels = example()
-    turned = {split: {kind: replace(f, values=f.values[::-1], clip_ids=f.clip_ids[::-1]) for kind, f in kinds.items()} for split, kinds in features.items()}
+    turned = {
+        split: {kind: replace(f, values=f.values[::-1], clip_ids=f.clip_ids[::-1]) for kind, f in kinds.items()}
+        for split, kinds in features.items()
+    }
     first, second = evidence.evidence(features, labels), evidence.evidence(turned, labels)
     assert first["label"]["knn"] == second["label"]["knn"]

@@ -26,7 +26,9 @@ class Tokens(torch.nn.Module):
 
 
 def batch(first, num, failures=()):
-    video = torch.randint(0, 256, (num, 3, 4, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(first))
+    video = torch.randint(
+        0, 256, (num, 3, 4, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(first)
+    )
     return ClipBatch(video, torch.arange(first, first + num), failures)
 
 

@@ -17,7 +17,10 @@ DATA = config.Data(train="x", num_frames=4, crop_px=16, workers=0, clip_fps=8, c
 @pytest.fixture
 def index(make_index):
     """10 short videos of two labels, in five scenes."""
-    rows = [{"label": "ab"[i % 2], "group": "", "split": "train" if i < 7 else "val", "scene": f"s{i // 2}"} for i in range(10)]
+    rows = [
+        {"label": "ab"[i % 2], "group": "", "split": "train" if i < 7 else "val", "scene": f"s{i // 2}"}
+        for i in range(10)
+    ]
     return str(make_index(rows, num_frames=12, size=(48, 32)))
 
 
@@ -31,17 +34,28 @@ def test_passes_are_random_views_of_every_row_fixed_by_seed(index):
     video, ids = read(source, range(10), Passes(3))
     assert video.shape == (30, 3, 4, 16, 16) and ids.tolist() == [i for i in range(10) for _ in range(3)]
     assert torch.equal(read(source, range(10), Passes(3), batch=7)[0], video)
-    assert torch.equal(read(source, [4, 2], Passes(2))[0], video[[12, 13, 6, 7]])  # whatever the rows and passes beside it
+    assert torch.equal(
+        read(source, [4, 2], Passes(2))[0], video[[12, 13, 6, 7]]
+    )  # whatever the rows and passes beside it
     assert not torch.equal(read(source, range(10), Passes(3, seed=1))[0], video)
     assert len({one.numpy().tobytes() for one in video}) > 15  # of one grey level each, so some are equal
 
 
 def test_what_clips_depend_on_is_in_their_facts(index):
     def facts(ids=(0, 1), views=None, **data):
-        return repr(open_dataset(index, DATA.model_copy(update=data), Request()).source.facts(np.array(ids), views or Views()))
+        return repr(
+            open_dataset(index, DATA.model_copy(update=data), Request()).source.facts(np.array(ids), views or Views())
+        )
 
     assert facts() == facts() == facts(workers=3, crop_scale=(0.5, 1.0))
-    different = [facts(), facts(ids=(1, 0)), facts(views=Views(num_clips=2)), facts(num_frames=8), facts(crop_px=24), facts(clip_fps=4.0)]
+    different = [
+        facts(),
+        facts(ids=(1, 0)),
+        facts(views=Views(num_clips=2)),
+        facts(num_frames=8),
+        facts(crop_px=24),
+        facts(clip_fps=4.0),
+    ]
     different += [facts(views=Passes(2)), facts(views=Passes(2), crop_scale=(0.5, 1.0)), facts(views=Passes(2, seed=1))]
     assert len(set(different)) == len(different)
 
@@ -84,7 +98,11 @@ def test_what_cannot_be_is_one_line(index, request_, message):
 @pytest.mark.fast
 def test_images_have_no_augmented_passes_and_their_own_splits():
     dataset = open_dataset("digits", DATA, Request())
-    assert [len(part) for part in (dataset.trials[0].train, dataset.trials[0].selection, dataset.trials[0].test)] == [1078, 360, 359]
+    assert [len(part) for part in (dataset.trials[0].train, dataset.trials[0].selection, dataset.trials[0].test)] == [
+        1078,
+        360,
+        359,
+    ]
     video, ids = read(dataset.source, range(3), Views(num_crops=2))
     assert video.shape == (6, 3, 1, 16, 16) and ids.tolist() == [0, 0, 1, 1, 2, 2]
     with pytest.raises(UserError, match="--train_passes"):

@@ -15,13 +15,17 @@ def clusters(num, width, noise, seed, classes=4):
     centres = np.random.default_rng(99).normal(size=(classes, width))
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, classes, num)
-    return (centres[ids] + noise * rng.normal(size=(num, width))).astype(np.float32), np.array([f"class {i}" for i in ids])
+    return (centres[ids] + noise * rng.normal(size=(num, width))).astype(np.float32), np.array(
+        [f"class {i}" for i in ids]
+    )
 
 
 def naive_knn(bank, classes, queries, k):
     answers = []
     for query in queries.astype(np.float64):
-        similarity = [float(query @ row / np.linalg.norm(query) / np.linalg.norm(row)) for row in bank.astype(np.float64)]
+        similarity = [
+            float(query @ row / np.linalg.norm(query) / np.linalg.norm(row)) for row in bank.astype(np.float64)
+        ]
         votes = dict.fromkeys(sorted(set(classes)), 0.0)
         for i in sorted(range(len(bank)), key=lambda i: -similarity[i])[:k]:
             votes[classes[i]] += float(np.exp(similarity[i] / 0.07))
@@ -37,7 +41,11 @@ def linear(train, names, selection, wanted, val):
 
 @pytest.mark.fast
 def test_knn_agrees_with_a_naive_twin():
-    (train, names), (selection, wanted), (val, _) = clusters(60, 8, 1.5, 0), clusters(30, 8, 1.5, 1), clusters(40, 8, 1.5, 2)
+    (train, names), (selection, wanted), (val, _) = (
+        clusters(60, 8, 1.5, 0),
+        clusters(30, 8, 1.5, 1),
+        clusters(40, 8, 1.5, 2),
+    )
     probed = knn.probe(train, names, selection, wanted, val)
     best = choose({k: naive_knn(train, names, selection, k) for k in knn.K_CHOICES}, wanted)
     assert probed.setting == best
@@ -59,11 +67,17 @@ def test_choose_takes_the_first_of_equals():
 @pytest.mark.fast
 @pytest.mark.parametrize("probe", [knn.probe, linear])
 def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(probe):
-    (train, names), (selection, wanted), (val, truth) = clusters(200, 16, 0.3, 0), clusters(60, 16, 0.3, 1), clusters(400, 16, 0.3, 2)
+    (train, names), (selection, wanted), (val, truth) = (
+        clusters(200, 16, 0.3, 0),
+        clusters(60, 16, 0.3, 1),
+        clusters(400, 16, 0.3, 2),
+    )
     assert np.mean(probe(train, names, selection, wanted, val).predicted == truth) > 0.95
     shuffled = np.random.default_rng(0).permutation(names)
     # the truth is shuffled too: clusters that got one majority class by luck would otherwise be all right or all wrong
-    accuracy = np.mean(probe(train, shuffled, selection, wanted, val).predicted == np.random.default_rng(1).permutation(truth))
+    accuracy = np.mean(
+        probe(train, shuffled, selection, wanted, val).predicted == np.random.default_rng(1).permutation(truth)
+    )
     assert accuracy == pytest.approx(0.25, abs=0.1)
 
 
@@ -75,7 +89,9 @@ def test_rotation_leaves_the_predictions_of_logistic_regression_as_they_were():
     assert narrow[0].shape[1] < 40  # standardised rows sum to zero
     assert narrow[0] @ narrow[0].T == pytest.approx(wide[0] @ wide[0].T)
     for c in (1.0, 100.0):
-        both = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(a, names).predict_proba(b) for a, b in (wide, narrow)]
+        both = [
+            LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(a, names).predict_proba(b) for a, b in (wide, narrow)
+        ]
         assert both[0] == pytest.approx(both[1], abs=1e-4)
 
 
@@ -92,7 +108,9 @@ def test_fits_agree_with_scikit_learn(num_classes, width, noise):
     # directions of very unequal strength, as features have them
     strength = np.geomspace(1, 0.01, width) * 10
     (train, names), (val, _) = (clusters(150, width, noise * width**0.5 / 4, seed, num_classes) for seed in (0, 1))
-    train, val = heads.prepare(train + strength * clusters(150, width, 1, 2)[0], val + strength * clusters(150, width, 1, 3)[0])
+    train, val = heads.prepare(
+        train + strength * clusters(150, width, 1, 2)[0], val + strength * clusters(150, width, 1, 3)[0]
+    )
     for c, model in zip(heads.C_CHOICES, heads.fit(train, names, heads.C_CHOICES), strict=True):
         reference = LogisticRegression(C=c, tol=1e-9, max_iter=100_000).fit(train, names)
         assert model.loss == pytest.approx(loss_of(reference, train, names, c), rel=1e-4)

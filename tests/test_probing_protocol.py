@@ -52,13 +52,19 @@ def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(name):
     found = answer(METHODS[name], train, selection, [test])
     assert accuracy(found, test) > 0.95
     assert found.probabilities[0].shape == (80, 3) and found.probabilities[0].sum(1) == pytest.approx(1, abs=1e-5)
-    assert found.chosen in [{key: value for key, value in tried.items() if key != "accuracy"} for tried in found.selection]
+    assert found.chosen in [
+        {key: value for key, value in tried.items() if key != "accuracy"} for tried in found.selection
+    ]
     if found.head:
         views = [found.head(test.tokens(np.arange(80), view, torch.device("cpu")).float()) for view in range(2)]
         shares = [heads.as_shares(one.numpy()) if "ridge" in name else one.softmax(-1).numpy() for one in views]
-        assert np.mean(shares, 0) == pytest.approx(found.probabilities[0], abs=1e-4) and found.head.classes == tuple(found.names)
+        assert np.mean(shares, 0) == pytest.approx(found.probabilities[0], abs=1e-4) and found.head.classes == tuple(
+            found.names
+        )
     train, selection, test = thirds(stored, list(np.random.default_rng(1).permutation(labels)))
-    assert accuracy(answer(METHODS[name], train, selection, [test]), test) < 1 / 3 + 0.15  # 3 standard deviations of 80 clips
+    assert (
+        accuracy(answer(METHODS[name], train, selection, [test]), test) < 1 / 3 + 0.15
+    )  # 3 standard deviations of 80 clips
 
 
 @pytest.mark.parametrize("name", ["knn", "ridge", "attentive"])
@@ -137,7 +143,10 @@ def brightness(reverse=False):
 
 def test_folds_measure_every_clip_once_and_reversed_clips_fool_the_same_probe(tmp_path):
     ids = np.arange(60)
-    trials = tuple(Trial(f"{fold}", ids[ids % 3 == (fold + 1) % 3], ids[ids % 3 == (fold + 2) % 3], ids[ids % 3 == fold]) for fold in range(3))
+    trials = tuple(
+        Trial(f"{fold}", ids[ids % 3 == (fold + 1) % 3], ids[ids % 3 == (fold + 2) % 3], ids[ids % 3 == fold])
+        for fold in range(3)
+    )
     dataset = Dataset(Frames(), Frames.labels, [f"person {i % 10}" for i in ids], trials, {})
     recipes = {TRAINED: brightness(), "reversed_frames": brightness(reverse=True)}
     found = compare(dataset, recipes, Method("knn"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 8)

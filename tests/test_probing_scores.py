@@ -49,7 +49,9 @@ def test_recall_at_k_agrees_with_a_plain_twin(answers):
         rows = [row.tolist() for row, true in zip(probabilities, truth, strict=True) if true == name]
         return sum(NAMES.index(name) in sorted(range(8), key=lambda c: (-row[c], c))[:5] for row in rows) / len(rows)
 
-    assert scores.class_mean_recall(probabilities, NAMES, truth).value == pytest.approx(np.mean([recall(name) for name in set(truth)]))
+    assert scores.class_mean_recall(probabilities, NAMES, truth).value == pytest.approx(
+        np.mean([recall(name) for name in set(truth)])
+    )
     assert scores.class_mean_recall(probabilities, NAMES, truth, k=1).value == pytest.approx(
         scores.score(probabilities, NAMES, truth, range(300)).mean_class.value
     )
@@ -64,7 +66,10 @@ def test_worst_are_the_most_confident_mistakes(answers):
         for i, (row, true) in enumerate(zip(probabilities, truth, strict=True))
         if NAMES[row.argmax()] != true
     ]
-    expected = [(1000 + i, true, answer, own, best) for best, i, true, answer, own in sorted(mistakes, reverse=True)[: scores.NUM_WORST]]
+    expected = [
+        (1000 + i, true, answer, own, best)
+        for best, i, true, answer, own in sorted(mistakes, reverse=True)[: scores.NUM_WORST]
+    ]
     assert [(one.clip_id, one.truth, one.predicted, one.probability, one.confidence) for one in worst] == expected
 
 
@@ -109,9 +114,14 @@ def test_intervals_are_those_of_a_plain_bootstrap(answers):
     rng = np.random.default_rng(0)
     draws = [rng.integers(300, size=300) for _ in range(2000)]
     top1 = [np.mean(predicted[draw] == truth[draw]) for draw in draws]
-    mean_class = [np.mean([np.mean(predicted[draw][truth[draw] == name] == name) for name in set(truth[draw])]) for draw in draws[:500]]
+    mean_class = [
+        np.mean([np.mean(predicted[draw][truth[draw] == name] == name) for name in set(truth[draw])])
+        for draw in draws[:500]
+    ]
     assert (found.top1.low, found.top1.high) == pytest.approx(np.quantile(top1, (0.025, 0.975)), abs=0.01)
-    assert (found.mean_class.low, found.mean_class.high) == pytest.approx(np.quantile(mean_class, (0.025, 0.975)), abs=0.02)
+    assert (found.mean_class.low, found.mean_class.high) == pytest.approx(
+        np.quantile(mean_class, (0.025, 0.975)), abs=0.02
+    )
 
 
 @pytest.mark.fast
@@ -124,7 +134,10 @@ def test_groups_are_drawn_whole(answers):
     ten = [np.repeat(part, 10, axis=0) for part in (probabilities, np.array(truth), clip_ids)]
     together = scores.score(ten[0], NAMES, ten[1], ten[2], groups=np.repeat(np.arange(300), 10).astype(str).tolist())
     apart = scores.score(ten[0], NAMES, ten[1], ten[2])
-    width = {name: one.top1.high - one.top1.low for name, one in {"clips": clips, "together": together, "apart": apart}.items()}
+    width = {
+        name: one.top1.high - one.top1.low
+        for name, one in {"clips": clips, "together": together, "apart": apart}.items()
+    }
     assert width["together"] == pytest.approx(width["clips"], abs=0.015)
     assert width["apart"] < width["clips"] / 2.5
 
@@ -145,7 +158,9 @@ def test_groups_against_a_plain_twin(answers):
 def test_no_spread_is_no_certainty():
     sure = np.tile([1.0, 0.0], (20, 1))
     all_right = scores.score(sure, ["a", "b"], ["a"] * 20, range(20)).top1
-    assert all_right.value == all_right.high == 1 and all_right.low == pytest.approx(0.8389, abs=1e-4)  # Wilson, 20 of 20
+    assert all_right.value == all_right.high == 1 and all_right.low == pytest.approx(
+        0.8389, abs=1e-4
+    )  # Wilson, 20 of 20
     one_group = scores.score(sure, ["a", "b"], ["a", "b"] * 10, range(20), groups=["x"] * 20).top1
     assert one_group.value == 0.5 and one_group.low < 0.1 and one_group.high > 0.9
 
@@ -155,7 +170,9 @@ def test_an_interval_covers_the_true_share_as_often_as_it_says():
     hits = np.random.default_rng(3).random((400, 120)) < 0.7
     covered = 0
     for seed, right in enumerate(hits):
-        share = scores.score(np.stack([right, ~right], 1).astype(float), ["a", "b"], ["a"] * 120, range(120), seed=seed).top1
+        share = scores.score(
+            np.stack([right, ~right], 1).astype(float), ["a", "b"], ["a"] * 120, range(120), seed=seed
+        ).top1
         covered += share.low <= 0.7 <= share.high
     assert 0.91 <= covered / 400 <= 0.98
 
@@ -201,7 +218,11 @@ def test_what_cannot_be_scored_is_refused(answers):
     probabilities, truth, clip_ids = answers
     with pytest.raises(UserError, match="NaN or infinity"):
         scores.score(np.full_like(probabilities, np.nan), NAMES, truth, clip_ids)
-    for arguments in ((probabilities[:5], NAMES, truth, clip_ids), (probabilities, NAMES[:3], truth, clip_ids), (probabilities, NAMES, truth, [1])):
+    for arguments in (
+        (probabilities[:5], NAMES, truth, clip_ids),
+        (probabilities, NAMES[:3], truth, clip_ids),
+        (probabilities, NAMES, truth, [1]),
+    ):
         with pytest.raises(ValueError, match="clips"):
             scores.score(*arguments)
     with pytest.raises(ValueError, match="2 groups for 300 clips"):

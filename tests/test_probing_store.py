@@ -69,7 +69,9 @@ def test_features_are_made_once_and_mapped(store, said):
     for _ in range(2):
         banks = store.banks(samples, IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens", "pooled"))}, 4)
         assert banks["a"]["pooled"].values.shape == (6, 2, 1, 2) and banks["b"]["tokens"].values.shape == (6, 2, 3, 2)
-        assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == ((12, "broken"),)
+        assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == (
+            (12, "broken"),
+        )
         assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
         assert banks["a"]["pooled"].values.dtype is torch.float16
     assert samples.passes == [IDS.tolist(), [12]] and "7 clips x 2 views" in said[0] and "found" in said[1]
@@ -116,7 +118,11 @@ def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, b
     for banks in found:
         for name, output in (("a", "pooled"), ("b", "tokens")):
             one, other = banks[name][output], alone[name][output]
-            assert torch.equal(one.values, other.values) and one.clip_ids.tolist() == other.clip_ids.tolist() and one.failures == other.failures
+            assert (
+                torch.equal(one.values, other.values)
+                and one.clip_ids.tolist() == other.clip_ids.tolist()
+                and one.failures == other.failures
+            )
     assert not list(tmp_path.rglob(".partial-*"))
 
 
@@ -139,7 +145,13 @@ def test_what_differs_is_made_anew(store):
 def test_a_pass_makes_what_is_missing_alone(store):
     samples = Samples()
     store.banks(samples, IDS, Views(), {"a": level()}, 4)
-    banks = store.banks(samples, IDS, Views(), {"a": Recipe({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)}, 4)
+    banks = store.banks(
+        samples,
+        IDS,
+        Views(),
+        {"a": Recipe({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
+        4,
+    )
     assert banks["b"]["pooled"].key == banks["same as b"]["pooled"].key
     assert len(samples.passes) == 2
 
@@ -197,7 +209,10 @@ def test_clips_in_another_order_are_those_of_the_loader(make_video):
     build_index(folder, folder.parent / "clips.parquet", workers=1, progress=False)
     index = ClipIndex.open(folder.parent / "clips.parquet")
     data = config.Data(train="x", num_frames=8, crop_px=16, workers=0)
-    read = {time: next(iter(eval_loader(index, np.arange(2), data, 2, 0, Views(time=time)))) for time in ("forward", "shuffled", "reversed")}
+    read = {
+        time: next(iter(eval_loader(index, np.arange(2), data, 2, 0, Views(time=time))))
+        for time in ("forward", "shuffled", "reversed")
+    }
     for time, batch in read.items():
         assert torch.equal(in_time(read["forward"].video, batch.clip_ids, time), batch.video)
     assert not torch.equal(read["forward"].video, read["shuffled"].video)

@@ -17,7 +17,16 @@ def summary(**changes):
     kinds = dict.fromkeys(("trained", "random_init", "pixels", "motion_energy", "shuffled_frames"), entry)
     kinds["chance"] = {"accuracy": 0.25, "low": 0.21, "high": 0.3}
     label = {"knn": kinds, "linear": kinds, "chosen": {}, "num_clips": {"train": 1200, "selection": 200, "val": 400}}
-    return {"label": label, "motion": label, "num_unreadable": 0, "effective_rank": 41.2, "feature_std": 0.71, "num_features": 192, "steps": 600, **changes}
+    return {
+        "label": label,
+        "motion": label,
+        "num_unreadable": 0,
+        "effective_rank": 41.2,
+        "feature_std": 0.71,
+        "num_features": 192,
+        "steps": 600,
+        **changes,
+    }
 
 
 @pytest.mark.fast
@@ -69,7 +78,9 @@ def pictures(folder, num_frames=16, clips=3):
     grid = TokenGrid(max(1, num_frames // 2), 4, 4)
     videos = torch.randint(0, 256, (clips, 3, num_frames, 64, 64), dtype=torch.uint8)
     rows = [{"step": step, "loss": 1 / step, "prediction": 0.9 / step, "lr": 1.0} for step in range(1, 50)]
-    report.save_pictures(folder, rows, videos, grid, torch.arange(0, grid.num_tokens, 3), torch.randn(clips, grid.num_tokens, 24))
+    report.save_pictures(
+        folder, rows, videos, grid, torch.arange(0, grid.num_tokens, 3), torch.randn(clips, grid.num_tokens, 24)
+    )
 
 
 @pytest.mark.parametrize("num_frames", [1, 16])

@@ -34,7 +34,9 @@ def clips(make_video, tmp_path) -> Path:
         split = "train" if number < 6 else "selection" if number < 8 else "val"
         lines.append(f"{number:02}.mp4,{'marked' if number % 2 == 0 else 'plain'},{split}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False)
+    build_index(
+        tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
+    )
     return tmp_path / "clips.parquet"
 
 
@@ -51,12 +53,14 @@ def images(tmp_path) -> Path:
 
 def settings(index: Path, name: str, **tree: dict | list) -> config.Config:
     base = {
-        "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32", "save_every_steps": 4, "log_every_steps": 1},
+        "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32",
+        "save_every_steps": 4, "log_every_steps": 1},
         "data": {
             "train": {"index": str(index), "where": {"split": "train"}},
             "num_frames": 4, "clip_fps": 4, "crop_px": 16, "crop_scale": [0.5, 1.0], "global_batch": 4, "workers": 0,
         },
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2},
+        "predictor": {"width": 12, "depth": 1, "heads": 2}},
         "objective": {"vicreg_variance": 0.1, "vicreg_covariance": 0.01},
         "optim": {"total_steps": 6, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
     }  # fmt: skip
@@ -81,7 +85,9 @@ def losses(folder: str | None) -> list[float]:
 def same_weights(one: config.Config, other: config.Config) -> bool:
     first, second = weights(one.run.dir), weights(other.run.dir)
     assert first.keys() == second.keys() == {f"{name}.safetensors" for name in (*one.objective.networks, "optimizer")}
-    return all((second[file][name] == tensor).all() for file, tensors in first.items() for name, tensor in tensors.items())
+    return all(
+        (second[file][name] == tensor).all() for file, tensors in first.items() for name, tensor in tensors.items()
+    )
 
 
 def with_workers(run: config.Config, workers: int) -> config.Config:
@@ -101,11 +107,20 @@ def test_six_steps_are_three_and_three_more_bit_for_bit(clips) -> None:
 
 GROWING = {"kind": "random", "ratio": 0.5, "final_ratio": 0.75, "ratio_stages": 2}
 OBJECTIVES: dict[str, dict] = {
-    "ema": {"objective": {"loss": "huber", "huber_delta": 0.5, "cycle": 0.1, "vicreg_invariance": 1, "sigreg": 0.05}, "masks": [GROWING]},
+    "ema": {
+        "objective": {"loss": "huber", "huber_delta": 0.5, "cycle": 0.1, "vicreg_invariance": 1, "sigreg": 0.05},
+        "masks": [GROWING],
+    },
     "pixels": {"objective": {"targets": "pixels", "loss": "mse"}, "masks": [GROWING]},
     "none": {"objective": {"targets": "none", "sigreg": 0.05}, "masks": [GROWING]},
     "views": {
-        "objective": {"targets": "none", "prediction": 0, "view_invariance": 1, "sigreg": 0.05, "projector_widths": [32, 8]},
+        "objective": {
+            "targets": "none",
+            "prediction": 0,
+            "view_invariance": 1,
+            "sigreg": 0.05,
+            "projector_widths": [32, 8],
+        },
         "data": {"clips_per_decode": 2},
         "masks": [GROWING, GROWING],
     },
@@ -118,32 +133,59 @@ def test_every_objective_goes_on_bit_for_bit_and_logs_its_terms_apart(clips, kin
     for run, stops in ((whole, [6]), (parts, [3, 6])):
         for stop in stops:
             assert train(run, stop_at_step=stop, progress=False) is None
-    assert losses(whole.run.dir) == losses(parts.run.dir) and len(losses(whole.run.dir)) == 6 and same_weights(whole, parts)
+    assert (
+        losses(whole.run.dir) == losses(parts.run.dir)
+        and len(losses(whole.run.dir)) == 6
+        and same_weights(whole, parts)
+    )
     weight_of = {name: weight for name, weight in whole.objective.weights.items() if weight}
-    facts = {"step", "loss", "grad_norm", "lr", "clips_per_s", "num_replaced", *(["ema_decay"] if whole.objective.targets == "ema" else [])}
+    facts = {
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "clips_per_s",
+        "num_replaced",
+        *(["ema_decay"] if whole.objective.targets == "ema" else []),
+    }
     for row in metrics(whole.run.dir):
         assert row.keys() == weight_of.keys() | facts
         assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weight_of.items()), rel=1e-5)
 
 
 def test_a_student_learns_from_a_teacher_that_learned_from_pixels(clips) -> None:
-    """SALT: two stages; the second goes on bit for bit when the teacher's own run is gone, and the teacher's weights stay as they were."""
+    """SALT: two stages; the second goes on bit for bit when the teacher's own run is gone, and the teacher's weights
+    stay as they were.
+    """
     first = settings(clips, "first", objective={"targets": "pixels", "loss": "mse"})
     train(first, stop_at_step=2, progress=False)
     frozen = {"targets": "frozen", "teacher": first.run.dir}
-    model = {"patch_px": 8, "encoder": {"width": 36, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}}
-    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has 24 features a token, 36 are predicted; set model\.predictor\.out_width: 24"):
+    model = {
+        "patch_px": 8,
+        "encoder": {"width": 36, "depth": 1, "heads": 2},
+        "predictor": {"width": 12, "depth": 1, "heads": 2},
+    }
+    with pytest.raises(
+        UserError,
+        match=r"objective\.teacher: \S+ has 24 features a token, 36 are predicted; set model\.predictor\.out_width: 24",
+    ):
         train(settings(clips, "second", objective=frozen, model=model), progress=False)
-    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has patch_px 8; set model\.patch_px to that, it is 4"):
+    with pytest.raises(
+        UserError, match=r"objective\.teacher: \S+ has patch_px 8; set model\.patch_px to that, it is 4"
+    ):
         train(settings(clips, "second", objective=frozen, model={**model, "patch_px": 4}), progress=False)
-    with pytest.raises(UserError, match=r"objective\.teacher: \S+ has input frames; set model\.input to that, it is changes"):
+    with pytest.raises(
+        UserError, match=r"objective\.teacher: \S+ has input frames; set model\.input to that, it is changes"
+    ):
         train(settings(clips, "second", objective=frozen, model={**model, "input": "changes"}), progress=False)
     with pytest.raises(UserError, match=r"missing: no such file or folder"):
         train(settings(clips, "second", objective={**frozen, "teacher": "missing"}), progress=False)
     assert not (clips.parent / "second").exists()
     model["predictor"]["out_width"] = 24
     source = {"index": str(clips)}
-    measured = {"data": {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}}
+    measured = {
+        "data": {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}
+    }
     whole, parts = (settings(clips, name, objective=frozen, model=model, **measured) for name in ("whole", "second"))
     train(whole, stop_at_step=5, progress=False)
     train(parts, stop_at_step=3, progress=False)
@@ -160,7 +202,9 @@ def test_a_student_learns_from_a_teacher_that_learned_from_pixels(clips) -> None
 def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
     source = {"index": str(clips)}
     data = {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}
-    run = settings(clips, "run", data=data, eval={"baselines": ["random_init", "pixels", "motion_energy", "shuffled_frames"]})
+    run = settings(
+        clips, "run", data=data, eval={"baselines": ["random_init", "pixels", "motion_energy", "shuffled_frames"]}
+    )
     summary = train(run, progress=False)
     assert summary is not None and run.run.dir is not None
     kinds = {"trained", "random_init", "pixels", "motion_energy", "shuffled_frames", "chance"}
@@ -170,7 +214,15 @@ def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
             assert 0 <= measured["low"] <= measured["accuracy"] <= measured["high"] <= 1
     assert summary["label"]["knn"]["chance"]["accuracy"] == 0.5
     folder = Path(run.run.dir)
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "tensorboard", "pictures", "checkpoints"} <= set(os.listdir(folder))
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "pictures",
+        "checkpoints",
+    } <= set(os.listdir(folder))
     assert {"loss_curve.png", "mask.png", "features_pca.png"} == set(os.listdir(folder / "pictures"))
     assert "label" in closing_table(summary)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
@@ -195,9 +247,16 @@ def test_images_train_with_the_same_command(images) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_steps_give_the_losses_of_plain_ones(clips) -> None:
-    """Two mask sets of different sizes, in one pass of the context encoder; a predictor without blocks, which would take as long again to compile."""
-    tree = {"masks": [{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)], "model": {"predictor": {"kind": "mlp", "width": 12, "depth": 1}}}
-    plain, compiled = (settings(clips, name, run={"compile": name == "compiled"}, **tree) for name in ("plain", "compiled"))
+    """Two mask sets of different sizes, in one pass of the context encoder; a predictor without blocks, which would
+    take as long again to compile.
+    """
+    tree = {
+        "masks": [{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)],
+        "model": {"predictor": {"kind": "mlp", "width": 12, "depth": 1}},
+    }
+    plain, compiled = (
+        settings(clips, name, run={"compile": name == "compiled"}, **tree) for name in ("plain", "compiled")
+    )
     train(plain)
     train(compiled)
     assert losses(compiled.run.dir) == pytest.approx(losses(plain.run.dir), rel=1e-5)
@@ -216,7 +275,9 @@ def test_images_and_clips_train_in_one_run_and_resume_bit_for_bit(clips, mix) ->
     resumed = train(parts, progress=False)
     assert summary is not None and resumed is not None and same_weights(whole, parts)
     rows = metrics(whole.run.dir)
-    assert losses(whole.run.dir) == losses(parts.run.dir) and len(rows) == 6 and np.isfinite(losses(whole.run.dir)).all()
+    assert (
+        losses(whole.run.dir) == losses(parts.run.dir) and len(rows) == 6 and np.isfinite(losses(whole.run.dir)).all()
+    )
     by_source = [[row["loss"] for row in rows if row.get("source", 0) == source] for source in (0, 1)]
     assert summary["sources"] == resumed["sources"] == [
         {"name": "data.train", "clips": 6, "steps": 3, "final_loss": by_source[0][-1]},
@@ -231,7 +292,9 @@ def test_an_unreadable_file_of_a_mix_is_named_in_the_summary(clips, mix) -> None
         path.write_bytes(b"")
     summary = train(settings(clips, "run", data=mix), progress=False)
     assert summary is not None and set(summary["replaced"]) == {str(path) for path in broken}
-    assert all(summary["replaced"].values()) and summary["num_replaced"] >= 2 + 4  # 12 samples of 6 clips, 18 of 4 images
+    assert (
+        all(summary["replaced"].values()) and summary["num_replaced"] >= 2 + 4
+    )  # 12 samples of 6 clips, 18 of 4 images
 
 
 def test_epochs_of_a_mix_are_passes_over_data_train(clips, mix) -> None:
@@ -242,7 +305,10 @@ def test_epochs_of_a_mix_are_passes_over_data_train(clips, mix) -> None:
 
 
 def test_a_bad_source_of_a_mix_is_one_line_and_nothing_is_touched(clips) -> None:
-    wrong = {"no such clip index": {"index": "missing.parquet"}, "matches split=nowhere": {"index": str(clips), "where": {"split": "nowhere"}}}
+    wrong = {
+        "no such clip index": {"index": "missing.parquet"},
+        "matches split=nowhere": {"index": str(clips), "where": {"split": "nowhere"}},
+    }
     for message, source in wrong.items():
         with pytest.raises(UserError, match=message) as error:
             train(settings(clips, "run", data={"mix": [{"ratio": 0.5, **source}]}), progress=False)
@@ -250,7 +316,10 @@ def test_a_bad_source_of_a_mix_is_one_line_and_nothing_is_touched(clips) -> None
 
 
 def test_a_mix_does_not_learn_from_what_is_measured(clips, mix) -> None:
-    data = {"val": {"index": str(clips), "where": {"split": "val"}}, "selection": {"index": str(clips), "where": {"split": "selection"}}}
+    data = {
+        "val": {"index": str(clips), "where": {"split": "val"}},
+        "selection": {"index": str(clips), "where": {"split": "selection"}},
+    }
     stills = {"index": str(clips), "ratio": 0.1, "num_frames": 1}
     with pytest.raises(UserError, match=r"data\.mix\.1: 4 of its 12 clips are in data\.val too"):
         train(settings(clips, "run", data={**data, "mix": [*mix["mix"], stills]}), progress=False)
@@ -310,7 +379,9 @@ def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypat
     assert "nowhere" in fails(*train_it, "data.train.where.split=nowhere", "run.dir=new")
     assert "1x1 cells" in fails(*train_it, "data.crop_px=8", "run.dir=new")
     assert "no_such" in fails("data_prep.index", "no_such", "--out", "new.parquet")
-    assert "neither a run" in fails("vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn")
+    assert "neither a run" in fails(
+        "vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn"
+    )
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
     latest = tmp_path / "run" / "checkpoints" / "latest"
@@ -322,7 +393,10 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
     run = settings(clips, "run", optim={"total_steps": 1})
     train(run, progress=False)
     for mode in ("knn", "linear_probe"):
-        assert probe.main(["--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"]) == 0
+        assert (
+            probe.main(["--model_path", str(run.run.dir), "--dataset", str(clips), "--eval_mode", mode, "--no-cache"])
+            == 0
+        )
     results = json.loads((Path(run.run.dir or "") / "probe.json").read_text())
     assert [result["eval_mode"] for result in results] == ["knn", "linear_probe"]
     assert all(0 <= result["accuracy"] <= 1 for result in results)
@@ -331,9 +405,13 @@ def test_probe_command_measures_a_run(clips, tmp_path) -> None:
 def test_a_run_starts_from_the_weights_of_another(clips) -> None:
     train(settings(clips, "first"), progress=False)
     first = clips.parent / "first"
-    second = settings(clips, "second", run={"init_from": str(first)}, optim={"total_steps": 1, "lr": 1e-12, "final_lr": 1e-12})
+    second = settings(
+        clips, "second", run={"init_from": str(first)}, optim={"total_steps": 1, "lr": 1e-12, "final_lr": 1e-12}
+    )
     train(second, progress=False)
-    before, after = (load_file(clips.parent / name / "checkpoints/latest/encoder.safetensors") for name in ("first", "second"))
+    before, after = (
+        load_file(clips.parent / name / "checkpoints/latest/encoder.safetensors") for name in ("first", "second")
+    )
     for key, tensor in before.items():
         np.testing.assert_allclose(after[key], tensor, atol=1e-6)
     kept = settings(clips, "kept", run={"init_from": str(first)})
@@ -341,7 +419,12 @@ def test_a_run_starts_from_the_weights_of_another(clips) -> None:
     moved = first.rename(clips.parent / "moved")
     assert train(kept, progress=False) is not None  # going on needs no other run
     moved.rename(first)
-    wider = settings(clips, "third", run={"init_from": str(first)}, model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 2}})
+    wider = settings(
+        clips,
+        "third",
+        run={"init_from": str(first)},
+        model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 2}},
+    )
     with pytest.raises(UserError, match=r"first/checkpoints/latest/encoder.safetensors: \S+ has shape"):
         train(wider, progress=False)
     assert not (clips.parent / "third").exists()
@@ -350,7 +433,12 @@ def test_a_run_starts_from_the_weights_of_another(clips) -> None:
 
 
 def test_the_probe_during_training_changes_nothing_and_says_which_checkpoint_is_best(clips) -> None:
-    val = {"data": {"val": {"index": str(clips), "where": {"split": "val"}}, "selection": {"index": str(clips), "where": {"split": "selection"}}}}
+    val = {
+        "data": {
+            "val": {"index": str(clips), "where": {"split": "val"}},
+            "selection": {"index": str(clips), "where": {"split": "selection"}},
+        }
+    }
     model = {"encoder": {"width": 24, "depth": 2, "heads": 2, "drop_path": 0.2}}
     probed = {**val, "eval": {"every_steps": 2}, "run": {"keep_checkpoints": 1, "save_every_steps": 3}, "model": model}
     watched = settings(clips, "watched", **probed)
@@ -362,16 +450,23 @@ def test_the_probe_during_training_changes_nothing_and_says_which_checkpoint_is_
     assert list(seen) == [2, 4, 6] and len({random for _, random in seen.values()}) == 1
     checkpoints = Path(watched.run.dir, "checkpoints")
     first_best = max(seen, key=lambda step: (seen[step][0], -step))
-    assert (checkpoints / "best").resolve().name == f"step-{first_best:08}" and (checkpoints / "latest").resolve().name == "step-00000006"
+    assert (checkpoints / "best").resolve().name == f"step-{first_best:08}" and (
+        checkpoints / "latest"
+    ).resolve().name == "step-00000006"
     assert {path.name for path in checkpoints.glob("step-*")} == {f"step-{first_best:08}", "step-00000006"}
     video = torch.rand(1, 3, 4, 16, 16)
     for folder, best in ((watched.run.dir, "best"), (plain.run.dir, "latest")):
         place = Path(folder, "checkpoints")
-        assert torch.equal(load_encoder(place / "best.pth")(video), load_encoder((place / best).resolve(), which="encoder")(video))
+        assert torch.equal(
+            load_encoder(place / "best.pth")(video), load_encoder((place / best).resolve(), which="encoder")(video)
+        )
     resumed = settings(clips, "resumed", **probed)
     train(resumed, stop_at_step=3, progress=False)
     train(resumed, progress=False)
-    assert metrics(resumed.run.dir)[-1]["knn"] == seen[6][0] and Path(resumed.run.dir, "checkpoints/best").resolve().name == f"step-{first_best:08}"
+    assert (
+        metrics(resumed.run.dir)[-1]["knn"] == seen[6][0]
+        and Path(resumed.run.dir, "checkpoints/best").resolve().name == f"step-{first_best:08}"
+    )
 
 
 def test_a_probe_during_training_needs_labelled_clips(clips) -> None:

@@ -23,7 +23,11 @@ def settings(*overrides: str, **tree: object) -> config.Config:
     base = {
         "run": {"dir": "unused"},
         "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 16},
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2}},
+        "model": {
+            "patch_px": 8,
+            "encoder": {"width": 24, "depth": 1, "heads": 2},
+            "predictor": {"width": 12, "depth": 1, "heads": 2},
+        },
         "optim": {"total_steps": 10},
     }
     return config.validate({**base, **tree}, "test")
@@ -49,17 +53,24 @@ def test_schedules_reach_their_ends() -> None:
     rate = [schedules.learning_rate(step, 100, line) for step in range(100)]
     assert rate[0] == pytest.approx(0.5 + 0.5 / 11) and rate[10] == 1.0 and rate[99] == pytest.approx(0.1)
     assert rate[54] == pytest.approx(1 - 0.9 * 44 / 89)
-    assert [schedules.ramp(step, 2, 6) for step in (0, 2, 3, 6, 9)] == [0, 0, 0.25, 1, 1] and schedules.ramp(0, 0, 0) == 1
+    assert [schedules.ramp(step, 2, 6) for step in (0, 2, 3, 6, 9)] == [0, 0, 0.25, 1, 1] and schedules.ramp(
+        0, 0, 0
+    ) == 1
 
 
 def test_a_stretched_schedule_ends_where_the_published_runs_did() -> None:
     """V-JEPA 1 and V-JEPA 2's cool-down, measured on the reference code."""
-    for name, lr, decay, ema_decay in (("vjepa1_vitl16", 7.5e-5, 0.3656, 0.9996), ("vjepa2_vitl16_cooldown", 1.058e-4, 0.04, 0.99925)):
+    for name, lr, decay, ema_decay in (
+        ("vjepa1_vitl16", 7.5e-5, 0.3656, 0.9996),
+        ("vjepa2_vitl16_cooldown", 1.058e-4, 0.04, 0.99925),
+    ):
         plan = config.load(name).optim
         total = schedules.laid_out(plan.total_steps, plan)
         last = plan.total_steps - 1
         assert schedules.learning_rate(last, total, plan) == pytest.approx(lr, rel=0.03)
-        assert schedules.cosine(last, 0, total, plan.weight_decay, plan.final_weight_decay) == pytest.approx(decay, abs=2e-4)
+        assert schedules.cosine(last, 0, total, plan.weight_decay, plan.final_weight_decay) == pytest.approx(
+            decay, abs=2e-4
+        )
         assert schedules.linear(last, total, plan.ema_decay, plan.final_ema_decay) == pytest.approx(ema_decay, abs=1e-6)
 
 
@@ -77,7 +88,10 @@ def test_weight_decay_leaves_biases_and_norms_alone() -> None:
 
 def test_ema_against_its_formula() -> None:
     source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    expected = [0.9 * old.detach() + 0.1 * new.detach() for old, new in zip(target.parameters(), source.parameters(), strict=True)]
+    expected = [
+        0.9 * old.detach() + 0.1 * new.detach()
+        for old, new in zip(target.parameters(), source.parameters(), strict=True)
+    ]
     ema.update(target, source, 0.9)
     for parameter, value in zip(target.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value)
@@ -103,7 +117,11 @@ def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
 
 def test_a_run_goes_on_that_has_parameters_without_a_gradient(tmp_path) -> None:
     """Such as what images need, before the first image."""
-    narrow = {"patch_px": 8, "encoder": {"width": 24, "depth": 1, "heads": 2}, "predictor": {"width": 12, "depth": 1, "heads": 2, "mask_tokens": 3}}
+    narrow = {
+        "patch_px": 8,
+        "encoder": {"width": 24, "depth": 1, "heads": 2},
+        "predictor": {"width": 12, "depth": 1, "heads": 2, "mask_tokens": 3},
+    }
     plan = settings(model={**narrow, "image_mode": "own", "modality_embedding": True})
     model = build(plan)
     optimizer = optim.make_optimizer(model, plan.optim)
@@ -113,7 +131,11 @@ def test_a_run_goes_on_that_has_parameters_without_a_gradient(tmp_path) -> None:
     again = optim.make_optimizer(model, plan.optim)
     assert checkpoint.restore(tmp_path, model, again).step == 1
     unused = {model.encoder.img_mod_embed, *model.predictor.mask_tokens[1:]}
-    assert unused.isdisjoint(again.state) and model.encoder.video_mod_embed in again.state and again.state.keys() == optimizer.state.keys()
+    assert (
+        unused.isdisjoint(again.state)
+        and model.encoder.video_mod_embed in again.state
+        and again.state.keys() == optimizer.state.keys()
+    )
 
 
 def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monkeypatch) -> None:
@@ -155,7 +177,12 @@ def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
     folder = tmp_path / "run"
     run_log.open_run(settings(run={"dir": str(folder)}))
     before = (folder / "config.yaml").read_text()
-    run_log.open_run(settings(run={"dir": str(folder), "save_every_steps": 7}, data={"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0}))
+    run_log.open_run(
+        settings(
+            run={"dir": str(folder), "save_every_steps": 7},
+            data={"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0},
+        )
+    )
     with pytest.raises(UserError, match=r"made with another config \(optim.lr was 0.001, now 0.01\)"):
         run_log.open_run(settings(run={"dir": str(folder)}, optim={"total_steps": 10, "lr": 0.01}))
     assert (folder / "config.yaml").read_text() == before
@@ -220,9 +247,15 @@ def test_the_shadow_is_the_rounded_average_and_follows_it() -> None:
 
 
 def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
-    """The fast path of CPUs (explicit attention, shadow of the target encoder, autocast) against the plain one, over several updates."""
+    """The fast path of CPUs (explicit attention, shadow of the target encoder, autocast) against the plain one, over
+    several updates.
+    """
     losses = {}
-    networks = {"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 4}, "predictor": {"width": 24, "depth": 1, "heads": 2}}
+    networks = {
+        "patch_px": 8,
+        "encoder": {"width": 48, "depth": 2, "heads": 4},
+        "predictor": {"width": 24, "depth": 1, "heads": 2},
+    }
     for dtype in (torch.float32, torch.bfloat16):
         plan = settings(model=networks, masks=[{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)])
         model = build(plan)
@@ -240,7 +273,11 @@ def test_a_teacher_is_cast_once_and_stays_as_it_is() -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     model = build(plan, teacher)
     step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), torch.bfloat16, 10)
-    assert step.shadow is None and teacher.blocks[0].attn.qkv.weight.dtype == torch.bfloat16 and teacher.norm.weight.dtype == torch.float32
+    assert (
+        step.shadow is None
+        and teacher.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+        and teacher.norm.weight.dtype == torch.float32
+    )
     clips = torch.randint(256, (4, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert all(step(number, clips)["loss"].isfinite() for number in range(2))
     for name, tensor in teacher.state_dict().items():

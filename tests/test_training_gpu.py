@@ -30,8 +30,15 @@ def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: 
         {
             "run": {"compile": compiled},
             "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 32},
-            "masks": [{"kind": "multiblock", "num_blocks": 2}, {"kind": "multiblock", "num_blocks": 1, "spatial_scale": [0.7, 0.7]}],
-            "model": {"patch_px": 4, "encoder": {"width": 128, "depth": 2, "heads": 2}, "predictor": {"width": 64, "depth": 2, "heads": 2}},
+            "masks": [
+                {"kind": "multiblock", "num_blocks": 2},
+                {"kind": "multiblock", "num_blocks": 1, "spatial_scale": [0.7, 0.7]},
+            ],
+            "model": {
+                "patch_px": 4,
+                "encoder": {"width": 128, "depth": 2, "heads": 2},
+                "predictor": {"width": 64, "depth": 2, "heads": 2},
+            },
             "objective": OBJECTIVES[objective],
             "optim": {"total_steps": 8, "clip_grad": 1.0},
         },

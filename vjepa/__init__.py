@@ -24,19 +24,22 @@ def load_encoder(
 ) -> Encoder:
     """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
 
-    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone. T = 1 is an image, one
-    time slot; the image evaluations of V-JEPA 1 and 2 repeat it to 16 frames instead, which `video.expand(-1, -1, 16, -1, -1)` does.
-    Predictors of four levels (V-JEPA 2.1 g and G) take `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
+    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone.
+    T = 1 is an image, one time slot; the image evaluations of V-JEPA 1 and 2 repeat it to 16 frames instead, which
+    `video.expand(-1, -1, 16, -1, -1)` does. Predictors of four levels (V-JEPA 2.1 g and G) take
+    `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
 
-    path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of transformers' VJEPA2
-    or I-JEPA.
+    path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of
+    transformers' VJEPA2 or I-JEPA.
     format: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface; None: recognised by content.
-    which: `encoder`, the context encoder, or `target_encoder`, its moving average, where there are both. None: the one that is evaluated,
-    `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published file.
-    heads: attention heads, for a training file of no published size. position_grid: time slots, rows and columns of its sin-cos table.
+    which: `encoder`, the context encoder, or `target_encoder`, its moving average, where there are both. None: the one
+    that is evaluated, `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a
+    published file.
+    heads: attention heads, for a training file of no published size. position_grid: time slots, rows and columns of its
+    sin-cos table.
 
-    Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or misshapen.
-    Nothing in a file is ever run.
+    Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or
+    misshapen. Nothing in a file is ever run.
     """
     from pathlib import Path
 
@@ -55,11 +58,12 @@ def load_predictor(
     predictor_heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
 ) -> Predictor | MlpPredictor:
-    """A frozen predictor: `predictor(context [B, Kc, D], context_ids, target_ids, grid, mask_index=0) -> [B, Kt, D]`, the ids [B, Kc] and [B, Kt].
+    """A frozen predictor: `predictor(context [B, Kc, D], context_ids, target_ids, grid, mask_index=0) -> [B, Kt, D]`,
+    the ids [B, Kc] and [B, Kt].
 
-    `grid` is that of the encoder, `encoder.grid(T, H, W)`. `mask_index` picks the mask token: V-JEPA 1 has one for each mask set; V-JEPA 2
-    has more than its training used, which is the first where clips have one length, while transformers' VJEPA2 reads the second.
-    The rest is as for `load_encoder`; a file without a predictor is a UserError.
+    `grid` is that of the encoder, `encoder.grid(T, H, W)`. `mask_index` picks the mask token: V-JEPA 1 has one for each
+    mask set; V-JEPA 2 has more than its training used, which is the first where clips have one length, while
+    transformers' VJEPA2 reads the second. The rest is as for `load_encoder`; a file without a predictor is a UserError.
 
     predictor_heads: attention heads; None: 12 for V-JEPA 2 and 2.1, as many as the encoder has for V-JEPA 1 and I-JEPA.
     """

@@ -1,4 +1,5 @@
-"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here, and what limits it.
+"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here, and what
+limits it.
 
 `--loader`: how near reading clips comes to its decoder alone, and what other starts, or copies of the videos, bring.
 """
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from vjepa.training.step import TrainingStep
 
 WARM_STEPS = 3
-PEAK_SIZES = {"cpu": (1024, 2048, 4096), "mps": (2048, 4096), "cuda": (4096, 8192)}  # square matrices; the fastest size is the peak
+PEAK_SIZES = {
+    "cpu": (1024, 2048, 4096),
+    "mps": (2048, 4096),
+    "cuda": (4096, 8192),
+}  # square matrices; the fastest size is the peak
 
 
 def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
-    """Medians of `num_steps` warm steps on noise, of as many batches of the loader where data.train exists, and of both together.
+    """Medians of `num_steps` warm steps on noise, of as many batches of the loader where data.train exists, and of both
+    together.
 
     Utilisation is the model's arithmetic per second over the peak of matrix products, measured here in the same dtype.
     """
@@ -38,7 +44,9 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     device.check_compiler(settings.run, where)
     step, flops = training_step(settings, where, dtype)
     data = settings.data
-    clips = torch.randint(256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8).to(where)
+    clips = torch.randint(
+        256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8
+    ).to(where)
     peak = matmul_peak(where, dtype)
     train_s = median_seconds(lambda number: step(number, clips), num_steps, where)
     report: dict[str, Any] = {
@@ -97,7 +105,10 @@ def alternating_medians(runs: Mapping[str, Callable[[int], Any]], times: int, wh
             started = moment(where)
             run(number)
             spans[name].append((started, moment(where)))
-    return {name: statistics.median(seconds_between(*span) for span in measured[WARM_STEPS:]) for name, measured in spans.items()}
+    return {
+        name: statistics.median(seconds_between(*span) for span in measured[WARM_STEPS:])
+        for name, measured in spans.items()
+    }
 
 
 def moment(where: torch.device) -> Any:
@@ -147,7 +158,15 @@ def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -
     sources = open_sources(settings.data)
     rates = {}
     for name, use in (("loader_clips_per_s", None), ("together_clips_per_s", step)):
-        batches = iter(train_loader(sources, settings.data, settings.run.seed, range(WARM_STEPS + num_steps), pin_memory=step.device.type == "cuda"))
+        batches = iter(
+            train_loader(
+                sources,
+                settings.data,
+                settings.run.seed,
+                range(WARM_STEPS + num_steps),
+                pin_memory=step.device.type == "cuda",
+            )
+        )
 
         def one(number: int, batches: Any = batches, use: TrainingStep | None = use) -> None:
             batch = next(batches)
@@ -168,7 +187,8 @@ def table(report: dict[str, Any]) -> str:
     """The report for a reader."""
     giga = {key: report[key] / 1e9 for key in ("model_flops_per_step", "achieved_flops_per_s", "peak_flops_per_s")}
     lines = [
-        f"{report['device']}, {report['threads']} threads, {report['dtype']}; {report['global_batch']} clips of {report['tokens_per_clip']} tokens",
+        f"{report['device']}, {report['threads']} threads, {report['dtype']}; {report['global_batch']} clips "
+        f"of {report['tokens_per_clip']} tokens",
         f"step        {report['step_ms']:.1f} ms, median of {report['steps']}",
         f"speed       {report['train_clips_per_s']:.2f} clips/s, {report['train_tokens_per_s']:.0f} tokens/s",
         f"arithmetic  {giga['model_flops_per_step']:.1f} GFLOP a step, {giga['achieved_flops_per_s']:.1f} GFLOP/s: "
@@ -187,22 +207,38 @@ def loader_table(report: dict[str, Any], against: str | None) -> str:
     """The report of `--loader` for a reader."""
     rest_ms = report["clip_ms"] - report["decode_ms"] - report["crop_ms"]
     lines = [
-        f"loader      {report['loader_clips_per_s']:.1f} clips/s in one process, {report['loader_ratio']:.0%} of the decoder alone "
-        f"({report['bare_clips_per_s']:.1f} clips/s); medians of {report['batches']} batches of {report['global_batch']}",
-        f"a clip      {report['clip_ms']:.2f} ms: decoding {report['decode_ms']:.2f}, crop and resize {report['crop_ms']:.2f}, all else {rest_ms:.2f}",
+        f"loader      {report['loader_clips_per_s']:.1f} clips/s in one process, {report['loader_ratio']:.0%} "
+        "of the decoder alone "
+        f"({report['bare_clips_per_s']:.1f} clips/s); medians of {report['batches']} batches of "
+        f"{report['global_batch']}",
+        f"a clip      {report['clip_ms']:.2f} ms: decoding {report['decode_ms']:.2f}, crop and resize "
+        f"{report['crop_ms']:.2f}, all else {rest_ms:.2f}",
     ]
     if report["keyframe_ratio"] is not None:
-        lines.append(f"starts      data.start=keyframe gives {report['keyframe_ratio']:.2f}x the clips/s of uniform starts")
+        lines.append(
+            f"starts      data.start=keyframe gives {report['keyframe_ratio']:.2f}x the clips/s of uniform starts"
+        )
     if report["against_ratio"] is not None:
         lines.append(f"against     {against} gives {report['against_ratio']:.2f}x the clips/s")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command.config_parser("bench", "Measure the training step and the loader of a config on this machine; choose batch size and workers by it.")
+    parser = command.config_parser(
+        "bench",
+        "Measure the training step and the loader of a config on this machine; choose batch size and workers by it.",
+    )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps and batches to measure (default: 20)")
-    parser.add_argument("--loader", action="store_true", help="measure only how clips are read: beside the bare decoder, and by starts at keyframes")
-    parser.add_argument("--against", metavar="other.parquet", help="with --loader: beside another index too, such as that of transcoded copies")
+    parser.add_argument(
+        "--loader",
+        action="store_true",
+        help="measure only how clips are read: beside the bare decoder, and by starts at keyframes",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="other.parquet",
+        help="with --loader: beside another index too, such as that of transcoded copies",
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(arguments)
     if options.against and not options.loader:

@@ -15,7 +15,10 @@ from vjepa.errors import UserError
 # of the option --encoder of every command that reads weights
 ENCODERS: Final = ("encoder", "target_encoder")
 UNREAD: Final = 128 + 13  # exit code of a tool whose reader has gone (SIGPIPE)
-ENCODER_HELP: Final = "context encoder or target encoder (default: eval.encoder of a run, which is the former; the latter of a published file)"
+ENCODER_HELP: Final = (
+    "context encoder or target encoder (default: eval.encoder of a run, which is the former; the latter of a "
+    "published file)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +44,10 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "settings", nargs="*", metavar="CONFIG.yaml | section.key=value", help="config file or name of a shipped one (default: demo), and overrides"
+        "settings",
+        nargs="*",
+        metavar="CONFIG.yaml | section.key=value",
+        help="config file or name of a shipped one (default: demo), and overrides",
     )
     parser.add_argument("--config", metavar="CONFIG.yaml", help="the same as naming the file first")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
@@ -54,12 +60,16 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
     if arguments.config:
         names.append(arguments.config)
     if len(names) > 1:
-        raise UserError(f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value")
+        raise UserError(
+            f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value"
+        )
     overrides = [word for word in arguments.settings if "=" in word]
     return config.load(names[0] if names else "demo", overrides)
 
 
-def number(kind: type[int] | type[float], *, least: float | None = None, above: float | None = None) -> Callable[[str], Any]:
+def number(
+    kind: type[int] | type[float], *, least: float | None = None, above: float | None = None
+) -> Callable[[str], Any]:
     """A `type` for argparse: a finite number, `least` or more, or more than `above`."""
 
     def parse(text: str) -> int | float:
@@ -68,7 +78,9 @@ def number(kind: type[int] | type[float], *, least: float | None = None, above: 
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (-math.inf < value < math.inf and (least is None or value >= least) and (above is None or value > above)):
+        if not (
+            -math.inf < value < math.inf and (least is None or value >= least) and (above is None or value > above)
+        ):
             raise argparse.ArgumentTypeError(f"{text}: not a {'whole ' if kind is int else ''}number {limit}".rstrip())
         return value
 
@@ -107,7 +119,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def _is_unread(line: str = "") -> bool:
-    """Whether the reader of what is printed, such as `head`, has gone: then the rest is given up without a word, as by any tool in a pipe."""
+    """Whether the reader of what is printed, such as `head`, has gone: then the rest is given up without a word, as by
+    any tool in a pipe.
+    """
     try:
         print(line, end="", flush=True)
     except BrokenPipeError:

@@ -39,5 +39,7 @@ def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
 
 
 def source_seed(seed: int, source: int) -> int:
-    """The seed for the samples of one source of a mix, which count from 0 in each; source 0, data.train, keeps `seed`."""
+    """The seed for the samples of one source of a mix, which count from 0 in each; source 0, data.train,
+    keeps `seed`.
+    """
     return int(generator(seed, "source_seeds", source).integers(1 << 64, dtype="uint64")) if source else seed

@@ -2,4 +2,6 @@
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the file, key or value and the remedy; commands print it and exit with 2."""
+    """Bad input. The message is one line that names the file, key or value and the remedy; commands print it and exit
+    with 2.
+    """

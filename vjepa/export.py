@@ -33,9 +33,11 @@ class Clips:
 
 
 def export(weights: Weights, to: str, out: Path, clips: Clips) -> float:
-    """Write `out` in the format `to`; returns the largest difference between features of the source and of what was written, on random clips.
+    """Write `out` in the format `to`; returns the largest difference between features of the source and of what was
+    written, on random clips.
 
-    Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format cannot express the networks.
+    Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format
+    cannot express the networks.
     """
     refuse_existing(out)
     try:
@@ -72,7 +74,11 @@ def _onnx(weights: Weights, path: Path, clips: Clips) -> float:
     return onnx.export(weights.build_encoder(), clips.size, path)
 
 
-WRITERS: dict[str, Callable[[Weights, Path, Clips], float]] = {"safetensors": _safetensors, "huggingface": _huggingface, "onnx": _onnx}
+WRITERS: dict[str, Callable[[Weights, Path, Clips], float]] = {
+    "safetensors": _safetensors,
+    "huggingface": _huggingface,
+    "onnx": _onnx,
+}
 
 
 def _difference(source: Weights, written: Weights, clips: Clips) -> float:
@@ -82,7 +88,10 @@ def _difference(source: Weights, written: Weights, clips: Clips) -> float:
     if source.predictor.keys() != written.predictor.keys() or not all(
         torch.equal(source.predictor[key].float(), written.predictor[key]) for key in source.predictor
     ):
-        raise UserError(f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a defect, please report it")
+        raise UserError(
+            f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
+            "defect, please report it"
+        )
     video = torch.randn(1, 3, *clips.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())
@@ -99,22 +108,52 @@ def _clips(arguments: argparse.Namespace, weights: Weights) -> Clips:
     if arguments.num_frames and arguments.crop_px:
         return Clips(arguments.num_frames, arguments.crop_px)
     if arguments.to != "safetensors":
-        raise UserError(f"--to {arguments.to} needs --num-frames and --crop-px: what it writes is for clips of one size")
+        raise UserError(
+            f"--to {arguments.to} needs --num-frames and --crop-px: what it writes is for clips of one size"
+        )
     return Clips(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vjepa.export", description="Write weights of any known format as another one, and check the result.")
-    parser.add_argument("source", metavar="SOURCE", help="run folder, safetensors file, V-JEPA or I-JEPA training file, or Hugging Face folder")
-    parser.add_argument("--to", required=True, choices=sorted(WRITERS), help="what to write; ONNX holds the encoder alone")
-    parser.add_argument("--out", required=True, metavar="PATH", help="file, or folder for huggingface; it must not exist")
-    parser.add_argument("--format", metavar="FORMAT", help="of SOURCE: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface (default: recognised)")
+    parser = argparse.ArgumentParser(
+        prog="python -m vjepa.export",
+        description="Write weights of any known format as another one, and check the result.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="run folder, safetensors file, V-JEPA or I-JEPA training file, or Hugging Face folder",
+    )
+    parser.add_argument(
+        "--to", required=True, choices=sorted(WRITERS), help="what to write; ONNX holds the encoder alone"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="PATH", help="file, or folder for huggingface; it must not exist"
+    )
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="of SOURCE: vjepa, vjepa1, vjepa2, vjepa2.1, ijepa or huggingface (default: recognised)",
+    )
     parser.add_argument("--encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads of the encoder, for a training file of no published size")
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads of the encoder, for a training file of no published size",
+    )
     parser.add_argument("--predictor-heads", type=int, metavar="N", help="likewise of the predictor")
-    parser.add_argument("--position-grid", type=int, nargs=3, metavar=("T", "H", "W"), help="time slots, rows, columns of a training file's sin-cos table")
+    parser.add_argument(
+        "--position-grid",
+        type=int,
+        nargs=3,
+        metavar=("T", "H", "W"),
+        help="time slots, rows, columns of a training file's sin-cos table",
+    )
     parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip; onnx and huggingface need it")
-    parser.add_argument("--crop-px", type=int, metavar="S", help="side of a clip in pixels; onnx and huggingface need it")
+    parser.add_argument(
+        "--crop-px", type=int, metavar="S", help="side of a clip in pixels; onnx and huggingface need it"
+    )
     return parser
 
 
@@ -125,11 +164,16 @@ def main(arguments: Sequence[str]) -> int:
     from vjepa.interop import load, meta
 
     position_grid = tuple(given.position_grid) if given.position_grid else None
-    weights = load.read(given.source, given.format, meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid))
+    weights = load.read(
+        given.source, given.format, meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid)
+    )
     clips = _clips(given, weights)
     difference = export(weights, given.to, out, clips)
     what = "encoder and predictor" if weights.predictor and given.to != "onnx" else "encoder"
-    print(f"{out}: {what} as {given.to}; features of clips of {'x'.join(map(str, clips.size))} differ from those of {given.source} by at most {difference:.2g}")
+    print(
+        f"{out}: {what} as {given.to}; features of clips of {'x'.join(map(str, clips.size))} differ from "
+        f"those of {given.source} by at most {difference:.2g}"
+    )
     return 0
 
 

@@ -2,10 +2,11 @@
 
 python -m vjepa.extract --model_path runs/demo --dataset clips.parquet --out features.parquet
 
-One row for each clip that can be read, in the order of the index: `row` (of the index), `clip` (its number in its video), `start_s`, `end_s`,
-`uri`, the label columns, and `features`: [D], or with another --pool than mean [P, D], of P places; with --level 2,5 `features_2` and `features_5`.
-What was done is in the metadata of the file. Stop it at any time: the same command goes on where it was. With --shard, or under torchrun, processes
-share the work; the last one to end makes the file.
+One row for each clip that can be read, in the order of the index: `row` (of the index), `clip` (its number in its
+video), `start_s`, `end_s`, `uri`, the label columns, and `features`: [D], or with another --pool than mean [P, D], of P
+places; with --level 2,5 `features_2` and `features_5`. What was done is in the metadata of the file. Stop it at any
+time: the same command goes on where it was. With --shard, or under torchrun, processes share the work; the last one to
+end makes the file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from vjepa.probing.windows import CutVideos
 
 DTYPES: Final = ("fp32", "bf16", "fp16")
-_NUM_PARTS: Final = 64  # at least, where there are clips enough: a finished part is never computed again, and processes share parts
+_NUM_PARTS: Final = (
+    64  # at least, where there are clips enough: a finished part is never computed again, and processes share parts
+)
 _CLIPS_PER_PART: Final = (16, 4096)
 _PART_BYTES: Final = 256 << 20
 
@@ -79,8 +82,12 @@ def extract(options: argparse.Namespace) -> str:
         found = feature_files.read_metadata(out)
         feature_files.refuse_other_plan(out, plan, found)
         lacking = len(json.loads(found["unreadable"]))
-        return f"{out}: complete already" + (f", without {lacking} videos that could not be read; remove it to try them again" if lacking else "")
-    parts = feature_files.Parts(out.with_name(f"{out.name}.parts") if writer else out, plan, -(-len(videos) // clips_per_part))
+        return f"{out}: complete already" + (
+            f", without {lacking} videos that could not be read; remove it to try them again" if lacking else ""
+        )
+    parts = feature_files.Parts(
+        out.with_name(f"{out.name}.parts") if writer else out, plan, -(-len(videos) // clips_per_part)
+    )
     columns = _Columns.of(index, selected)
     mine = [part for part in parts.missing() if part % share[1] == share[0]]
     _fill(parts, mine, clips_per_part, videos, columns, encoding, options)
@@ -91,23 +98,35 @@ def extract(options: argparse.Namespace) -> str:
         missing = parts.missing()
         if missing:
             there = parts.num_parts - len(missing)
-            return f"{parts.folder}: {there} of {parts.num_parts} parts are there; the other shards, or this command without --shard, make the rest"
+            return (
+                f"{parts.folder}: {there} of {parts.num_parts} parts are there; the other shards, or this command "
+                "without --shard, make the rest"
+            )
         rows, unreadable = parts.rows(), parts.unreadable()
         for row, reason in unreadable.items():
             print(f"row {row}, {index.row(row).uri}: {reason}", file=sys.stderr)
         parts.tidy()
         if not len(rows):
-            raise UserError(f"{options.dataset}: none of its {len(selected)} videos could be read; is the disk there? Remove {parts.folder} to try again")
+            raise UserError(
+                f"{options.dataset}: none of its {len(selected)} videos could be read; is the disk there? "
+                f"Remove {parts.folder} to try again"
+            )
         if writer:
             writer(out, parts, columns.texts)
             parts.remove()
-    left_out = f"; {len(videos) - len(rows)} clips of {len(unreadable)} videos cannot be read and are left out" if unreadable else ""
+    left_out = (
+        f"; {len(videos) - len(rows)} clips of {len(unreadable)} videos cannot be read and are left out"
+        if unreadable
+        else ""
+    )
     return f"{out}: {len(rows)} clips of {len(set(rows.tolist()))} videos, {encoding} each{left_out}"
 
 
 @dataclass(frozen=True)
 class _Encoding:
-    """From clips to what is stored of them. depths: blocks after which features are read; None: the last, normed as in training."""
+    """From clips to what is stored of them. depths: blocks after which features are read; None: the last, normed as in
+    training.
+    """
 
     encoder: Encoder
     depths: tuple[int, ...] | None
@@ -117,7 +136,9 @@ class _Encoding:
     device: torch.device
 
     @classmethod
-    def of(cls, encoder: Encoder, options: argparse.Namespace, data: Data, device: torch.device, computed: torch.dtype) -> _Encoding:
+    def of(
+        cls, encoder: Encoder, options: argparse.Namespace, data: Data, device: torch.device, computed: torch.dtype
+    ) -> _Encoding:
         import torch
 
         from vjepa.models.pooling import Pooling
@@ -149,21 +170,29 @@ class _Encoding:
 
         from vjepa.data.augment import normalise
 
-        with torch.inference_mode(), torch.autocast(self.device.type, self.computed, enabled=self.computed is not torch.float32):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, self.computed, enabled=self.computed is not torch.float32),
+        ):
             clips = normalise(video.to(self.device), self.computed)
             levels = [self.encoder(clips)] if self.depths is None else self.encoder.intermediate(clips, self.depths)
         found = {}
         for name, tokens in zip(self.names, levels, strict=True):
             values = self.pooling(tokens).reshape(-1, *self.shape).to(self.stored).cpu()
             if not torch.isfinite(values).all():
-                raise UserError(f"{name}: features hold NaN or infinity; the encoder has diverged, use an earlier checkpoint, or --dtype fp32")
+                raise UserError(
+                    f"{name}: features hold NaN or infinity; the encoder has diverged, use an earlier "
+                    "checkpoint, or --dtype fp32"
+                )
             found[name] = values
         return found
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What is stored of a row beside its features. texts: column -> one value per row of the index; widths: bytes of the longest that is selected."""
+    """What is stored of a row beside its features. texts: column -> one value per row of the index; widths: bytes of
+    the longest that is selected.
+    """
 
     texts: dict[str, list[str | None]]
     widths: dict[str, int]
@@ -177,7 +206,9 @@ class _Columns:
         folder = str(index.path.parent)
         texts: dict[str, list[str | None]] = {"uri": [resolve(str(uri), folder) for uri in index.column("uri")]}
         texts |= {name: index.column(name) for name in names}
-        widths = {name: max(1, *(len((values[row] or "").encode()) for row in selected)) for name, values in texts.items()}
+        widths = {
+            name: max(1, *(len((values[row] or "").encode()) for row in selected)) for name, values in texts.items()
+        }
         return cls(texts, widths, index.column("label_id"))
 
     def of_rows(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -185,13 +216,21 @@ class _Columns:
 
         from vjepa.probing.feature_files import text_tensor
 
-        found = {name: text_tensor([values[row] for row in rows], self.widths[name]) for name, values in self.texts.items()}
+        found = {
+            name: text_tensor([values[row] for row in rows], self.widths[name]) for name, values in self.texts.items()
+        }
         ids = [int(self.label_ids[row] or -1) for row in rows]
         return {**found, "label_id": torch.tensor(ids, dtype=torch.int64)}
 
 
 def _fill(
-    parts: Parts, numbers: Sequence[int], clips_per_part: int, videos: CutVideos, columns: _Columns, encoding: _Encoding, options: argparse.Namespace
+    parts: Parts,
+    numbers: Sequence[int],
+    clips_per_part: int,
+    videos: CutVideos,
+    columns: _Columns,
+    encoding: _Encoding,
+    options: argparse.Namespace,
 ) -> None:
     """Make the parts `numbers` from one pass over their clips."""
     from vjepa.data.loader import ClipLoader
@@ -200,7 +239,9 @@ def _fill(
     spans = [range(part * clips_per_part, min(len(videos), (part + 1) * clips_per_part)) for part in numbers]
     batches = [[span[first : first + options.batch] for first in range(0, len(span), options.batch)] for span in spans]
     clips = CutClips(videos, [batch for part in batches for batch in part])
-    loader = iter(ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s, videos.data.prefetch))
+    loader = iter(
+        ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s, videos.data.prefetch)
+    )
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []
@@ -213,7 +254,9 @@ def _fill(
             parts.write(part, _tensors(made, videos, columns), unreadable)
 
 
-def _tensors(made: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]], videos: CutVideos, columns: _Columns) -> dict[str, torch.Tensor]:
+def _tensors(
+    made: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]], videos: CutVideos, columns: _Columns
+) -> dict[str, torch.Tensor]:
     """The tensors of a part from the clips, int64 [B], and the features of its batches."""
     import torch
 
@@ -229,7 +272,10 @@ def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, c
     from vjepa.probing import recipes
 
     data = videos.data
-    frames = {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")}
+    frames = {
+        name: getattr(data, name)
+        for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")
+    }
     return {
         "format": "vjepa.extract 1",
         "model_path": str(options.model_path),
@@ -289,30 +335,76 @@ def _where(given: Sequence[str]) -> dict[str, str | int | list[str | int]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vjepa.extract", description="Features of a clip index by a frozen encoder, as safetensors or Parquet.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vjepa.extract",
+        description="Features of a clip index by a frozen encoder, as safetensors or Parquet.",
+    )
     whole, count, above_0 = command.number(int, least=0), command.number(int, least=1), command.number(float, above=0)
 
     def add(name: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **options)
 
-    add("model_path", required=True, metavar="PATH", help="run, checkpoint, weights file of a known format, or Hugging Face folder")
+    add(
+        "model_path",
+        required=True,
+        metavar="PATH",
+        help="run, checkpoint, weights file of a known format, or Hugging Face folder",
+    )
     add("dataset", required=True, metavar="INDEX", help="clip index (Parquet) made by data_prep.index")
-    add("out", required=True, type=Path, metavar="OUT", help="FILE.safetensors, FILE.parquet, or a folder of safetensors parts")
-    add("pool", default="mean", metavar="HOW", help="mean of the tokens of a clip, of its time slots (slots), of a grid in each (grid, grid:G), or all tokens")
-    add("level", default="last", metavar="last|LIST", help="features after which blocks, such as 2,5,-1 (default: last)")
+    add(
+        "out",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="FILE.safetensors, FILE.parquet, or a folder of safetensors parts",
+    )
+    add(
+        "pool",
+        default="mean",
+        metavar="HOW",
+        help="mean of the tokens of a clip, of its time slots (slots), of a grid in each (grid, grid:G), or all tokens",
+    )
+    add(
+        "level", default="last", metavar="last|LIST", help="features after which blocks, such as 2,5,-1 (default: last)"
+    )
     add("num_clips", type=count, default=1, metavar="N", help="clips of each video, evenly in time (default: 1)")
-    add("window_s", type=above_0, metavar="S", help="instead: windows that slide over each video; num_frames are spread over one")
+    add(
+        "window_s",
+        type=above_0,
+        metavar="S",
+        help="instead: windows that slide over each video; num_frames are spread over one",
+    )
     add("stride_s", type=above_0, metavar="S", help="from the start of a window to that of the next")
-    add("num_frames", type=count, metavar="T", help="frames of a clip (default: as the run was trained; 16 for other encoders)")
-    add("clip_fps", type=above_0, metavar="F", help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add(
+        "num_frames",
+        type=count,
+        metavar="T",
+        help="frames of a clip (default: as the run was trained; 16 for other encoders)",
+    )
+    add(
+        "clip_fps",
+        type=above_0,
+        metavar="F",
+        help="their rate (default: as the run was trained; the whole video for other encoders)",
+    )
     add("frame_step", type=count, metavar="N", help="every n-th frame instead")
     add("crop_px", type=count, metavar="S", help="side of the crop (default: as the encoder was trained)")
-    add("where", action="append", default=[], metavar="COL=V[,V2]", help="rows of the index; may be given for several columns (default: all)")
+    add(
+        "where",
+        action="append",
+        default=[],
+        metavar="COL=V[,V2]",
+        help="rows of the index; may be given for several columns (default: all)",
+    )
     add("dtype", default="fp32", choices=DTYPES, help="of what is stored (default: fp32)")
     add("batch", type=count, default=16, metavar="N", help="clips that the encoder gets at a time (default: 16)")
     add("workers", type=whole, metavar="N", help="processes that decode (default: as the run was trained, 2)")
     add("device", choices=["auto", "cpu", "cuda", "mps"], help="default: as the run was trained, auto")
-    add("precision", choices=["auto", "fp32", "bf16"], help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)")
+    add(
+        "precision",
+        choices=["auto", "fp32", "bf16"],
+        help="of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)",
+    )
     add("shard", metavar="I/N", help="do part I of N, from 1 (default: all, or the share of the rank under torchrun)")
     add("encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
     add("format", metavar="FORMAT", help="of --model_path (default: recognised)")

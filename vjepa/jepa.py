@@ -1,4 +1,6 @@
-"""The method on one screen: predict the features of hidden tokens from visible ones (V-JEPA, Bardes et al. 2024), or make views of a clip agree."""
+"""The method on one screen: predict the features of hidden tokens from visible ones (V-JEPA, Bardes et al. 2024), or
+make views of a clip agree.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,21 @@ from vjepa.records import TokenGrid, TokenMask
 
 
 class Jepa(nn.Module):
-    """Context encoder, predictor, projector and, where targets are its features, target encoder; the forward pass gives the loss terms."""
+    """Context encoder, predictor, projector and, where targets are its features, target encoder; the forward pass gives
+    the loss terms.
+    """
 
-    def __init__(self, model: config.Model, objective: config.Objective, num_masks: int, num_crops: int = 1, teacher: Encoder | None = None) -> None:
-        """num_crops: clips that lie side by side in a batch and are crops of one. teacher: the frozen target encoder of `targets: frozen`."""
+    def __init__(
+        self,
+        model: config.Model,
+        objective: config.Objective,
+        num_masks: int,
+        num_crops: int = 1,
+        teacher: Encoder | None = None,
+    ) -> None:
+        """num_crops: clips that lie side by side in a batch and are crops of one. teacher: the frozen target encoder of
+        `targets: frozen`.
+        """
         super().__init__()
         if (teacher is None) == (objective.targets == "frozen"):
             raise ValueError(f"targets: {objective.targets} {'needs a' if teacher is None else 'has no'} teacher")
@@ -39,7 +52,9 @@ class Jepa(nn.Module):
         self.predictor = make_predictor(model, num_masks, self.dense) if objective.predicts else nn.Identity()
         widths = [model.levels * self.encoder.width, *objective.projector_widths]
         self.projector, self.embedding_width = make_projector(widths), widths[-1]
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False) if objective.targets == "ema" else teacher
+        self.target_encoder = (
+            copy.deepcopy(self.encoder).requires_grad_(False) if objective.targets == "ema" else teacher
+        )
         self.distance = partial(prediction_loss, objective.loss, huber_delta=objective.huber_delta)
 
     def forward(
@@ -50,10 +65,12 @@ class Jepa(nn.Module):
         directions: Tensor | None = None,
         target_encoder: Encoder | None = None,
     ) -> dict[str, Tensor]:
-        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the sum by weight.
+        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the
+        sum by weight.
 
         context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.
-        directions: [S, embedding_width], those of SIGReg at this step; see `sigreg.directions`. None: without that term.
+        directions: [S, embedding_width], those of SIGReg at this step; see `sigreg.directions`. None: without that
+        term.
         target_encoder: a copy of the target encoder in another precision to use in its place.
         """
         patches = patchify(video, self.encoder.model)
@@ -73,12 +90,16 @@ class Jepa(nn.Module):
         weights = {"context": context_weight, **self.objective.weights}
         return {"loss": torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), **means}
 
-    def _prediction_terms(self, grid: TokenGrid, context: Tensor, targets: Tensor, mask: TokenMask, index: int) -> dict[str, Tensor]:
+    def _prediction_terms(
+        self, grid: TokenGrid, context: Tensor, targets: Tensor, mask: TokenMask, index: int
+    ) -> dict[str, Tensor]:
         """The terms of one mask set from its context features [B, Kc, levels * D] and all targets [B, N, P]."""
         objective, wanted, terms = self.objective, gather_tokens(targets, mask.target_ids), {}
         if isinstance(self.predictor, Predictor) and self.dense:
             predictions, seen = self.predictor.dense(context, mask.context_ids, mask.target_ids, grid, index)
-            terms["context"] = self.distance(seen, gather_tokens(targets, mask.context_ids), context_weights(mask, grid))
+            terms["context"] = self.distance(
+                seen, gather_tokens(targets, mask.context_ids), context_weights(mask, grid)
+            )
         else:
             predictions = self.predict(context, mask, grid, index)
         if objective.prediction:
@@ -91,14 +112,19 @@ class Jepa(nn.Module):
         return terms
 
     def predict(self, context: Tensor, mask: TokenMask, grid: TokenGrid, index: int) -> Tensor:
-        """[B, Kc, D] -> [B, (M Kt), P]: each of the M = num_targets blocks in a pass of its own, from the same context."""
+        """[B, Kc, D] -> [B, (M Kt), P]: each of the M = num_targets blocks in a pass of its own, from the same
+        context.
+        """
         num = mask.num_targets
         seen, ids = repeat(context, "b k d -> (b m) k d", m=num), repeat(mask.context_ids, "b k -> (b m) k", m=num)
-        predictions: Tensor = self.predictor(seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index)
+        predictions: Tensor = self.predictor(
+            seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index
+        )
         return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
     def targets(self, patches: Patches, target_encoder: Encoder | None = None) -> Tensor:
-        """-> [B, N, P], for every token: features, each level layer-normed without affine (V-JEPA section 3.1), or pixels, each colour likewise.
+        """-> [B, N, P], for every token: features, each level layer-normed without affine (V-JEPA section 3.1), or
+        pixels, each colour likewise.
 
         Without a target encoder they are features of the context encoder, and their gradient is not stopped (LeJEPA).
         """
@@ -111,7 +137,9 @@ class Jepa(nn.Module):
             return layer_normed(encoder.encode(patches), encoder.width)
 
     def train(self, mode: bool = True) -> Jepa:
-        """As that of any module, save that a frozen teacher is never in training: no drop path, and no statistics are measured."""
+        """As that of any module, save that a frozen teacher is never in training: no drop path, and no statistics are
+        measured.
+        """
         super().train(mode)
         if self.target_encoder is not None and self.objective.targets == "frozen":
             self.target_encoder.eval()

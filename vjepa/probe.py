@@ -1,7 +1,8 @@
 """Measure a frozen encoder by a probe, beside its baselines, on a clip index or an image data set.
 
 python -m vjepa.probe --model_path runs/demo --dataset clips.parquet --eval_mode attentive
-python -m vjepa.probe --model_path runs/demo --dataset actions.parquet --eval_mode attentive --anticipation_s 1 --rollout both
+python -m vjepa.probe --model_path runs/demo --dataset actions.parquet --eval_mode attentive --anticipation_s 1
+--rollout both
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 
 # the name on the command line -> the name in the code
 MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
-BASELINES: Final = ("random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames", "untrained_predictor")
+BASELINES: Final = (
+    "random_init",
+    "pixels",
+    "motion_energy",
+    "shuffled_frames",
+    "reversed_frames",
+    "untrained_predictor",
+)
 # a result replaces an older one that agrees in these; older results of other versions lack those that `_save` adds
 KEY: Final = ("dataset", "eval_mode", "label", "encoder")
 # what a head needs to be used again: the features that it reads, and what its answers mean
@@ -77,9 +85,11 @@ def _stem(path: Path, options: argparse.Namespace, pool: str | None) -> str:
 
 
 def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str, Any]] | None:
-    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises UserError with one line.
+    """What was measured, and the result that goes into probe.json, from the options of the command line. Raises
+    UserError with one line.
 
-    Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others return None.
+    Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others
+    return None.
     """
     from vjepa import ranks
     from vjepa.data.clips import Views
@@ -89,12 +99,18 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
 
     path = Path(options.model_path)
     if not path.exists():
-        runs = [] if path.is_absolute() else sorted(Path("runs").glob(f"*/{path}"), key=lambda file: file.stat().st_mtime)
-        raise UserError(f"{path}: no such run folder, checkpoint or weights file" + (f"; there is {runs[-1]}" if runs else ""))
+        runs = (
+            [] if path.is_absolute() else sorted(Path("runs").glob(f"*/{path}"), key=lambda file: file.stat().st_mtime)
+        )
+        raise UserError(
+            f"{path}: no such run folder, checkpoint or weights file" + (f"; there is {runs[-1]}" if runs else "")
+        )
     encoder, which = _read_encoder(options)
     data, device, dtype = how_to_read(options, encoder)
     where = {name: getattr(options, name) for name in ("train", "selection", "val")}
-    dataset = datasets.open_dataset(options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root))
+    dataset = datasets.open_dataset(
+        options.dataset, data, datasets.Request(options.label, options.group, options.fold, where, options.data_root)
+    )
     if isinstance(dataset.source, datasets.ImageSource):
         data = data.model_copy(update={"num_frames": 1})
     if options.anticipation_s is not None:
@@ -106,11 +122,26 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     with ExitStack() as stack:
         mine = stack.enter_context(ranks.join())
         if options.no_cache and mine.num > 1:
-            raise UserError("--no-cache: processes that share the work share a folder of features; name it with --cache")
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()) if options.no_cache else options.cache or store.default_folder())
+            raise UserError(
+                "--no-cache: processes that share the work share a folder of features; name it with --cache"
+            )
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory())
+            if options.no_cache
+            else options.cache or store.default_folder()
+        )
         _make_folder(folder)
-        features = store.Store(folder, options.feature_dtype, _say if mine.rank == 0 else lambda line: None, _watch("features", mine.rank == 0), mine)
-        looks = comparison.Looks(Passes(options.train_passes, options.seed) if options.train_passes else Views(), Views(options.num_clips, options.num_crops))
+        features = store.Store(
+            folder,
+            options.feature_dtype,
+            _say if mine.rank == 0 else lambda line: None,
+            _watch("features", mine.rank == 0),
+            mine,
+        )
+        looks = comparison.Looks(
+            Passes(options.train_passes, options.seed) if options.train_passes else Views(),
+            Views(options.num_clips, options.num_crops),
+        )
         made = _recipes(options, encoder, roll_out, sha256, reading, single_frames=data.num_frames == 1)
         if mine.rank:
             comparison.features(dataset, made, looks, features, options.batch)
@@ -129,7 +160,9 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
             "step": _step(path),
             **summary.to_dict(found, dataset, method),
             "views": {"learn": str(looks.learn), "test": str(looks.test)},
-            "data": {name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")},
+            "data": {
+                name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")
+            },
             "levels": options.levels,
             "pool": None if method.mode == "attentive" else str(reading.pooling),
             "data_hash": dataset.data_hash,
@@ -141,7 +174,9 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m vjepa.probe", description="Measure a frozen encoder by a probe, beside its baselines.", formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m vjepa.probe",
+        description="Measure a frozen encoder by a probe, beside its baselines.",
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     whole, count = command.number(int, least=0), command.number(int, least=1)
     from_0, above_0 = command.number(float, least=0), command.number(float, above=0)
@@ -149,22 +184,59 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, **options: Any) -> None:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), **options)
 
-    add("model_path", required=True, metavar="PATH", help="run or checkpoint folder, exported or published file, Hugging Face folder")
-    add("dataset", required=True, metavar="DATA", help="clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images")
-    add("eval_mode", required=True, choices=list(MODES), help="k nearest neighbours; a linear head; or heads that attend to all tokens")
+    add(
+        "model_path",
+        required=True,
+        metavar="PATH",
+        help="run or checkpoint folder, exported or published file, Hugging Face folder",
+    )
+    add(
+        "dataset",
+        required=True,
+        metavar="DATA",
+        help="clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images",
+    )
+    add(
+        "eval_mode",
+        required=True,
+        choices=list(MODES),
+        help="k nearest neighbours; a linear head; or heads that attend to all tokens",
+    )
     add("encoder", choices=command.ENCODERS, help=command.ENCODER_HELP)
     add("label", default="label", metavar="COLUMN", help="column to predict (default: label)")
-    add("group", default="group", metavar="COLUMN", help="column whose equal rows stay together in selection and in the bootstrap (default: group)")
+    add(
+        "group",
+        default="group",
+        metavar="COLUMN",
+        help="column whose equal rows stay together in selection and in the bootstrap (default: group)",
+    )
     add("train", metavar="COL=V[,V2]", help="rows to learn from (default: split=train)")
-    add("selection", metavar="COL=V[,V2]", help="rows to choose settings on (default: split=selection if there are any, else a fifth of train)")
+    add(
+        "selection",
+        metavar="COL=V[,V2]",
+        help="rows to choose settings on (default: split=selection if there are any, else a fifth of train)",
+    )
     add("val", metavar="COL=V[,V2]", help="rows to measure on (default: split=val)")
-    add("fold", metavar="COLUMN", help="cross-validation: measure on the rows of each value in turn, learn and choose on the others")
+    add(
+        "fold",
+        metavar="COLUMN",
+        help="cross-validation: measure on the rows of each value in turn, learn and choose on the others",
+    )
     add("data_root", metavar="DIR", help="folder of an image data set that is known by name")
     add("num_frames", type=count, help="frames of a clip (default: as the run was trained; 16 for other encoders)")
-    add("clip_fps", type=above_0, help="their rate (default: as the run was trained; the whole video for other encoders)")
+    add(
+        "clip_fps",
+        type=above_0,
+        help="their rate (default: as the run was trained; the whole video for other encoders)",
+    )
     add("frame_step", type=count, help="every n-th frame instead")
     add("crop_px", type=count, help="side of the crop (default: as the encoder was trained)")
-    add("num_clips", type=count, default=1, help="clips of a video to choose and measure on, evenly in time; their answers are averaged (default: 1)")
+    add(
+        "num_clips",
+        type=count,
+        default=1,
+        help="clips of a video to choose and measure on, evenly in time; their answers are averaged (default: 1)",
+    )
     add("num_crops", type=count, default=1, help="crops of each, evenly along the longer side (default: 1)")
     add(
         "train_passes",
@@ -173,16 +245,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="random clips and crops of each video to learn from (default: 0, the central one)",
     )
-    add("levels", default="last", help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)")
+    add(
+        "levels",
+        default="last",
+        help="blocks whose features are read: last, quarters, or numbers such as 5,11 (default: last)",
+    )
     add(
         "pool", default="mean", metavar="HOW",
-        help="k-NN and linear probe, which read: the mean of all tokens; slots, the mean of each time slot; grid or grid:G,\n"
+        help="k-NN and linear probe, which read: the mean of all tokens; slots, the mean of each time slot; grid "
+        "or grid:G,\n"
         "of each of 4x4 or GxG cells of each time slot; or all, every token in its place (default: mean)",
     )  # fmt: skip
     add("baselines", default="all", metavar="NAMES", help=f"all, none, or some of {','.join(BASELINES)} (default: all)")
     add(
         "anticipation_s", type=from_0, metavar="S",
-        help="action anticipation: each row of the index ends where an action starts (in a manifest for data_prep.index:\n"
+        help="action anticipation: each row of the index ends where an action starts (in a manifest for "
+        "data_prep.index:\n"
         "end_s, and start_s as far back as may be seen, or none); the clip ends so many seconds before it",
     )  # fmt: skip
     add(
@@ -190,13 +268,43 @@ def _parser() -> argparse.ArgumentParser:
         help="anticipation: tokens that the predictor expects to follow, until the action starts, beside those of the\n"
         "encoder; both: measured with and without (default: none)",
     )  # fmt: skip
-    add("k", metavar="K[,K2]", type=command.numbers(count), help="k-NN: neighbours to choose from (default: 1,5,10,20,50)")
+    add(
+        "k",
+        metavar="K[,K2]",
+        type=command.numbers(count),
+        help="k-NN: neighbours to choose from (default: 1,5,10,20,50)",
+    )
     add("head", default="logistic", choices=["logistic", "ridge"], help="linear probe: the loss (default: logistic)")
-    add("batch_norm", default="yes", choices=["yes", "no"], help="linear probe: features standardised by train (default: yes)")
-    add("depth", type=int, default=1, choices=[1, 2, 3, 4], help="attentive: 1 for cross-attention alone, 4 with 3 blocks before it (default: 1)")
-    add("probe_heads", type=count, help="attentive: attention heads (default: 16, or the next fewer that divide the width)")
-    add("lr", metavar="X[,Y]", type=command.numbers(above_0), help="attentive: learning rates to choose from (default: 5e-3,3e-3,1e-3,3e-4,1e-4)")
-    add("weight_decay", metavar="X[,Y]", type=command.numbers(from_0), help="attentive: weight decays to choose from (default: .01,.1,.4,.8)")
+    add(
+        "batch_norm",
+        default="yes",
+        choices=["yes", "no"],
+        help="linear probe: features standardised by train (default: yes)",
+    )
+    add(
+        "depth",
+        type=int,
+        default=1,
+        choices=[1, 2, 3, 4],
+        help="attentive: 1 for cross-attention alone, 4 with 3 blocks before it (default: 1)",
+    )
+    add(
+        "probe_heads",
+        type=count,
+        help="attentive: attention heads (default: 16, or the next fewer that divide the width)",
+    )
+    add(
+        "lr",
+        metavar="X[,Y]",
+        type=command.numbers(above_0),
+        help="attentive: learning rates to choose from (default: 5e-3,3e-3,1e-3,3e-4,1e-4)",
+    )
+    add(
+        "weight_decay",
+        metavar="X[,Y]",
+        type=command.numbers(from_0),
+        help="attentive: weight decays to choose from (default: .01,.1,.4,.8)",
+    )
     add("epochs", type=count, default=20, help="attentive: passes over train (default: 20)")
     add("probe_batch", type=count, help="attentive: clips per step (default: 256, or a sixteenth of train)")
     add("seed", type=whole, default=0, help="attentive: initial weights and order; augmented passes (default: 0)")
@@ -207,7 +315,12 @@ def _parser() -> argparse.ArgumentParser:
     add("cache", metavar="DIR", help="where features are kept (default: $XDG_CACHE_HOME/vjepa/features)")
     parser.add_argument("--no-cache", "--no_cache", action="store_true", help="keep no features after the command")
     add("feature_dtype", default="fp16", choices=["fp16", "bf16"], help="of stored features (default: fp16)")
-    add("out", metavar="FILE", help="where the result goes (default: RUN/probe.json, or probe.json here); results of other probes in it are kept")
+    add(
+        "out",
+        metavar="FILE",
+        help="where the result goes (default: RUN/probe.json, or probe.json here); results of other probes in it "
+        "are kept",
+    )
     return parser
 
 
@@ -220,7 +333,9 @@ def _read_encoder(options: argparse.Namespace) -> tuple[Encoder, str]:
 
 
 def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, torch.device, torch.dtype]:
-    """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was published; options win."""
+    """How clips are read, and where and in which precision the encoder runs: as its run was trained, else as it was
+    published; options win.
+    """
     from pydantic import ValidationError
 
     from vjepa import config
@@ -228,8 +343,18 @@ def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, to
 
     run = _run_of(Path(options.model_path))
     trained = config.load(str(run / "config.yaml")) if run else None
-    data = trained.data if trained else config.Data(train=config.Source(index=""), num_frames=_native_frames(encoder), crop_px=_native_px(options, encoder))
-    given = {name: getattr(options, name) for name in ("num_frames", "clip_fps", "frame_step", "crop_px", "workers") if getattr(options, name) is not None}
+    data = (
+        trained.data
+        if trained
+        else config.Data(
+            train=config.Source(index=""), num_frames=_native_frames(encoder), crop_px=_native_px(options, encoder)
+        )
+    )
+    given = {
+        name: getattr(options, name)
+        for name in ("num_frames", "clip_fps", "frame_step", "crop_px", "workers")
+        if getattr(options, name) is not None
+    }
     if {"clip_fps", "frame_step"} & given.keys():
         given = {"clip_fps": None, "frame_step": None, "duration_s": None, **given}
     try:
@@ -242,7 +367,9 @@ def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, to
     if data.crop_px % encoder.model.patch_px:
         raise UserError(f"--crop_px {data.crop_px}: is not a whole number of patches of {encoder.model.patch_px} px")
     where = trained.run if trained else config.Run()
-    where = where.model_copy(update={name: getattr(options, name) for name in ("device", "precision") if getattr(options, name)})
+    where = where.model_copy(
+        update={name: getattr(options, name) for name in ("device", "precision") if getattr(options, name)}
+    )
     return data, *device.pick(where)
 
 
@@ -265,8 +392,12 @@ def _native_px(options: argparse.Namespace, encoder: Encoder) -> int:
     return cells * model.patch_px if cells else _PUBLISHED_PX[model.rope]
 
 
-def _reading(options: argparse.Namespace, encoder: Encoder, data: Data, device: torch.device, dtype: torch.dtype) -> Reading:
-    """What is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its tokens or the probe do not have."""
+def _reading(
+    options: argparse.Namespace, encoder: Encoder, data: Data, device: torch.device, dtype: torch.dtype
+) -> Reading:
+    """What is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its tokens
+    or the probe do not have.
+    """
     from vjepa.models.pooling import Pooling
     from vjepa.probing import recipes
 
@@ -275,8 +406,17 @@ def _reading(options: argparse.Namespace, encoder: Encoder, data: Data, device: 
     if attentive and pooling.kind != "mean":
         raise UserError(f"--pool {options.pool}: attentive heads read all tokens in their places; leave it out")
     if options.rollout != "none" and pooling.kind != "mean":
-        raise UserError(f"--pool {options.pool}: a roll-out has time slots of its own, so only means are read beside each other; leave --pool or --rollout out")
-    return recipes.Reading(recipes.levels(encoder, options.levels), ("tokens", "pooled") if attentive else ("pooled",), device, dtype, pooling)
+        raise UserError(
+            f"--pool {options.pool}: a roll-out has time slots of its own, so only means are read beside each "
+            "other; leave --pool or --rollout out"
+        )
+    return recipes.Reading(
+        recipes.levels(encoder, options.levels),
+        ("tokens", "pooled") if attentive else ("pooled",),
+        device,
+        dtype,
+        pooling,
+    )
 
 
 def _method(options: argparse.Namespace, reading: Reading) -> Method:
@@ -284,8 +424,12 @@ def _method(options: argparse.Namespace, reading: Reading) -> Method:
     from vjepa.probing.protocol import Method
 
     grid = sweep.Grid(
-        options.lr or sweep.LEARNING_RATES, options.weight_decay or sweep.WEIGHT_DECAYS, options.epochs, options.probe_batch, options.seed
-    )  # fmt: skip
+        options.lr or sweep.LEARNING_RATES,
+        options.weight_decay or sweep.WEIGHT_DECAYS,
+        options.epochs,
+        options.probe_batch,
+        options.seed,
+    )
     return Method(
         mode=MODES[options.eval_mode],
         choices=options.k or knn.K_CHOICES,
@@ -301,7 +445,9 @@ def _method(options: argparse.Namespace, reading: Reading) -> Method:
 
 
 def _roll_out(options: argparse.Namespace, encoder: Encoder, data: Data) -> RollOut | None:
-    """What --rollout asks for, on the device of `encoder`. Raises UserError for a model without a predictor, or one that cannot reach so far."""
+    """What --rollout asks for, on the device of `encoder`. Raises UserError for a model without a predictor, or one
+    that cannot reach so far.
+    """
     from vjepa import config, load_predictor
     from vjepa.probing.anticipation import RollOut
 
@@ -312,7 +458,10 @@ def _roll_out(options: argparse.Namespace, encoder: Encoder, data: Data) -> Roll
     try:
         predictor = load_predictor(options.model_path, which=options.encoder)
     except UserError as error:
-        raise UserError(f"{error}; --rollout {options.rollout} needs one: name a run, checkpoint or training file, or give --rollout none") from None
+        raise UserError(
+            f"{error}; --rollout {options.rollout} needs one: name a run, checkpoint or training file, or "
+            "give --rollout none"
+        ) from None
     run = _run_of(Path(options.model_path))
     trained_frames = config.load(str(run / "config.yaml")).data.num_frames if run else _native_frames(encoder)
     device = next(encoder.parameters()).device
@@ -320,7 +469,13 @@ def _roll_out(options: argparse.Namespace, encoder: Encoder, data: Data) -> Roll
 
 
 def _recipes(
-    options: argparse.Namespace, encoder: Encoder, roll_out: RollOut | None, sha256: str, reading: Reading, *, single_frames: bool
+    options: argparse.Namespace,
+    encoder: Encoder,
+    roll_out: RollOut | None,
+    sha256: str,
+    reading: Reading,
+    *,
+    single_frames: bool,
 ) -> dict[str, Recipe]:
     """Kind of features -> how clips become them; `trained` first. Single images have no order of time.
 
@@ -329,10 +484,19 @@ def _recipes(
     from vjepa.probing import recipes
     from vjepa.probing.comparison import ROLLOUT, TRAINED
 
-    names = BASELINES if options.baselines == "all" else () if options.baselines == "none" else tuple(options.baselines.split(","))
+    names = (
+        BASELINES
+        if options.baselines == "all"
+        else ()
+        if options.baselines == "none"
+        else tuple(options.baselines.split(","))
+    )
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
-        raise UserError(f"--baselines {options.baselines}: no baseline {unknown[0]!r}; give all, none, or some of {','.join(BASELINES)}")
+        raise UserError(
+            f"--baselines {options.baselines}: no baseline {unknown[0]!r}; give all, none, or some of "
+            f"{','.join(BASELINES)}"
+        )
     if single_frames:
         names = tuple(name for name in names if name in ("random_init", "pixels"))
     everywhere = roll_out if options.rollout == "predictor" else None
@@ -350,7 +514,9 @@ def _recipes(
             made[name] = recipes.plain_recipe(name)
         elif name == "random_init":
             if everywhere:
-                untrained = replace(everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(reading.device))
+                untrained = replace(
+                    everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(reading.device)
+                )
                 made[name] = untrained.recipe(reading)
             else:
                 made[name] = recipes.untrained_recipe(encoder, reading)
@@ -365,11 +531,20 @@ def _recipes(
 def _run_of(path: Path) -> Path | None:
     """The run folder that `path` is, or lies in as a checkpoint or a file of one."""
     path = path.resolve()
-    return next((folder for folder in (path, *path.parents[:3]) if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()), None)
+    return next(
+        (
+            folder
+            for folder in (path, *path.parents[:3])
+            if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
+        ),
+        None,
+    )
 
 
 def _step(path: Path) -> int | None:
-    """The step of a checkpoint, `checkpoints/step-00000123`, or of the newest of a run; None for an encoder of another kind."""
+    """The step of a checkpoint, `checkpoints/step-00000123`, or of the newest of a run; None for an encoder of another
+    kind.
+    """
     run = _run_of(path)
     if run is None:
         return None
@@ -382,7 +557,10 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: features cannot be kept there ({error.strerror}); name another folder with --cache, or give --no-cache") from None
+        raise UserError(
+            f"{folder}: features cannot be kept there ({error.strerror}); name another folder with --cache, "
+            "or give --no-cache"
+        ) from None
 
 
 def _say(line: str) -> None:

@@ -38,7 +38,9 @@ class Ranks:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """The processes that torchrun started, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without these one alone. They talk through gloo."""
+    """The processes that torchrun started, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without these one alone.
+    They talk through gloo.
+    """
     num = int(os.environ.get("WORLD_SIZE", 1))
     if num == 1:
         yield Ranks()
@@ -46,7 +48,10 @@ def join() -> Iterator[Ranks]:
     try:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     except (ValueError, dist.DistError) as error:
-        raise UserError(f"WORLD_SIZE={num}: the processes do not find each other ({' '.join(str(error).split())}); start them with torchrun") from None
+        raise UserError(
+            f"WORLD_SIZE={num}: the processes do not find each other ({' '.join(str(error).split())}); start "
+            "them with torchrun"
+        ) from None
     try:
         yield Ranks(dist.get_rank(), num)
     finally:

@@ -38,16 +38,23 @@ MAX_COLUMNS = 8
 def closing_table(summary: Mapping[str, Any]) -> str:
     """Plain text, at most 100 columns: every label, probe and kind of features, then whether the features collapsed.
 
-    summary: what `probing.evidence.evaluate_run` gave; other keys are left alone. Accuracies stand with their 95 % interval.
+    summary: what `probing.evidence.evaluate_run` gave; other keys are left alone. Accuracies stand with their 95 %
+    interval.
     """
     lines: list[str] = []
     for label, report in summary.items():
         if isinstance(report, dict) and "knn" in report:
             lines += [*_label_table(label, report), ""]
     if summary.get("num_unreadable"):
-        lines.append(f"{summary['num_unreadable']} clips could not be read and are left out; summary.json names them under `unreadable`")
+        lines.append(
+            f"{summary['num_unreadable']} clips could not be read and are left out; summary.json names them "
+            "under `unreadable`"
+        )
     if summary.get("num_replaced"):
-        lines.append(f"{summary['num_replaced']} training clips could not be read and were replaced; summary.json names the files under `replaced`")
+        lines.append(
+            f"{summary['num_replaced']} training clips could not be read and were replaced; summary.json "
+            "names the files under `replaced`"
+        )
     if "effective_rank" in summary:
         lines.append(_verdict(summary["effective_rank"], summary["feature_std"], summary["num_features"]))
     if "final_loss" in summary:
@@ -58,7 +65,8 @@ def closing_table(summary: Mapping[str, Any]) -> str:
 def _label_table(label: str, report: Mapping[str, Any]) -> list[str]:
     clips = report["num_clips"]
     lines = [
-        f"{label}: accuracy on {clips['val']} clips [95 % interval]; {clips['train']} to learn from, {clips['selection']} to choose k and C"[:100],
+        f"{label}: accuracy on {clips['val']} clips [95 % interval]; {clips['train']} to learn from, "
+        f"{clips['selection']} to choose k and C"[:100],
         f"  {'':26}{'k-NN':22}linear",
     ]
     for kind, name in NAMES.items():
@@ -86,12 +94,16 @@ def _verdict(effective_rank: float, feature_std: float, num_features: int) -> st
 
 
 def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Loss terms over steps, from the rows of metrics.jsonl: {"step": int, "loss": float, ...}; of sources of a mix the loss alone."""
+    """Loss terms over steps, from the rows of metrics.jsonl: {"step": int, "loss": float, ...}; of sources of a mix the
+    loss alone.
+    """
     figure = _figure(6.4, 3.6)
     axes = figure.subplots()
     sources = sorted({row.get("source", 0) for row in rows})
     for source, term in [*((0, term) for term in TERMS), *((source, "loss") for source in sources if source)]:
-        points = [(row["step"], row[term]) for row in rows if row.get(term) is not None and row.get("source", 0) == source]
+        points = [
+            (row["step"], row[term]) for row in rows if row.get(term) is not None and row.get("source", 0) == source
+        ]
         if points:
             name = f"{term} of data.mix.{source - 1}" if source else term
             axes.plot(*zip(*points, strict=True), label=name, linewidth=2 if term == "loss" else 1)
@@ -103,7 +115,9 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def mask_picture(path: Path, video: torch.Tensor, grid: TokenGrid, context_ids: torch.Tensor) -> None:
-    """Frames of one clip, uint8 [3, T, S, S], above the same frames with every token that is not in `context_ids` [Kc] grey."""
+    """Frames of one clip, uint8 [3, T, S, S], above the same frames with every token that is not in `context_ids` [Kc]
+    grey.
+    """
     import numpy as np
 
     seen = np.zeros(grid.num_tokens, dtype=bool)
@@ -127,21 +141,30 @@ def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, gri
     _, axes = np.linalg.eigh(centred.T @ centred)
     components = centred @ axes[:, : -min(3, tokens.shape[-1]) - 1 : -1]
     low, high = np.percentile(components, (2, 98), axis=0)
-    colours = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(len(videos), grid.t, grid.h, grid.w, -1)
+    colours = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(
+        len(videos), grid.t, grid.h, grid.w, -1
+    )
     rows: list[tuple[str, np.ndarray]] = []
     for number, (video, colour) in enumerate(zip(videos, colours, strict=True), 1):
         frames = _token_frames(video, grid)
         rows += [(f"clip {number}", frames), ("features", _upscale(colour, frames.shape[1]))]
-    _grid_picture(path, "Token features: first three principal components as red, green, blue", rows, videos.shape[2] // grid.t)
+    _grid_picture(
+        path, "Token features: first three principal components as red, green, blue", rows, videos.shape[2] // grid.t
+    )
 
 
 def save_pictures(
-    folder: Path, rows: Sequence[Mapping[str, Any]], videos: torch.Tensor, grid: TokenGrid, context_ids: torch.Tensor, tokens: torch.Tensor
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    videos: torch.Tensor,
+    grid: TokenGrid,
+    context_ids: torch.Tensor,
+    tokens: torch.Tensor,
 ) -> None:
     """Write loss_curve.png, mask.png and features_pca.png into `folder`.
 
-    rows: those of metrics.jsonl. videos: uint8 [B, 3, T, S, S], a few validation clips. context_ids: [Kc], visible tokens
-    of the first clip. tokens: features of every token, [B, N, D].
+    rows: those of metrics.jsonl. videos: uint8 [B, 3, T, S, S], a few validation clips. context_ids: [Kc], visible
+    tokens of the first clip. tokens: features of every token, [B, N, D].
     """
     folder.mkdir(parents=True, exist_ok=True)
     loss_curve(folder / "loss_curve.png", rows)
@@ -200,7 +223,9 @@ def _figure(width_in: float, height_in: float) -> Figure:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vjepa.report", description="Print the closing table of a finished run again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vjepa.report", description="Print the closing table of a finished run again."
+    )
     parser.add_argument("run", metavar="RUN", help="run folder")
     path = Path(parser.parse_args(arguments).run, "summary.json")
     if not path.is_file():

@@ -32,7 +32,9 @@ STOPPED_EARLY = 75  # exit code (EX_TEMPFAIL): the same command goes on
 
 @dataclass(frozen=True)
 class Job:
-    """What one call of `train` has to do: settings, their run folder, the clips of each source, a frozen teacher, and where to compute."""
+    """What one call of `train` has to do: settings, their run folder, the clips of each source, a frozen teacher, and
+    where to compute.
+    """
 
     settings: config.Config
     folder: Path
@@ -62,11 +64,16 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     stop = job.total_steps if stop_at_step is None else min(stop_at_step, job.total_steps)
     if progress:
         dtype = str(job.dtype).removeprefix("torch.")
-        print(f"{job.folder}: step {state.step} of {job.total_steps}, {clips_to_learn_from(job)}, {job.device}, {dtype}", flush=True)
+        print(
+            f"{job.folder}: step {state.step} of {job.total_steps}, {clips_to_learn_from(job)}, {job.device}, {dtype}",
+            flush=True,
+        )
     if state.step < stop:
         learn(job, model, optimizer, state, stop)
     if state.step < job.total_steps:
-        print(f"stopped at step {state.step} of {job.total_steps}; the same command goes on from there", file=sys.stderr)
+        print(
+            f"stopped at step {state.step} of {job.total_steps}; the same command goes on from there", file=sys.stderr
+        )
         return None
     return conclude(job, model, state)
 
@@ -96,7 +103,9 @@ def prepare(settings: config.Config, progress: bool) -> Job:
     teacher = weights.build_encoder() if weights else None
     started = Path(settings.run.dir or "", "checkpoints", "latest").exists()
     encoder_width(settings.model)  # is an error where timm has no such network
-    if (settings.run.init_from or settings.model.pretrained) and not started:  # a run that goes on needs its own checkpoint alone
+    if (
+        settings.run.init_from or settings.model.pretrained
+    ) and not started:  # a run that goes on needs its own checkpoint alone
         checkpoint.initialise(build(settings, teacher), settings)
     total = settings.optim.total_steps or steps_of_epochs(settings, len(sources[0].parts[0].rows))
     folder = run_log.open_run(settings)
@@ -106,7 +115,9 @@ def prepare(settings: config.Config, progress: bool) -> Job:
 
 
 def write_data(data: config.Data, progress: bool) -> None:
-    """The data set that `data.prepare` names, beside its index, unless it is there. Images have the splits that the probe knows."""
+    """The data set that `data.prepare` names, beside its index, unless it is there. Images have the splits that the
+    probe knows.
+    """
     from data_prep import demo, pictures
     from vjepa.probing.datasets_images import open_images
 
@@ -135,14 +146,20 @@ def refuse_shared(part: Part, val: Split) -> None:
 
     shared = len(np.intersect1d(part.rows, val.rows)) if part.index.path == val.index.path else 0
     if shared:
-        raise UserError(f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. where: {{split: train}}")
+        raise UserError(
+            f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. "
+            f"where: {{split: train}}"
+        )
 
 
 def clips_to_learn_from(job: Job) -> str:
     """`2394 clips`, or for a mix the clips and the steps of each source."""
     if len(job.sources) == 1:
         return f"{job.sources[0].num_rows} clips"
-    return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in zip(job.sources, steps_by_source(job), strict=True))
+    return ", ".join(
+        f"{steps} steps on {source.num_rows} clips of {source.name}"
+        for source, steps in zip(job.sources, steps_by_source(job), strict=True)
+    )
 
 
 def steps_by_source(job: Job) -> list[int]:
@@ -153,13 +170,17 @@ def steps_by_source(job: Job) -> list[int]:
 
 
 def learn(job: Job, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, stop: int) -> None:
-    """Steps `state.step` to `stop`. Everything random is a function of (seed, step), so there is no other state to keep."""
+    """Steps `state.step` to `stop`. Everything random is a function of (seed, step), so there is no other state to
+    keep.
+    """
     from vjepa.data.loader import train_loader
     from vjepa.training import checkpoint, run_log
     from vjepa.training.step import TrainingStep
 
     run = job.settings.run
-    loader = train_loader(job.sources, job.settings.data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda")
+    loader = train_loader(
+        job.sources, job.settings.data, run.seed, range(state.step, stop), pin_memory=job.device.type == "cuda"
+    )
     log, bar = run_log.RunLog(job.folder, state.step), Progress(job, state.step)
     training_step = TrainingStep(job.settings, model, optimizer, job.dtype, job.total_steps)
     probe = online_probe(job)
@@ -205,24 +226,34 @@ def online_probe(job: Job) -> OnlineProbe | None:
 
 
 def write_best(job: Job) -> None:
-    """checkpoints/best.pth: the networks of the best checkpoint, or of the newest where none was measured, in one file."""
+    """checkpoints/best.pth: the networks of the best checkpoint, or of the newest where none was measured,
+    in one file.
+    """
     from vjepa.interop import own
 
     checkpoints = job.folder / "checkpoints"
     best = checkpoints / "best"
-    own.write(own.read((best if best.exists() else checkpoints / "latest").resolve(), job.settings.eval.encoder), checkpoints / "best.pth")
+    own.write(
+        own.read((best if best.exists() else checkpoints / "latest").resolve(), job.settings.eval.encoder),
+        checkpoints / "best.pth",
+    )
 
 
 def read_terms(terms: dict[str, torch.Tensor], step: int) -> dict[str, float]:
     """Copy the loss terms to the host. Raises UserError where the loss is not finite: nothing is saved after that."""
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not math.isfinite(values["loss"]):
-        raise UserError(f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last checkpoint is untouched")
+        raise UserError(
+            f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last "
+            "checkpoint is untouched"
+        )
     return values
 
 
 def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
-    """Measure the frozen encoder, write summary.json and the pictures, print the closing table. A finished run is only shown again."""
+    """Measure the frozen encoder, write summary.json and the pictures, print the closing table. A finished run is only
+    shown again.
+    """
     from vjepa import report
     from vjepa.jepa import untrained_encoder
     from vjepa.probing.evidence import evaluate_run
@@ -245,7 +276,10 @@ def conclude(job: Job, model: Jepa, state: TrainingState) -> dict[str, Any]:
         summary["replaced"] = {job.sources[source].uri(clip_id): reason for source, clip_id, reason in state.replaced()}
         if settings.data.mix:
             parts = enumerate(zip(job.sources, steps_by_source(job), strict=True))
-            summary["sources"] = [{"name": part.name, "clips": part.num_rows, "steps": steps, "final_loss": losses.get(k)} for k, (part, steps) in parts]
+            summary["sources"] = [
+                {"name": part.name, "clips": part.num_rows, "steps": steps, "final_loss": losses.get(k)}
+                for k, (part, steps) in parts
+            ]
         if settings.data.val is not None:
             summary |= evaluate_run(settings, encoder, untrained_encoder(settings), job.device, job.dtype)
         draw(job, encoder, rows)
@@ -284,7 +318,9 @@ class Progress:
     def __init__(self, job: Job, done: int) -> None:
         self.clips, self.started = 0, perf_counter()
         layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
-        self.bar = command.progress_bar(shown=job.progress, total=job.total_steps, initial=done, desc="train", bar_format=layout)
+        self.bar = command.progress_bar(
+            shown=job.progress, total=job.total_steps, initial=done, desc="train", bar_format=layout
+        )
 
     @property
     def clips_per_s(self) -> float:
@@ -321,8 +357,12 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = command.config_parser("train", "Pre-train a video encoder, or go on with a run, and measure what it learned.")
-    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and stop after N steps; the same command without it goes on")
+    parser = command.config_parser(
+        "train", "Pre-train a video encoder, or go on with a run, and measure what it learned."
+    )
+    parser.add_argument(
+        "--stop-at-step", type=int, metavar="N", help="save and stop after N steps; the same command without it goes on"
+    )
     options = parser.parse_args(arguments)
     settings = command.read_config(options)
     if options.print_config:

@@ -1,10 +1,14 @@
-"""Our training step and encoder on a GPU beside those of the published V-JEPA 2 modules (as `transformers` has them), at the same shapes and masks.
+"""Our training step and encoder on a GPU beside those of the published V-JEPA 2 modules (as `transformers` has them),
+at the same shapes and masks.
 
-python tests/benchmarks/gpu_step.py [section.key=value ...] [--config vjepa2_vitl16] [--parts forward eager ...] [--batches 8 16 32] [--largest-s 60]
+python tests/benchmarks/gpu_step.py [section.key=value ...] [--config vjepa2_vitl16] [--parts forward eager ...]
+[--batches 8 16 32] [--largest-s 60]
 
-forward: the encoder alone and with the predictor, without gradient, on the same weights in bf16, in turns; eager, then with each block compiled.
-eager, compiled: our training step; published, published-compiled: the step of step_speed.py under autocast. Each at growing batches, then at the
-largest that fits. Utilisation is model FLOPs (recomputation is none) per second over the peak of matrix products in the same process.
+forward: the encoder alone and with the predictor, without gradient, on the same weights in bf16, in turns; eager, then
+with each block compiled.
+eager, compiled: our training step; published, published-compiled: the step of step_speed.py under autocast. Each at
+growing batches, then at the largest that fits. Utilisation is model FLOPs (recomputation is none) per second over the
+peak of matrix products in the same process.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ USABLE = 0.97  # of the memory of a GPU: what fragments of it leave
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts share. settings: of a single clip; peak: FLOP/s; batches: clips a step, growing; multiple: of the largest batch."""
+    """What all parts share. settings: of a single clip; peak: FLOP/s; batches: clips a step, growing; multiple: of the
+    largest batch.
+    """
 
     settings: config.Config
     where: torch.device
@@ -53,12 +59,15 @@ class Bench:
 
     def clips(self, batch: int) -> torch.Tensor:
         data = self.settings.data
-        return torch.randint(256, (batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8, device=self.where)
+        return torch.randint(
+            256, (batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8, device=self.where
+        )
 
     def row(self, name: str, batch: int, seconds: float, clip_flops: int, memory: int) -> str:
         achieved = batch * clip_flops / seconds
         return (
-            f"{name:42} {batch:4} clips  {1000 * seconds:9.1f} ms  {batch / seconds:8.2f} clips/s  {achieved / 1e12:7.1f} TFLOP/s  "
+            f"{name:42} {batch:4} clips  {1000 * seconds:9.1f} ms  {batch / seconds:8.2f} clips/s  "
+            f"{achieved / 1e12:7.1f} TFLOP/s  "
             f"{100 * achieved / self.peak:5.1f} %  {memory / 2**30:6.1f} GiB"
         )
 
@@ -89,25 +98,42 @@ def forward(bench: Bench) -> Iterator[str]:
     frames = video.transpose(1, 2)
 
     def predict(_: int) -> torch.Tensor:
-        context, index = gather_tokens(encoder(video), mask.context_ids), 1 % len(settings.masks)  # the mask token that theirs reads
+        context, index = (
+            gather_tokens(encoder(video), mask.context_ids),
+            1 % len(settings.masks),
+        )  # the mask token that theirs reads
         return predictor(context, mask.context_ids, mask.target_ids, grid, index)  # type: ignore[no-any-return]
 
-    encoders: Runs = {"transformers": lambda _: theirs(frames, skip_predictor=True).last_hidden_state, "ours": lambda _: encoder(video)}
+    encoders: Runs = {
+        "transformers": lambda _: theirs(frames, skip_predictor=True).last_hidden_state,
+        "ours": lambda _: encoder(video),
+    }
     both: Runs = {
-        "transformers": lambda _: theirs(frames, context_mask=[mask.context_ids], target_mask=[mask.target_ids]).predictor_output.last_hidden_state,
+        "transformers": lambda _: (
+            theirs(
+                frames, context_mask=[mask.context_ids], target_mask=[mask.target_ids]
+            ).predictor_output.last_hidden_state
+        ),
         "ours": predict,
     }
     encoder_flops = flops.encoder_flops(settings.model, grid, grid.num_tokens)
-    both_flops = encoder_flops + flops.predictor_flops(settings.model, mask.context_ids.shape[1], mask.target_ids.shape[1], dense=False)
+    both_flops = encoder_flops + flops.predictor_flops(
+        settings.model, mask.context_ids.shape[1], mask.target_ids.shape[1], dense=False
+    )
     for how in ("eager", "compiled"):
         if how == "compiled":
             compile_blocks(*networks)
         for what, runs, arithmetic in (("encoder", encoders, encoder_flops), ("encoder, predictor", both, both_flops)):
             medians = alternating_medians(runs, bench.steps, bench.where)
             for whose, run in runs.items():
-                yield bench.row(f"{how}, {what}, {whose}", batch, medians[whose], arithmetic, working_bytes(run, bench.where))
+                yield bench.row(
+                    f"{how}, {what}, {whose}", batch, medians[whose], arithmetic, working_bytes(run, bench.where)
+                )
             apart = difference(*(run(0) for run in runs.values()))
-            yield f"{how}, {what}: ours is {medians['transformers'] / medians['ours']:.2f} times as fast; outputs differ by {apart:.1e}"
+            yield (
+                f"{how}, {what}: ours is {medians['transformers'] / medians['ours']:.2f} times as fast; outputs "
+                f"differ by {apart:.1e}"
+            )
 
 
 def working_bytes(run: Callable[[int], Any], where: torch.device) -> int:
@@ -150,8 +176,13 @@ def measure(make: Callable[[Bench, bool], Step], name: str, compiled: bool, benc
         yield bench.row(name, batch, seconds, clip_flops, peaks[batch])
     if bench.where.type == "cuda" and bench.largest_s:
         limit = USABLE * torch.cuda.get_device_properties(bench.where).total_memory
-        fits, fails = largest_batch(lambda batch: trial(step, bench, batch, 1)[0], peaks, limit, bench.multiple, bench.largest_s)
-        yield f"{name}: {fits} clips fit ({peaks.get(fits, 0) / 2**30:.1f} GiB); {'more were not tried' if fails is None else f'{fails} do not'}"
+        fits, fails = largest_batch(
+            lambda batch: trial(step, bench, batch, 1)[0], peaks, limit, bench.multiple, bench.largest_s
+        )
+        yield (
+            f"{name}: {fits} clips fit ({peaks.get(fits, 0) / 2**30:.1f} GiB); "
+            f"{'more were not tried' if fails is None else f'{fails} do not'}"
+        )
 
 
 def trial(step: Step, bench: Bench, batch: int, steps: int) -> tuple[int, float | None]:
@@ -170,10 +201,13 @@ def trial(step: Step, bench: Bench, batch: int, steps: int) -> tuple[int, float 
     return 0, None
 
 
-def largest_batch(peak_of: Callable[[int], int], peaks: dict[int, int], limit: float, multiple: int, seconds: float) -> tuple[int, int | None]:
+def largest_batch(
+    peak_of: Callable[[int], int], peaks: dict[int, int], limit: float, multiple: int, seconds: float
+) -> tuple[int, int | None]:
     """The largest batch that fits and the smallest that does not, `multiple` apart unless the time runs out.
 
-    peaks: batch -> most bytes, 0 where it did not fit; trials are added. Memory is linear in the batch, which tells where to try next.
+    peaks: batch -> most bytes, 0 where it did not fit; trials are added. Memory is linear in the batch, which tells
+    where to try next.
     """
     deadline = perf_counter() + seconds
     while True:
@@ -204,17 +238,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="vjepa2_vitl16")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16, 32], help="clips a step, growing; `forward` takes the last")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[8, 16, 32], help="clips a step, growing; `forward` takes the last"
+    )
     parser.add_argument("--steps", type=int, default=10, help="that the medians are of")
-    parser.add_argument("--largest-s", type=float, default=60, help="seconds to look for the largest batch, of each step; 0: do not")
+    parser.add_argument(
+        "--largest-s", type=float, default=60, help="seconds to look for the largest batch, of each step; 0: do not"
+    )
     parser.add_argument("--multiple", type=int, default=4, help="of which the largest batch is one")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
     settings = config.load(options.config, [*options.overrides, "data.global_batch=1"])
     where, dtype = device.pick(settings.run)
-    bench = Bench(settings, where, dtype, matmul_peak(where, dtype), options.batches, options.steps, options.largest_s, options.multiple)
+    bench = Bench(
+        settings,
+        where,
+        dtype,
+        matmul_peak(where, dtype),
+        options.batches,
+        options.steps,
+        options.largest_s,
+        options.multiple,
+    )
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
-    rows = [f"{Path(options.config).stem}, {name}, torch {torch.__version__}, {dtype}: {bench.peak / 1e12:.2f} TFLOP/s of matrix products"]
+    rows = [
+        f"{Path(options.config).stem}, {name}, torch {torch.__version__}, {dtype}: {bench.peak / 1e12:.2f} "
+        "TFLOP/s of matrix products"
+    ]
     for part in options.parts:
         for row in PARTS[part](bench):
             print(row, flush=True)

@@ -1,10 +1,12 @@
-"""Every objective, target and backbone at one budget, on the demo clips and on images of digits: the tables of configs/RESULTS.md.
+"""Every objective, target and backbone at one budget, on the demo clips and on images of digits: the tables of
+configs/RESULTS.md.
 
-python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 200] [--only NAME ...] [--table]
+python tests/benchmarks/objectives.py --out FOLDER [--data clips digits] [--seeds 0 1 2] [--steps 200] [--only NAME ...]
+[--table]
 
-Each finished run is a line of FOLDER/results-200.jsonl, and the same command goes on behind the last one; --table only prints them. BASE and
-DATA are the settings of all variants; VARIANTS says where one differs. Rows of frozen targets spend half of their steps on the teacher, an encoder
-that predicts pixels (SALT).
+Each finished run is a line of FOLDER/results-200.jsonl, and the same command goes on behind the last one; --table only
+prints them. BASE and DATA are the settings of all variants; VARIANTS says where one differs. Rows of frozen targets
+spend half of their steps on the teacher, an encoder that predicts pixels (SALT).
 """
 
 from __future__ import annotations
@@ -46,7 +48,14 @@ BASE: Final[Tree] = {
     "encoder": {"width": 96, "depth": 4, "heads": 3},
     "predictor": {"width": 48, "depth": 2, "heads": 3},
     "objective": {},
-    "optim": {"lr": 2e-3, "final_lr": 1e-5, "warmup_steps": 30, "betas": [0.9, 0.95], "ema_decay": 0.99, "final_ema_decay": 0.99},
+    "optim": {
+        "lr": 2e-3,
+        "final_lr": 1e-5,
+        "warmup_steps": 30,
+        "betas": [0.9, 0.95],
+        "ema_decay": 0.99,
+        "final_ema_decay": 0.99,
+    },
     "eval": {},
 }
 DATA: Final[dict[str, Tree]] = {
@@ -62,7 +71,12 @@ LOSSES: Final[dict[str, dict[str, Any]]] = {
     "mse": {"loss": "mse"},
     "l1": {"loss": "l1"},
     "huber": {"loss": "huber"},
-    "vicreg": {"prediction": 0, "vicreg_invariance": 1.0, "vicreg_variance": 1.0, "vicreg_covariance": 0.04},  # 25 : 25 : 1, as published
+    "vicreg": {
+        "prediction": 0,
+        "vicreg_invariance": 1.0,
+        "vicreg_variance": 1.0,
+        "vicreg_covariance": 0.04,
+    },  # 25 : 25 : 1, as published
     "l1 + vicreg": {"loss": "l1", "vicreg_variance": 1.0, "vicreg_covariance": 0.8},  # as configs/demo.yaml
     "l1 + cycle": {"loss": "l1", "cycle": 1.0},
     "l1 + sigreg": {"loss": "l1", "sigreg": 0.05},
@@ -70,7 +84,10 @@ LOSSES: Final[dict[str, dict[str, Any]]] = {
 BACKBONES: Final[dict[str, dict[str, Any]]] = {
     "energy transformer": {"model": {"backbone": "energy"}},
     "timm test_vit": {"model": {"backbone": "test_vit"}},
-    "timm test_resnet": {"model": {"backbone": "test_resnet"}, "eval": {"encoder": "target_encoder"}},  # BatchNorm has seen whole frames there
+    "timm test_resnet": {
+        "model": {"backbone": "test_resnet"},
+        "eval": {"encoder": "target_encoder"},
+    },  # BatchNorm has seen whole frames there
     "timm test_convnext": {"model": {"backbone": "test_convnext"}},
 }
 TEACHER: Final = {"loss": "mse", "targets": "pixels"}
@@ -85,7 +102,10 @@ VARIANTS: Final[dict[str, Tree]] = {
     "l1 + vicreg, none": {"objective": {**LOSSES["l1 + vicreg"], "targets": "none"}},
     "l1 + sigreg, none": {"objective": {**LOSSES["l1 + sigreg"], "targets": "none"}},
     "l1 + cycle + sigreg, none": {"objective": {**LOSSES["l1 + cycle"], "sigreg": 0.05, "targets": "none"}},
-    "views + sigreg, none": {"objective": {"prediction": 0, "view_invariance": 1.0, "sigreg": 0.05, "targets": "none"}, "masks": [TUBE, TUBE]},
+    "views + sigreg, none": {
+        "objective": {"prediction": 0, "view_invariance": 1.0, "sigreg": 0.05, "targets": "none"},
+        "masks": [TUBE, TUBE],
+    },
     "mse, pixels": {"objective": TEACHER},
     "l1 + context, ema": {"objective": {"loss": "l1", "context_weight": 0.5}},
     "l1, ema, MLP predictor": {"objective": {"loss": "l1"}, "predictor": {"kind": "mlp"}},
@@ -98,7 +118,8 @@ VARIANTS: Final[dict[str, Tree]] = {
 class Clips:
     """Decoded once for all variants of a seed, as vjepa.train reads them.
 
-    batches: uint8 [B, 3, T, S, S] of each step. labels: split (train, selection, val) -> column -> one value per row. evaluated: split -> batches.
+    batches: uint8 [B, 3, T, S, S] of each step. labels: split (train, selection, val) -> column -> one value per row.
+    evaluated: split -> batches.
     untrained: settings of an encoder -> what it shows before the first step.
     """
 
@@ -110,9 +131,14 @@ class Clips:
     @classmethod
     def of(cls, settings: config.Config) -> Clips:
         steps = range(settings.optim.total_steps or 0)
-        batches = [batch.video for batch in train_loader(open_sources(settings.data), settings.data, settings.run.seed, steps)]
+        batches = [
+            batch.video for batch in train_loader(open_sources(settings.data), settings.data, settings.run.seed, steps)
+        ]
         splits = vars(read_splits(settings.data, settings.eval.labels))
-        evaluated = {name: list(eval_loader(split.index, split.rows, settings.data, 64, workers=0)) for name, split in splits.items()}
+        evaluated = {
+            name: list(eval_loader(split.index, split.rows, settings.data, 64, workers=0))
+            for name, split in splits.items()
+        }
         return cls(batches, evaluated, {name: split.labels for name, split in splits.items()})
 
 
@@ -141,12 +167,16 @@ def measure(encoder: Encoder, clips: Clips) -> dict[str, Any]:
     extractor = encode(encoder.eval(), torch.device("cpu"), torch.float32)
     features = {name: extract(batches, {"trained": extractor}) for name, batches in clips.evaluated.items()}
     found = evidence(features, clips.labels)
-    accuracies = {label: {probe: found[label][probe]["trained"]["accuracy"] for probe in PROBES} for label in clips.labels["val"]}
+    accuracies = {
+        label: {probe: found[label][probe]["trained"]["accuracy"] for probe in PROBES} for label in clips.labels["val"]
+    }
     return {**accuracies, "effective_rank": found["effective_rank"], "feature_std": found["feature_std"]}
 
 
 def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder | None = None) -> tuple[Jepa, float]:
-    """The networks after a step on each batch, and clips per second of the process having the core: others on the machine do not count."""
+    """The networks after a step on each batch, and clips per second of the process having the core: others on the
+    machine do not count.
+    """
     model = build(settings, teacher)
     step = TrainingStep(settings, model, make_optimizer(model, settings.optim), torch.float32, len(batches))
     started = process_time()
@@ -158,17 +188,24 @@ def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder |
 def settings_of(folder: Path, data: str, change: Tree, seed: int, steps: int) -> config.Config:
     """BASE, then DATA, then what a variant changes, the later ones winning setting by setting."""
     parts = (BASE, DATA[data], change)
-    tree: dict[str, Any] = {name: {key: value for part in parts for key, value in part.get(name, {}).items()} for name in BASE}
+    tree: dict[str, Any] = {
+        name: {key: value for part in parts for key, value in part.get(name, {}).items()} for name in BASE
+    }
     encoder, tree["model"]["predictor"] = tree.pop("encoder"), tree.pop("predictor")
     if tree["model"].get("backbone") in (None, "energy"):  # a network of timm has a shape of its own
         tree["model"]["encoder"] = encoder
-    sources = {name: {"index": str(folder / data / "index.parquet"), "where": {"split": name}} for name in ("train", "selection", "val")}
+    sources = {
+        name: {"index": str(folder / data / "index.parquet"), "where": {"split": name}}
+        for name in ("train", "selection", "val")
+    }
     tree |= {"run": {"seed": seed}, "data": tree["data"] | sources, "optim": tree["optim"] | {"total_steps": steps}}
     return config.validate({**tree, "masks": change.get("masks", [TUBE])}, "sweep")
 
 
 def prepare(folder: Path, data: str) -> None:
-    """FOLDER/clips: the demo data set; FOLDER/digits: the images of scikit-learn as files, in the splits that probes use; each with its index."""
+    """FOLDER/clips: the demo data set; FOLDER/digits: the images of scikit-learn as files, in the splits that probes
+    use; each with its index.
+    """
     if data == "clips":
         demo.prepare(folder / "index.parquet")
     elif not (folder / "index.parquet").is_file():
@@ -189,15 +226,24 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], data: str) -> Iterator[str]:
-    """Lines of Markdown: mean and standard deviation over seeds, and in brackets the mean of the same encoders untrained."""
+    """Lines of Markdown: mean and standard deviation over seeds, and in brackets the mean of the same encoders
+    untrained.
+    """
     labels = DATA[data].get("eval", config.Eval().model_dump())["labels"]
     columns = [(label, probe) for label in labels for probe in PROBES]
-    yield "| objective, targets | " + " | ".join(f"{label}, {'k-NN' if probe == 'knn' else probe}" for label, probe in columns) + " | rank | clips/s |"
+    yield (
+        "| objective, targets | "
+        + " | ".join(f"{label}, {'k-NN' if probe == 'knn' else probe}" for label, probe in columns)
+        + " | rank | clips/s |"
+    )
     yield "|---|" + "--:|" * (len(columns) + 2)
     for variant in VARIANTS:
         runs = [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
         if runs:
-            cells = [accuracies(*([row[kind][label][probe] for row in runs] for kind in ("trained", "random_init"))) for label, probe in columns]
+            cells = [
+                accuracies(*([row[kind][label][probe] for row in runs] for kind in ("trained", "random_init")))
+                for label, probe in columns
+            ]
             cells.append(f"{statistics.mean(row['trained']['effective_rank'] for row in runs):.1f}")
             cells.append(f"{statistics.mean(row['clips_per_s'] for row in runs):.0f}")
             yield f"| {variant} | " + " | ".join(cells) + " |"
@@ -212,7 +258,9 @@ def accuracies(trained: Sequence[float], untrained: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data, and a file of results for each number of steps")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="data, and a file of results for each number of steps"
+    )
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=list(DATA))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="of each run")
@@ -228,7 +276,12 @@ def main() -> None:
         if missing:
             clips = Clips.of(settings_of(options.out, data, VARIANTS[missing[0]], seed, options.steps))
         for variant in missing:
-            row = {"seed": seed, "data": data, "variant": variant, **run(settings_of(options.out, data, VARIANTS[variant], seed, options.steps), clips)}
+            row = {
+                "seed": seed,
+                "data": data,
+                "variant": variant,
+                **run(settings_of(options.out, data, VARIANTS[variant], seed, options.steps), clips),
+            }
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     for data in options.data:

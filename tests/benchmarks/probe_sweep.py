@@ -1,9 +1,11 @@
-"""What probing costs beside the encoder: a sweep of 20 attentive heads on stored tokens against one encoder pass over the same clips.
+"""What probing costs beside the encoder: a sweep of 20 attentive heads on stored tokens against one encoder pass over
+the same clips.
 
 python tests/benchmarks/probe_sweep.py [--clips 256] [--epochs 20] [--timed_epochs 2] [--rounds 3]
 
-ViT-S/16, 16 frames of 112 px; random clips and classes, for neither changes the cost. Both use the precision that this machine is fast at.
-A few epochs of the sweep are timed, in turns with encoder batches, and scaled to --epochs, their set-up included, so the ratio errs upwards.
+ViT-S/16, 16 frames of 112 px; random clips and classes, for neither changes the cost. Both use the precision that this
+machine is fast at. A few epochs of the sweep are timed, in turns with encoder batches, and scaled to --epochs, their
+set-up included, so the ratio errs upwards.
 """
 
 from __future__ import annotations
@@ -55,8 +57,14 @@ def main() -> None:
         answer(Method("attentive", grid=grid, device=where, dtype=dtype), train, one, [one])
         sweep_s.append((perf_counter() - started) / options.timed_epochs * options.epochs)
     one_pass, whole = statistics.median(encoder_s), statistics.median(sweep_s)
-    print(f"{torch.get_num_threads()} threads, {where.type}, {dtype}, {options.clips} clips, {len(grid.settings)} heads, batch {grid.batch}")
-    print(f"one encoder pass {one_pass:8.1f} s   sweep of {options.epochs} epochs {whole:8.1f} s   ratio {whole / one_pass:.2f}")
+    print(
+        f"{torch.get_num_threads()} threads, {where.type}, {dtype}, {options.clips} clips, "
+        f"{len(grid.settings)} heads, batch {grid.batch}"
+    )
+    print(
+        f"one encoder pass {one_pass:8.1f} s   sweep of {options.epochs} epochs {whole:8.1f} s   ratio "
+        f"{whole / one_pass:.2f}"
+    )
 
 
 if __name__ == "__main__":

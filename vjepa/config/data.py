@@ -14,7 +14,9 @@ class Source(Section):
     """Rows of a clip index. A plain path means all of its rows."""
 
     index: str = Field(description="clip index (Parquet) made by data_prep.index; relative to the working directory")
-    where: dict[str, str | int | list[str | int]] = Field({}, description="keep rows whose column equals the value, or one of the values")
+    where: dict[str, str | int | list[str | int]] = Field(
+        {}, description="keep rows whose column equals the value, or one of the values"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -25,8 +27,14 @@ class Source(Section):
 class MixedSource(Source):
     """A further source of training clips beside data.train."""
 
-    ratio: float = Field(gt=0, lt=1, description="share of the steps, or with `per: clip` of the clips of a batch; data.train has what the mix leaves")
-    per: Literal["step", "clip"] = Field("step", description="step: batches of this source alone; clip: its clips stand in the batches of data.train")
+    ratio: float = Field(
+        gt=0,
+        lt=1,
+        description="share of the steps, or with `per: clip` of the clips of a batch; data.train has the rest",
+    )
+    per: Literal["step", "clip"] = Field(
+        "step", description="step: batches of this source alone; clip: its clips stand in the batches of data.train"
+    )
     num_frames: int | None = Field(None, ge=1, description="frames of a clip; 1: images; null: data.num_frames")
     clip_fps: float | None = Field(None, gt=0, description="frames per second of a clip; null: data.clip_fps")
     global_batch: int | None = Field(None, ge=1, description="clips per step; null: data.global_batch")
@@ -35,36 +43,75 @@ class MixedSource(Source):
     def _one_grid_per_batch(self) -> Self:
         own = [name for name in ("num_frames", "clip_fps", "global_batch") if getattr(self, name) is not None]
         if self.per == "clip" and own:
-            raise ValueError(f"{own[0]}: clips that share the batches of data.train are read as those are; leave it out, or set per: step")
+            raise ValueError(
+                f"{own[0]}: clips that share the batches of data.train are read as those are; leave it out, "
+                "or set per: step"
+            )
         return self
 
 
 class Data(Section):
     """From the clip index to uint8 batches."""
 
-    prepare: Literal["none", "demo", "digits"] = Field("none", description="write this data set beside data.train.index first: the demo's videos, or digits")
+    prepare: Literal["none", "demo", "digits"] = Field(
+        "none", description="write this data set beside data.train.index first: the demo's videos, or digits"
+    )
     train: Source = Field(description="rows to learn from")
-    mix: list[MixedSource] = Field([], max_length=256, description="further sources to learn from, each with a `ratio` of the steps (images beside clips)")
-    selection: Source | None = Field(None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows")
+    mix: list[MixedSource] = Field(
+        [],
+        max_length=256,
+        description="further sources to learn from, each with a `ratio` of the steps (images beside clips)",
+    )
+    selection: Source | None = Field(
+        None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows"
+    )
     val: Source | None = Field(None, description="rows that the closing report is measured on; null: no report")
-    num_frames: int = Field(16, ge=1, description="frames of a clip; 1: images (I-JEPA), and the default with a network of timm")
-    clip_fps: float | None = Field(None, gt=0, description="frames per second of a clip; without it, frame_step and duration_s: the whole video")
-    frame_step: int | None = Field(None, ge=1, description="every n-th frame of the file, whatever its rate (V-JEPA: 4)")
+    num_frames: int = Field(
+        16, ge=1, description="frames of a clip; 1: images (I-JEPA), and the default with a network of timm"
+    )
+    clip_fps: float | None = Field(
+        None, gt=0, description="frames per second of a clip; without it, frame_step and duration_s: the whole video"
+    )
+    frame_step: int | None = Field(
+        None, ge=1, description="every n-th frame of the file, whatever its rate (V-JEPA: 4)"
+    )
     duration_s: float | None = Field(None, gt=0, description="num_frames spread over so many seconds")
-    start: Literal["uniform", "keyframe"] = Field("uniform", description="where a training clip may start; keyframe: only there, which decodes faster")
-    padding: Literal["hold_last", "loop"] = Field("hold_last", description="a video that is too short: stay on its last frame, or start again")
-    clips_per_video: int = Field(1, ge=1, description="training clips drawn from a video when its turn comes, side by side in the batch")
+    start: Literal["uniform", "keyframe"] = Field(
+        "uniform", description="where a training clip may start; keyframe: only there, which decodes faster"
+    )
+    padding: Literal["hold_last", "loop"] = Field(
+        "hold_last", description="a video that is too short: stay on its last frame, or start again"
+    )
+    clips_per_video: int = Field(
+        1, ge=1, description="training clips drawn from a video when its turn comes, side by side in the batch"
+    )
     clips_per_decode: int = Field(1, ge=1, description="random crops of each of them: as many clips from one decode")
     crop_px: int = Field(224, ge=8, description="side of the square crop")
-    crop_scale: tuple[float, float] = Field((0.3, 1.0), description="area of a random crop as a share of the frame (V-JEPA: .3 to 1)")
-    crop_aspect: tuple[float, float] = Field((0.75, 1.35), description="width over height of a random crop (V-JEPA: .75 to 1.35)")
+    crop_scale: tuple[float, float] = Field(
+        (0.3, 1.0), description="area of a random crop as a share of the frame (V-JEPA: .3 to 1)"
+    )
+    crop_aspect: tuple[float, float] = Field(
+        (0.75, 1.35), description="width over height of a random crop (V-JEPA: .75 to 1.35)"
+    )
     flip: bool = Field(False, description="mirror half of the training clips; never where left and right matter")
     global_batch: int = Field(32, ge=1, description="clips per step")
-    workers: int = Field(2, ge=0, description="processes that decode; 0: decode in the training process, where nothing can stop a decoder that hangs")
-    prefetch: int = Field(
-        3, ge=0, description="batches that each of them decodes ahead; 0: they rest while a step is computed, which is quicker where that takes every core"
+    workers: int = Field(
+        2,
+        ge=0,
+        description="processes that decode; 0: decode in the training process, where nothing can stop a decoder that "
+        "hangs",
     )
-    deadline_s: float = Field(60.0, gt=0, description="a decode that takes longer is stopped with its process, and the clip is put in quarantine")
+    prefetch: int = Field(
+        3,
+        ge=0,
+        description="batches that each of them decodes ahead; 0: they rest while a step is computed, which is quicker "
+        "where that takes every core",
+    )
+    deadline_s: float = Field(
+        60.0,
+        gt=0,
+        description="a decode that takes longer is stopped with its process, and the clip is put in quarantine",
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -72,13 +119,18 @@ class Data(Section):
         for per, what in (("step", "step"), ("clip", "clip in its batches")):
             total = sum(self._ratios(per))
             if total >= 1:
-                raise ValueError(f"mix: the ratios sum to {float(total):g}, which leaves data.train no {what}; keep the sum below 1")
+                raise ValueError(
+                    f"mix: the ratios sum to {float(total):g}, which leaves data.train no {what}; keep the sum below 1"
+                )
         given = [name for name in ("clip_fps", "frame_step", "duration_s") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: each says how far apart the frames are; set one of them to null")
         for batch in (self.global_batch, *(source.global_batch or self.global_batch for source in self.mix)):
             if batch % self.clips_in_turn:
-                raise ValueError(f"global_batch: {batch} clips are no multiple of clips_per_video * clips_per_decode = {self.clips_in_turn}")
+                raise ValueError(
+                    f"global_batch: {batch} clips are no multiple of clips_per_video * clips_per_decode = "
+                    f"{self.clips_in_turn}"
+                )
         return self
 
     def _ratios(self, per: str) -> tuple[Fraction, ...]:
@@ -102,14 +154,21 @@ class Data(Section):
 
     @property
     def sources(self) -> dict[str, Data]:
-        """Name -> settings of each source of batches: data.train with what shares its batches, then each source with batches of its own, in order.
+        """Name -> settings of each source of batches: data.train with what shares its batches, then each source with
+        batches of its own, in order.
 
         Of the mix, the settings of data.train hold the sources that share its batches.
         """
-        sources = {"data.train": self.model_copy(update={"mix": [source for source in self.mix if source.per == "clip"]})}
+        sources = {
+            "data.train": self.model_copy(update={"mix": [source for source in self.mix if source.per == "clip"]})
+        }
         for number, source in enumerate(self.mix):
             if source.per == "step":
-                given = {name: getattr(source, name) for name in ("num_frames", "global_batch") if getattr(source, name) is not None}
+                given = {
+                    name: getattr(source, name)
+                    for name in ("num_frames", "global_batch")
+                    if getattr(source, name) is not None
+                }
                 if source.clip_fps is not None:
                     given |= {"clip_fps": source.clip_fps, "frame_step": None, "duration_s": None}
                 sources[f"data.mix.{number}"] = self.model_copy(update={"train": source, "mix": [], **given})

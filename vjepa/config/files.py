@@ -1,4 +1,6 @@
-"""Configs as files and overrides: reading, validation with one line for each mistake, writing, and their description."""
+"""Configs as files and overrides: reading, validation with one line for each mistake, writing, and their
+description.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config
 
 _MAKE_AN_INDEX = (
-    "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images (ImageNet's train/); give data.train=x.parquet"
+    "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images "
+    "(ImageNet's train/); give data.train=x.parquet"
 )
 
 
@@ -34,7 +37,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _parse(text: str) -> Any:
@@ -58,7 +63,9 @@ def config_path(name: str) -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a config file and overrides `section.key=value`; both may use the short names of `ALIASES`. Raises ConfigError with one line."""
+    """Read and validate a config file and overrides `section.key=value`; both may use the short names of `ALIASES`.
+    Raises ConfigError with one line.
+    """
     path = config_path(name)
     try:
         tree = _parse(path.read_text(encoding="utf-8")) or {}
@@ -91,7 +98,9 @@ def explain(error: ValidationError) -> str:
 
 
 def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """With a section `data`, so that without one it is data.train that is missing; of single frames for a network of timm, which reads images."""
+    """With a section `data`, so that without one it is data.train that is missing; of single frames for a network of
+    timm, which reads images.
+    """
     model, data = tree.get("model", {}), tree.get("data", {})
     of_timm = isinstance(model, dict) and model.get("backbone", "vit") not in get_args(Backbone)
     return {**tree, "data": {"num_frames": 1, **data} if of_timm and isinstance(data, dict) else data}
@@ -121,7 +130,11 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _describe(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else json.dumps(field.get_default(), default=lambda value: value.model_dump())
+        default = (
+            "required"
+            if field.is_required()
+            else json.dumps(field.get_default(), default=lambda value: value.model_dump())
+        )
         yield f"  {prefix}{name} = {default}  {field.description or ''}"
 
 
@@ -191,7 +204,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = [*_keys(path[:-1]), *(ALIASES if len(path) == 1 else ())]
         near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+        return f"{where}: unknown key" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
+        )
     if error["type"] == "missing":
         return f"{where}: required, and not given" + (_MAKE_AN_INDEX if where == "data.train" else "")
     message = error["msg"].removeprefix("Value error, ")

@@ -10,18 +10,26 @@ from vjepa.config.section import Section, check_ranges
 
 
 class RatioMask(Section):
-    """What mask sets with a ratio share: it may change over training, in stages, so that shapes are static within each."""
+    """What mask sets with a ratio share: it may change over training, in stages, so that shapes are static
+    within each.
+    """
 
     ratio: float = Field(0.75, gt=0, lt=1, description="share that is hidden")
-    final_ratio: float | None = Field(None, gt=0, lt=1, description="share that is hidden at the end of training (linear); null: ratio throughout")
+    final_ratio: float | None = Field(
+        None, gt=0, lt=1, description="share that is hidden at the end of training (linear); null: ratio throughout"
+    )
     ratio_stages: int = Field(8, ge=2, description="equally long stages on the way from ratio to final_ratio")
 
 
 class TubeMask(RatioMask):
     """Hide the same cells at every time (VideoMAE; V-JEPA section 3.2)."""
 
-    kind: Literal["tube"] = Field("tube", description="the same cells are hidden at every time; what a set without a kind is")
-    num_blocks: int = Field(0, ge=0, description="0: cells drawn one by one; otherwise rectangles, grown or shrunk to the exact count")
+    kind: Literal["tube"] = Field(
+        "tube", description="the same cells are hidden at every time; what a set without a kind is"
+    )
+    num_blocks: int = Field(
+        0, ge=0, description="0: cells drawn one by one; otherwise rectangles, grown or shrunk to the exact count"
+    )
 
 
 class RandomMask(RatioMask):
@@ -35,16 +43,35 @@ class MultiblockMask(Section):
 
     kind: Literal["multiblock"] = Field(description="the union of cuboids is hidden (V-JEPA)")
     num_blocks: int = Field(8, ge=1, description="cuboids; they may overlap")
-    spatial_scale: tuple[float, float] = Field((0.15, 0.15), description="area of a cuboid as a share of the frame, uniform in this range")
-    temporal_scale: tuple[float, float] = Field((1.0, 1.0), description="duration of a cuboid as a share of the time slots, uniform in this range")
-    aspect_ratio: tuple[float, float] = Field((0.75, 1.5), description="height over width of a cuboid, log-uniform in this range")
-    max_temporal_keep: float = Field(1.0, gt=0, le=1, description="share of the time slots, from the first, that the context may see; the rest is target")
-    max_keep: int | None = Field(None, ge=1, description="most context tokens; what is visible beyond them is dropped; null: no limit")
-    full_complement: bool = Field(False, description="the target is everything outside the context, dropped tokens included")
+    spatial_scale: tuple[float, float] = Field(
+        (0.15, 0.15), description="area of a cuboid as a share of the frame, uniform in this range"
+    )
+    temporal_scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="duration of a cuboid as a share of the time slots, uniform in this range"
+    )
+    aspect_ratio: tuple[float, float] = Field(
+        (0.75, 1.5), description="height over width of a cuboid, log-uniform in this range"
+    )
+    max_temporal_keep: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the time slots, from the first, that the context may see; the rest is target",
+    )
+    max_keep: int | None = Field(
+        None, ge=1, description="most context tokens; what is visible beyond them is dropped; null: no limit"
+    )
+    full_complement: bool = Field(
+        False, description="the target is everything outside the context, dropped tokens included"
+    )
     inverse: bool = Field(False, description="the context sees the cuboids, and what is around them is predicted")
-    num_context: int | None = Field(None, ge=1, description="context tokens; null: the expected number, whole cells through time")
+    num_context: int | None = Field(
+        None, ge=1, description="context tokens; null: the expected number, whole cells through time"
+    )
     num_target: int | None = Field(None, ge=1, description="target tokens; null: all that is not visible")
-    trim: Literal["uniform", "raster"] = Field("uniform", description="uniform: exact counts; raster: cut to the smallest of the batch, as V-JEPA's code does")
+    trim: Literal["uniform", "raster"] = Field(
+        "uniform", description="uniform: exact counts; raster: cut to the smallest of the batch, as V-JEPA's code does"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -59,13 +86,21 @@ class MultiblockMask(Section):
 
 
 class IjepaMask(Section):
-    """Predict several blocks apart from one context block without them (I-JEPA section 3); through time where there is time."""
+    """Predict several blocks apart from one context block without them (I-JEPA section 3); through time where there is
+    time.
+    """
 
     kind: Literal["ijepa"] = Field(description="several blocks are predicted apart (I-JEPA)")
-    num_targets: int = Field(4, ge=1, description="target blocks, each predicted in a pass of its own; they may overlap")
-    target_scale: tuple[float, float] = Field((0.15, 0.2), description="area of a target block as a share of the frame; the smallest is predicted of each")
+    num_targets: int = Field(
+        4, ge=1, description="target blocks, each predicted in a pass of its own; they may overlap"
+    )
+    target_scale: tuple[float, float] = Field(
+        (0.15, 0.2), description="area of a target block as a share of the frame; the smallest is predicted of each"
+    )
     target_aspect: tuple[float, float] = Field((0.75, 1.5), description="height over width of a target block")
-    context_scale: tuple[float, float] = Field((0.85, 1.0), description="area of the square context block as a share of the frame")
+    context_scale: tuple[float, float] = Field(
+        (0.85, 1.0), description="area of the square context block as a share of the frame"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -74,7 +109,12 @@ class IjepaMask(Section):
 
 
 Mask = TubeMask | RandomMask | MultiblockMask | IjepaMask
-MASK_KINDS: Final[dict[str, type[Section]]] = {"tube": TubeMask, "random": RandomMask, "multiblock": MultiblockMask, "ijepa": IjepaMask}
+MASK_KINDS: Final[dict[str, type[Section]]] = {
+    "tube": TubeMask,
+    "random": RandomMask,
+    "multiblock": MultiblockMask,
+    "ijepa": IjepaMask,
+}
 
 
 def _mask_kind(value: Any) -> str:
@@ -83,6 +123,11 @@ def _mask_kind(value: Any) -> str:
 
 
 MaskSet = Annotated[
-    Annotated[TubeMask, Tag("tube")] | Annotated[RandomMask, Tag("random")] | Annotated[MultiblockMask, Tag("multiblock")] | Annotated[IjepaMask, Tag("ijepa")],
-    Discriminator(_mask_kind, custom_error_type="mask_kind", custom_error_message=f"kind is one of {', '.join(MASK_KINDS)}"),
+    Annotated[TubeMask, Tag("tube")]
+    | Annotated[RandomMask, Tag("random")]
+    | Annotated[MultiblockMask, Tag("multiblock")]
+    | Annotated[IjepaMask, Tag("ijepa")],
+    Discriminator(
+        _mask_kind, custom_error_type="mask_kind", custom_error_message=f"kind is one of {', '.join(MASK_KINDS)}"
+    ),
 ]

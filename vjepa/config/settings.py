@@ -19,12 +19,23 @@ class Run(Section):
 
     dir: str | None = Field(None, description="run folder; null: runs/<name of the config file>")
     seed: int = Field(0, ge=0, description="every random choice is a function of it and of a counter")
-    init_from: str | None = Field(None, description="run or checkpoint folder whose weights the first step starts from (a cool-down); null: random")
+    init_from: str | None = Field(
+        None,
+        description="run or checkpoint folder whose weights the first step starts from (a cool-down); null: random",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where this machine is fast at it")
-    compile: bool = Field(False, description="torch.compile each transformer block, but not those of timm or energy: minutes to warm up, then fewer kernels")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where this machine is fast at it"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile each transformer block, but not those of timm or energy: minutes to warm up, then "
+        "fewer kernels",
+    )
     log_every_steps: int = Field(10, ge=1, description="metrics are read from the device only on these steps")
-    save_every_steps: int = Field(100, ge=1, description="a checkpoint is written after so many steps, and after the last")
+    save_every_steps: int = Field(
+        100, ge=1, description="a checkpoint is written after so many steps, and after the last"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
 
 
@@ -35,10 +46,14 @@ class Optim(Section):
     epochs: float | None = Field(None, gt=0, description="length in passes over data.train; give this or total_steps")
     lr: float = Field(1e-3, gt=0, description="learning rate after warm-up, for the configured global batch")
     final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step")
-    lr_shape: Literal["cosine", "linear"] = Field("cosine", description="way from lr to final_lr; V-JEPA 2's cool-down is linear")
+    lr_shape: Literal["cosine", "linear"] = Field(
+        "cosine", description="way from lr to final_lr; V-JEPA 2's cool-down is linear"
+    )
     start_lr: float = Field(0.0, ge=0, description="learning rate that warm-up starts from")
     warmup_steps: int = Field(0, ge=0, description="linear rise from start_lr to lr")
-    schedule_stretch: float = Field(1.0, ge=1, description="schedules are laid out over so many times the run and cut where it ends (V-JEPA: 1.25)")
+    schedule_stretch: float = Field(
+        1.0, ge=1, description="schedules are laid out over so many times the run and cut where it ends (V-JEPA: 1.25)"
+    )
     weight_decay: float = Field(0.04, ge=0, description="AdamW decay of matrices; biases and norms have none")
     final_weight_decay: float = Field(0.04, ge=0, description="weight decay at the last step (cosine)")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
@@ -57,21 +72,31 @@ class Eval(Section):
     """What the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
-    group: str = Field("group", description="column whose equal rows stay together when selection clips are held out (null data.selection)")
+    group: str = Field(
+        "group",
+        description="column whose equal rows stay together when selection clips are held out (null data.selection)",
+    )
     encoder: Literal["encoder", "target_encoder"] = Field("encoder", description="which frozen encoder is measured")
     baselines: list[Literal["random_init", "pixels", "motion_energy", "shuffled_frames"]] = Field(
         ["random_init", "pixels"],
-        description="measured too: the encoder untrained, raw pixels, frame differences, the trained encoder on clips shuffled in time",
+        description="measured too: the encoder untrained, raw pixels, frame differences, the trained encoder on clips "
+        "shuffled in time",
     )
     batch: int = Field(64, ge=1, description="clips per forward pass")
-    every_steps: int | None = Field(None, ge=1, description="a k-NN probe on selection clips after so many steps; its best is checkpoints/best. null: never")
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="a k-NN probe on selection clips after so many steps; its best is checkpoints/best. null: never",
+    )
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
 
 
 class Config(Section):
     run: Run = Run()
     data: Data
-    masks: list[MaskSet] = Field([TubeMask()], min_length=1, max_length=16, description="mask sets; each is predicted in every step")
+    masks: list[MaskSet] = Field(
+        [TubeMask()], min_length=1, max_length=16, description="mask sets; each is predicted in every step"
+    )
     model: Model = Model()
     objective: Objective = Objective()
     optim: Optim
@@ -82,22 +107,40 @@ class Config(Section):
         if self.eval.every_steps is not None and self.data.val is None:
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
         if self.eval.encoder not in self.objective.networks:
-            raise ValueError(f"eval.encoder: with objective.targets: {self.objective.targets} there is no target_encoder; set eval.encoder: encoder")
+            raise ValueError(
+                f"eval.encoder: with objective.targets: {self.objective.targets} there is no target_encoder; "
+                "set eval.encoder: encoder"
+            )
         if self.run.init_from is not None and self.model.pretrained:
             raise ValueError("run.init_from: model.pretrained names other weights to start from; keep one of them")
         if self.objective.context_weight and self.model.predictor.kind == "mlp":
-            raise ValueError("objective.context_weight: visible tokens are predicted by a transformer alone; set model.predictor.kind: transformer")
+            raise ValueError(
+                "objective.context_weight: visible tokens are predicted by a transformer alone; set "
+                "model.predictor.kind: transformer"
+            )
         if self.objective.cycle and self.model.predictor.out_width not in (None, self.model.known_width):
-            raise ValueError("objective.cycle: predictions go into the predictor again, so they need the width of the encoder; leave predictor.out_width out")
+            raise ValueError(
+                "objective.cycle: predictions go into the predictor again, so they need the width of the "
+                "encoder; leave predictor.out_width out"
+            )
         if self.objective.context_weight and any(mask.kind == "ijepa" for mask in self.masks):
-            raise ValueError("objective.context_weight: masks of kind ijepa predict each target apart, with no loss on visible tokens; use another kind")
+            raise ValueError(
+                "objective.context_weight: masks of kind ijepa predict each target apart, with no loss on "
+                "visible tokens; use another kind"
+            )
         self._check_views()
         if self.data.crop_px % self.model.patch_px:
-            raise ValueError(f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of model.patch_px={self.model.patch_px}")
+            raise ValueError(
+                f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
+                f"model.patch_px={self.model.patch_px}"
+            )
         for name, data in self.data.sources.items():
             path = f"{name.removesuffix('.train')}.num_frames"
             if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
-                raise ValueError(f"{path}: {data.num_frames} is not a whole number of tubelets of model.tubelet_frames={self.model.tubelet_frames}")
+                raise ValueError(
+                    f"{path}: {data.num_frames} is not a whole number of tubelets of "
+                    f"model.tubelet_frames={self.model.tubelet_frames}"
+                )
             try:
                 self.model.grid(data.num_frames, data.crop_px, data.crop_px)
             except ConfigError as error:
@@ -108,15 +151,22 @@ class Config(Section):
         """Terms over embeddings compare clips, or views of a clip."""
         objective, crops = self.objective, self.data.clips_per_decode
         if objective.view_invariance and len(self.masks) * crops < 2:
-            raise ValueError("objective.view_invariance: a clip has a single view; give masks a second set, or set data.clips_per_decode: 2")
+            raise ValueError(
+                "objective.view_invariance: a clip has a single view; give masks a second set, or set "
+                "data.clips_per_decode: 2"
+            )
         compares = objective.sigreg or objective.vicreg_variance or objective.vicreg_covariance
         for name, data in self.data.sources.items():
             if compares and data.global_batch < 2 * crops:
                 path = f"{name.removesuffix('.train')}.global_batch"
-                raise ValueError(f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more")
+                raise ValueError(
+                    f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more"
+                )
 
     def _with_out_width(self) -> Self:
-        """The width of predictions: of pixels it is known, of features it is the encoder's, of a frozen teacher that of its file."""
+        """The width of predictions: of pixels it is known, of features it is the encoder's, of a frozen teacher that of
+        its file.
+        """
         model, targets = self.model, self.objective.targets
         if targets == "frozen" or not self.objective.predicts:
             return self
@@ -124,7 +174,10 @@ class Config(Section):
             raise ValueError("model.levels: pixels have one level; set model.levels: 1, or objective.targets: ema")
         wanted = model.patch_values if targets == "pixels" else model.known_width
         if wanted is not None and model.predictor.out_width not in (None, wanted):
-            raise ValueError(f"model.predictor.out_width: with objective.targets: {targets} it is {wanted}, not {model.predictor.out_width}; leave it out")
+            raise ValueError(
+                f"model.predictor.out_width: with objective.targets: {targets} it is {wanted}, not "
+                f"{model.predictor.out_width}; leave it out"
+            )
         if targets != "pixels" or model.predictor.out_width == wanted:
             return self
         predictor = model.predictor.model_copy(update={"out_width": wanted})
@@ -138,4 +191,7 @@ class Config(Section):
     @property
     def grids(self) -> dict[str, TokenGrid]:
         """Name -> the token grid of a clip, for every source of `data.sources`."""
-        return {name: self.model.grid(data.num_frames, data.crop_px, data.crop_px) for name, data in self.data.sources.items()}
+        return {
+            name: self.model.grid(data.num_frames, data.crop_px, data.crop_px)
+            for name, data in self.data.sources.items()
+        }

@@ -2,8 +2,10 @@
 
 `data_prep.index` measures and writes it; training only reads it. Times are in seconds on the clock of the file.
 
-Parquet has to be decoded to be read, which would cost every process the whole table. So a copy in Arrow's file format is
-kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs microseconds.
+Parquet has to be decoded to be read, which would cost every process the whole table. So a copy in Arrow's file format
+is
+kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs
+microseconds.
 """
 
 from __future__ import annotations
@@ -33,14 +35,22 @@ _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
 _ROWS_PER_GROUP: Final = 1 << 16
-_READS_BETWEEN_RELEASES: Final = 16  # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
+_READS_BETWEEN_RELEASES: Final = (
+    16  # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
+)
 
 SCHEMA: Final = pa.schema(
     [
-        ("uri", pa.string()),  # path, relative to the folder of the index where inside it, else absolute; or an fsspec address (s3://...)
+        (
+            "uri",
+            pa.string(),
+        ),  # path, relative to the folder of the index where inside it, else absolute; or an fsspec address (s3://...)
         ("offset", pa.int64()),  # bytes at which the file lies in a shard; null: `uri` is the file
         ("length", pa.int64()),
-        ("first_frame", pa.int64()),  # number in the file of the first frame of this clip; 0 unless a longer video was cut
+        (
+            "first_frame",
+            pa.int64(),
+        ),  # number in the file of the first frame of this clip; 0 unless a longer video was cut
         ("start_s", pa.float64()),  # time of the first frame
         ("end_s", pa.float64()),  # when the last frame leaves the screen
         ("num_frames", pa.int32()),  # that can be decoded, whatever the header says
@@ -54,7 +64,10 @@ SCHEMA: Final = pa.schema(
         ("codec", pa.string()),
         ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
         ("decoder", pa.string()),  # of `decode.READERS`: the first that is exact on this file, wherever a clip starts
-        ("keyframe_decoder", pa.string()),  # one that is quicker, and exact, where a clip starts at a keyframe; null: none
+        (
+            "keyframe_decoder",
+            pa.string(),
+        ),  # one that is quicker, and exact, where a clip starts at a keyframe; null: none
         ("status", pa.string()),  # ok, or a reason in plain words
         ("label", pa.string()),
         ("label_id", pa.int32()),  # place of the label among the sorted names; -1: none
@@ -65,7 +78,10 @@ SCHEMA: Final = pa.schema(
         ("frozen_ratio", pa.float32()),  # share of frames that equal the one before
         ("content_hash", pa.string()),  # sha256 of the file, hex
         ("duplicate_of", pa.string()),  # uri of the first file with the same content
-        ("file_bytes", pa.int64()),  # size and change of the file when it was scanned: a new scan skips what is as it was
+        (
+            "file_bytes",
+            pa.int64(),
+        ),  # size and change of the file when it was scanned: a new scan skips what is as it was
         ("modified_ns", pa.int64()),
     ]
 )
@@ -73,7 +89,8 @@ SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True)
 class IndexRow:
-    """What it takes to read one clip. `clip_id` is its row in the index; `uri` is an absolute path or an fsspec address.
+    """What it takes to read one clip. `clip_id` is its row in the index; `uri` is an absolute path or an fsspec
+    address.
 
     times_s: float64 [num_frames], ascending; None where the rate is constant.
     keyframe_decoder: in place of `decoder` for a clip that starts at a keyframe; None: the same.
@@ -103,7 +120,8 @@ class IndexRow:
         return self.start_s + np.arange(self.num_frames) / self.fps
 
 
-# The numbers of a row side by side, so that reading one touches one page and not one for each column. `times`: whether there are times_s.
+# The numbers of a row side by side, so that reading one touches one page and not one for each column. `times`: whether
+# there are times_s.
 _PACKED: Final = np.dtype(
     [(name, "<i8") for name in ("offset", "length", "first_frame")]
     + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
@@ -130,7 +148,9 @@ class ClipIndex:
         self._folder = str(path.parent)
         self._pages = pages
         self._file = pa.ipc.open_file(pa.py_buffer(pages))
-        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])["first_rows"]  # of each batch, and the number of rows
+        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])[
+            "first_rows"
+        ]  # of each batch, and the number of rows
         self._batches: dict[int, _Batch] = {}
         self._reads = 0
 
@@ -139,16 +159,23 @@ class ClipIndex:
         """Map the index into memory. Raises UserError where it is missing, or no clip index of this version."""
         path = Path(path).absolute()
         if not path.is_file():
-            raise UserError(f"{path}: no such clip index; `{_REMEDY}` makes one of a folder of videos or images (ImageNet's train/)")
+            raise UserError(
+                f"{path}: no such clip index; `{_REMEDY}` makes one of a folder of videos or images (ImageNet's train/)"
+            )
         version = index_version(path)
         if version is None:
             raise UserError(f"{path}: not a clip index; make one with `{_REMEDY}`")
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: clip index of version {version}, this program reads version {SCHEMA_VERSION}; make it again with `{_REMEDY}`")
+            raise UserError(
+                f"{path}: clip index of version {version}, this program reads version {SCHEMA_VERSION}; make "
+                f"it again with `{_REMEDY}`"
+            )
         try:
             return cls(path, _map(_mappable_copy(path)))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: damaged clip index ({' '.join(str(error).split())}); make it again with `{_REMEDY}`") from None
+            raise UserError(
+                f"{path}: damaged clip index ({' '.join(str(error).split())}); make it again with `{_REMEDY}`"
+            ) from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipIndex.open, (self.path,)
@@ -168,7 +195,22 @@ class ClipIndex:
         number = bisect_right(self._first_rows, i) - 1
         batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
         numbers = batch.numbers[place].item()
-        offset, length, first_frame, start_s, end_s, fps, sample_aspect, num_frames, width, height, rotation, decoder, keyframe_decoder, times = numbers
+        (
+            offset,
+            length,
+            first_frame,
+            start_s,
+            end_s,
+            fps,
+            sample_aspect,
+            num_frames,
+            width,
+            height,
+            rotation,
+            decoder,
+            keyframe_decoder,
+            times,
+        ) = numbers
         row = IndexRow(
             clip_id=int(i),
             uri=resolve(batch.uri[place].as_py(), self._folder),
@@ -193,7 +235,9 @@ class ClipIndex:
         return row
 
     def keyframes(self, i: int) -> np.ndarray:
-        """Times of the keyframes of row number `i` in seconds: float64 [n], ascending; none where they are not known."""
+        """Times of the keyframes of row number `i` in seconds: float64 [n], ascending; none where they are not
+        known.
+        """
         number = bisect_right(self._first_rows, i) - 1
         batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
         times = batch.keyframes_s[place]
@@ -202,7 +246,9 @@ class ClipIndex:
     def _open_batch(self, number: int) -> _Batch:
         batch = self._file.get_batch(number)
         numbers = np.frombuffer(batch.column(_PACKED_COLUMN).buffers()[1], _PACKED, count=batch.num_rows)
-        opened = self._batches[number] = _Batch(numbers, *(batch.column(name) for name in ("uri", "times_s", "keyframes_s")))
+        opened = self._batches[number] = _Batch(
+            numbers, *(batch.column(name) for name in ("uri", "times_s", "keyframes_s"))
+        )
         return opened
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -217,7 +263,9 @@ class ClipIndex:
 
     def find(self, name: str, values: Sequence[str]) -> list[int]:
         """Numbers of the rows, whatever their status, whose column `name` is one of `values` as text."""
-        rows: list[int] = np.flatnonzero(np.asarray(pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))).tolist()
+        rows: list[int] = np.flatnonzero(
+            np.asarray(pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))
+        ).tolist()
         return rows
 
     def column(self, name: str) -> list[str | None]:
@@ -241,7 +289,8 @@ class ClipIndex:
         return rows
 
     def arrow(self, name: str) -> Any:
-        """One value per row in the type of the column: a pyarrow ChunkedArray of views of the mapped file, lists included.
+        """One value per row in the type of the column: a pyarrow ChunkedArray of views of the mapped file, lists
+        included.
 
         Raises UserError for an unknown column.
         """
@@ -277,17 +326,26 @@ def index_metadata(path: Path) -> dict[bytes, bytes]:
         return {}
 
 
-def write_index(path: str | Path, rows: Iterable[Mapping[str, Any]], extra: Sequence[str] | None = None, metadata: Mapping[bytes, bytes] | None = None) -> None:
+def write_index(
+    path: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    extra: Sequence[str] | None = None,
+    metadata: Mapping[bytes, bytes] | None = None,
+) -> None:
     """Write rows (column -> value) all at once or not at all.
 
     extra: names of text columns beside those of the schema. Where it is given, `rows` are never all in memory;
-    None: every name outside of the schema that a row has, sorted. metadata: kept beside the version, for `index_metadata`.
+    None: every name outside of the schema that a row has, sorted. metadata: kept beside the version, for
+    `index_metadata`.
     """
     path = Path(path)
     if extra is None:
         rows = list(rows)
         extra = sorted({name for row in rows for name in row} - set(SCHEMA.names))
-    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in extra)], metadata={**(metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    schema = pa.schema(
+        [*SCHEMA, *((name, pa.string()) for name in extra)],
+        metadata={**(metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()},
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(temporary, schema) as writer:
@@ -307,7 +365,8 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 def _mappable_copy(path: Path) -> Path:
     """The copy of a Parquet index in Arrow's file format, made where there is none of this very file.
 
-    It lies beside the index, or where that cannot be written to in the cache folder of the user, or among temporary files.
+    It lies beside the index, or where that cannot be written to in the cache folder of the user, or among temporary
+    files.
     """
     facts = path.stat()
     source = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
@@ -343,7 +402,9 @@ def _write_copy(path: Path, copy: Path, source: str) -> None:
         with temporary.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for number, num_rows in enumerate(groups):
                 table = file.read_row_group(number).combine_chunks()
-                writer.write_table(table.append_column(packed, _pack(table)).cast(schema), max_chunksize=max(1, num_rows))
+                writer.write_table(
+                    table.append_column(packed, _pack(table)).cast(schema), max_chunksize=max(1, num_rows)
+                )
         os.replace(temporary, copy)
     finally:
         temporary.unlink(missing_ok=True)
@@ -357,7 +418,9 @@ def _pack(table: pa.Table) -> pa.Array:
             missing = {"decoder": "", "keyframe_decoder": "", "first_frame": 0}.get(name, -1)
             numbers[name] = table[name].fill_null(missing).to_numpy().astype(_PACKED[name])
     numbers["times"] = table["times_s"].is_valid().to_numpy()
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(_PACKED.itemsize), len(numbers), [None, pa.py_buffer(numbers)])
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(_PACKED.itemsize), len(numbers), [None, pa.py_buffer(numbers)]
+    )
 
 
 def _source_of(copy: Path) -> str | None:

@@ -1,4 +1,6 @@
-"""Which clips are in a batch, and how they are read: pure functions of (seed, step) for training, of the row for evaluation."""
+"""Which clips are in a batch, and how they are read: pure functions of (seed, step) for training, of the row for
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class Part:
     """Rows of one index.
 
     rows: int64 [n], n >= 1.
-    first_id: the clip id of row 0 of the index: clip ids count the rows of every index of a source, one after the other.
+    first_id: the clip id of row 0 of the index: clip ids count the rows of every index of a source, one after the
+    other.
     """
 
     name: str
@@ -71,9 +74,11 @@ class TrainSource:
 
 @dataclass(frozen=True)
 class Views:
-    """How often evaluation looks at a video: `num_clips` evenly in time, `num_crops` evenly along the longer side of each.
+    """How often evaluation looks at a video: `num_clips` evenly in time, `num_crops` evenly along the longer side of
+    each.
 
-    time: the order of the frames; shuffled and reversed ones are controls, without the order of time and with the wrong one.
+    time: the order of the frames; shuffled and reversed ones are controls, without the order of time and with the wrong
+    one.
     """
 
     num_clips: int = 1
@@ -124,32 +129,51 @@ class Clips:
         return read_frames(row, frame_ids, size)
 
     def crops(
-        self, row: IndexRow, name: tuple[int, int], frame_ids: np.ndarray, boxes: Sequence[Box], flips: Sequence[bool], crop_px: int
+        self,
+        row: IndexRow,
+        name: tuple[int, int],
+        frame_ids: np.ndarray,
+        boxes: Sequence[Box],
+        flips: Sequence[bool],
+        crop_px: int,
     ) -> list[torch.Tensor]:
         """One clip uint8 [3, T, S, S] for each box, from one decode. `name`: source and clip id. Raises DecodeError."""
         with self.watch.reading(*name):
             frames = self.read(row, frame_ids, size_needed(boxes, row.height, row.width, crop_px))
-        return [crop_resize(frames, scaled_box(box, row.height, row.width, frames), crop_px, flip) for box, flip in zip(boxes, flips, strict=True)]
+        return [
+            crop_resize(frames, scaled_box(box, row.height, row.width, frames), crop_px, flip)
+            for box, flip in zip(boxes, flips, strict=True)
+        ]
 
 
 class TrainClips(Clips):
-    """Item number `step` is the batch of that step, or the share of it that one rank has, from the source that has the step.
+    """Item number `step` is the batch of that step, or the share of it that one rank has, from the source that has the
+    step.
 
     Each source counts its own samples: its step number n holds samples n * B to n * B + B - 1, B of its own, so that it
     takes every row once per epoch whatever the others do.
     """
 
-    def __init__(self, sources: Sequence[TrainSource], data: Data, seed: int, rank: int = 0, num_ranks: int = 1) -> None:
-        """`sources`: those of `data`, as `open_sources` gives them. Raises UserError for batches that the ranks cannot share."""
+    def __init__(
+        self, sources: Sequence[TrainSource], data: Data, seed: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        """`sources`: those of `data`, as `open_sources` gives them. Raises UserError for batches that the ranks cannot
+        share.
+        """
         super().__init__()
         for source in sources:
             turns = source.data.global_batch // source.data.clips_in_turn
             if turns % num_ranks:
-                raise UserError(f"{source.name}: {turns} videos in a batch cannot be shared by {num_ranks} ranks; choose a multiple of it for global_batch")
+                raise UserError(
+                    f"{source.name}: {turns} videos in a batch cannot be shared by {num_ranks} ranks; choose "
+                    "a multiple of it for global_batch"
+                )
         self.sources, self.mix, self.seed, self.rank, self.num_ranks = sources, data.mix_ratios, seed, rank, num_ranks
         for number, source in enumerate(sources):
             for part in source.parts:
-                self.watch.quarantine |= {(number, part.first_id + row): reason for row, reason in quarantined(part.index).items()}
+                self.watch.quarantine |= {
+                    (number, part.first_id + row): reason for row, reason in quarantined(part.index).items()
+                }
 
     @property
     def batch_bytes(self) -> int:
@@ -173,7 +197,9 @@ class TrainClips(Clips):
             return batch_of(clips, source.data, failures, sum(len(clips) for clips, failed in read if failed), number)
 
     def _turn(self, number: int, turn: int) -> tuple[list[Clip], list[tuple[int, str]]]:
-        """The clips of one video, or of the first readable of its replacements; and what could not be read, as (clip id, reason)."""
+        """The clips of one video, or of the first readable of its replacements; and what could not be read, as (clip
+        id, reason).
+        """
         source, seed = self.sources[number], source_seed(self.seed, number)
         k, n = source_of_step(source_seed(seed, _FIRST_PART_SEED), turn, source.data.clip_ratios)
         part, seed = source.parts[k], source_seed(seed, _FIRST_PART_SEED + k) if k else seed
@@ -187,7 +213,10 @@ class TrainClips(Clips):
                 failures.append((part.first_id + i, str(error)))
                 place = replacement_row(seed, n, attempt, len(part.rows))
         named = "; ".join(f"{source.uri(clip_id)}: {reason}" for clip_id, reason in failures)
-        raise UserError(f"{MAX_ATTEMPTS} clips in turn cannot be read; is the disk there, did the files change? Index them again if so. {named}")
+        raise UserError(
+            f"{MAX_ATTEMPTS} clips in turn cannot be read; is the disk there, did the files change? Index "
+            f"them again if so. {named}"
+        )
 
     def _clips(self, number: int, part: Part, i: int, seed: int, n: int) -> list[Clip]:
         """The clips of row `i`, whose turn is number n of its part."""
@@ -198,15 +227,23 @@ class TrainClips(Clips):
             ids = frame_ids(row, data, generator(seed, "frames", decode).random(), keyframes_s)
             at_keyframe = keyframes_s is not None and ids[0] in frame_ids_at(row.times(), keyframes_s)
             reading = replace(row, decoder=row.keyframe_decoder) if at_keyframe and row.keyframe_decoder else row
-            rngs = [generator(seed, "crop", crop) for crop in range(decode * data.clips_per_decode, (decode + 1) * data.clips_per_decode)]
+            rngs = [
+                generator(seed, "crop", crop)
+                for crop in range(decode * data.clips_per_decode, (decode + 1) * data.clips_per_decode)
+            ]
             boxes = [random_crop_box(rng, row.height, row.width, data.crop_scale, data.crop_aspect) for rng in rngs]
             flips = [bool(data.flip and rng.random() < 0.5) for rng in rngs]
-            clips += [Clip(video, clip_id) for video in self.crops(reading, (number, clip_id), ids, boxes, flips, data.crop_px)]
+            clips += [
+                Clip(video, clip_id)
+                for video in self.crops(reading, (number, clip_id), ids, boxes, flips, data.crop_px)
+            ]
         return clips
 
 
 class EvalClips(Clips):
-    """Item number k holds rows k * batch to k * batch + batch - 1, every view of a row side by side; nothing is random."""
+    """Item number k holds rows k * batch to k * batch + batch - 1, every view of a row side by side; nothing
+    is random.
+    """
 
     def __init__(self, index: ClipIndex, rows: np.ndarray, data: Data, batch: int, views: Views) -> None:
         super().__init__()
@@ -222,7 +259,9 @@ class EvalClips(Clips):
 
     def __getitem__(self, k: int) -> ClipBatch:
         """A row that cannot be read is left out and named in `failures`; B may be 0."""
-        return read_each(self.rows[k * self.batch : (k + 1) * self.batch], lambda i: self._views(self.index.row(i)), self.data)
+        return read_each(
+            self.rows[k * self.batch : (k + 1) * self.batch], lambda i: self._views(self.index.row(i)), self.data
+        )
 
     def _views(self, row: IndexRow) -> list[torch.Tensor]:
         views, boxes = [], view_boxes(row.height, row.width, self.views.num_crops)
@@ -238,7 +277,9 @@ class EvalClips(Clips):
 
 
 def read_each(clip_ids: np.ndarray, views: Callable[[int], list[torch.Tensor]], data: Data) -> ClipBatch:
-    """The `views` of each clip, side by side; a clip that cannot be read, a DecodeError, is left out and named in `failures`."""
+    """The `views` of each clip, side by side; a clip that cannot be read, a DecodeError, is left out and named in
+    `failures`.
+    """
     clips: list[Clip] = []
     failures = []
     with one_thread():
@@ -266,18 +307,26 @@ def clip_bytes(data: Data) -> int:
     return 3 * data.num_frames * data.crop_px**2
 
 
-def batch_of(clips: Sequence[Clip], data: Data, failures: tuple[tuple[int, str], ...], num_replaced: int = 0, source: int = 0) -> ClipBatch:
+def batch_of(
+    clips: Sequence[Clip], data: Data, failures: tuple[tuple[int, str], ...], num_replaced: int = 0, source: int = 0
+) -> ClipBatch:
     """B clips uint8 [3, T, S, S] -> video uint8 [B, 3, T, S, S]."""
     video = torch.empty((len(clips), 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
     for place, clip in zip(video.numpy(), clips, strict=True):
-        for plane, channel in zip(place, clip.video.numpy(), strict=True):  # a crop lies pixel by pixel; NumPy, by planes, is twice as fast as copy_
+        for plane, channel in zip(
+            place, clip.video.numpy(), strict=True
+        ):  # a crop lies pixel by pixel; NumPy, by planes, is twice as fast as copy_
             plane[:] = channel
-    return ClipBatch(video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), failures, num_replaced, source)
+    return ClipBatch(
+        video, torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64), failures, num_replaced, source
+    )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Pictures are too small to share among threads: with workers=0 that made a 64 px clip 8x slower (2 cores, measured)."""
+    """Pictures are too small to share among threads: with workers=0 that made a 64 px clip 8x slower (2 cores,
+    measured).
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

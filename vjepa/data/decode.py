@@ -1,8 +1,8 @@
 """Row and frame ids to frames: the only importer of decord, PyAV, torchcodec and Pillow in `vjepa`.
 
-The index says which decoder is exact on a file, found by holding it against decoding in order from the start ("pyav"): in the
-order in which the decoder yields frames, never sorted by timestamp, for packed B-frames make timestamps run backwards while
-the frames are right. The others read at random, and are wrong on such files.
+The index says which decoder is exact on a file, found by holding it against decoding in order from the start ("pyav"):
+in the order in which the decoder yields frames, never sorted by timestamp, for packed B-frames make timestamps run
+backwards while the frames are right. The others read at random, and are wrong on such files.
 """
 
 from __future__ import annotations
@@ -22,25 +22,38 @@ if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
 __all__ = [
-    "READERS", "DecodeError", "av_library", "decord_frames", "decord_library", "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
+    "READERS", "DecodeError", "av_library", "decord_frames", "decord_library",
+    "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
     "torchcodec_library", "upright",
 ]  # fmt: skip
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
 Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
 
-_DECORD_LEAST_PX: Final = 96  # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
+_DECORD_LEAST_PX: Final = (
+    96  # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
+)
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
-_BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)  # how far before a frame to seek, until a keyframe at or before it is found
+_BACK_S: Final = (
+    0.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+)  # how far before a frame to seek, until a keyframe at or before it is found
 _DELAY_FRAMES: Final = 4  # by which most files show a keyframe after its decoding time, at most
-_FAR_S: Final = 4.0  # ahead of where a file without an index of keyframes is decoded: longer than most groups of pictures
+_FAR_S: Final = (
+    4.0  # ahead of where a file without an index of keyframes is decoded: longer than most groups of pictures
+)
 
 
 def read_frames(row: IndexRow, frame_ids: np.ndarray, size: Size | None = None) -> np.ndarray:
     """uint8 [T, H, W, 3] for int64 [T] frame ids in any order, repeats allowed: RGB, upright, square pixels.
 
     frame_ids: count from the first frame of the clip.
-    size: (H, W) that is wanted, if not that of the video: the decoder reduces, antialiased, for a part of the cost of full frames.
+    size: (H, W) that is wanted, if not that of the video: the decoder reduces, antialiased, for a part of the cost of
+    full frames.
 
     Raises DecodeError, whatever goes wrong in the file or in a decoder.
     """
@@ -57,7 +70,9 @@ def read_frames(row: IndexRow, frame_ids: np.ndarray, size: Size | None = None) 
 
 
 def _changed_size(row: IndexRow, height: int, width: int) -> DecodeError:
-    return DecodeError(f"gives frames of {width}x{height} px, the index says {row.width}x{row.height} px: changed since its scan?")
+    return DecodeError(
+        f"gives frames of {width}x{height} px, the index says {row.width}x{row.height} px: changed since its scan?"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +96,9 @@ def av_library() -> Any:
 
 @lru_cache(maxsize=1)
 def torchcodec_library() -> tuple[Any, Any] | None:
-    """torchcodec's VideoDecoder and Resize; None where it is not installed, or cannot be loaded for want of FFmpeg's libraries."""
+    """torchcodec's VideoDecoder and Resize; None where it is not installed, or cannot be loaded for want of FFmpeg's
+    libraries.
+    """
     try:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
@@ -91,7 +108,9 @@ def torchcodec_library() -> tuple[Any, Any] | None:
 
 
 def open_decord(media: Media, size: Size | None = None) -> Any:
-    """A decord reader of one thread: workers are processes already. Its frames are upright, of `size` where it is given. Raises DecodeError."""
+    """A decord reader of one thread: workers are processes already. Its frames are upright, of `size` where it is
+    given. Raises DecodeError.
+    """
     decord = decord_library()
     height, width = size or (-1, -1)
     try:
@@ -132,15 +151,19 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
 
 
 def upright(reformatter: Any, frame: Any, rotation: int, sample_aspect: float, size: Size | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of a PyAV frame: pixels made square by stretching, never by losing any, then rotated; scaled to `size` in the same pass.
+    """uint8 [H, W, 3] of a PyAV frame: pixels made square by stretching, never by losing any, then rotated; scaled to
+    `size` in the same pass.
 
-    swscale's bilinear filter, PyAV's default, widens with the reduction: of its filters that do not alias it is the nearest to PyTorch's
-    antialiased bilinear. Mean levels away from it, 720p film to 128 px high: bilinear 0.93, area 0.92, bicubic 0.93; 528p: 1.00, 1.22, 1.30.
+    swscale's bilinear filter, PyAV's default, widens with the reduction: of its filters that do not alias it is the
+    nearest to PyTorch's antialiased bilinear. Mean levels away from it, 720p film to 128 px high: bilinear 0.93, area
+    0.92, bicubic 0.93; 528p: 1.00, 1.22, 1.30.
     """
     height, width = size or _upright_size(frame, rotation, sample_aspect)
     if rotation % 180:
         height, width = width, height
-    picture: np.ndarray = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
+    picture: np.ndarray = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", threads=1
+    ).to_ndarray()
     return np.rot90(picture, rotation // 90) if rotation else picture
 
 
@@ -170,8 +193,16 @@ def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarra
     target = _wanted_size(row, size)
     if target is None or target[1] >= _DECORD_LEAST_PX:
         return decord_frames(open_decord(_open(row), target), row.first_frame + ids)
-    reformatter, frames = av_library().video.reformatter.VideoReformatter(), decord_frames(open_decord(_open(row)), row.first_frame + ids)
-    return np.stack([upright(reformatter, av_library().VideoFrame.from_ndarray(frame, format="rgb24"), 0, 1.0, target) for frame in frames])
+    reformatter, frames = (
+        av_library().video.reformatter.VideoReformatter(),
+        decord_frames(open_decord(_open(row)), row.first_frame + ids),
+    )
+    return np.stack(
+        [
+            upright(reformatter, av_library().VideoFrame.from_ndarray(frame, format="rgb24"), 0, 1.0, target)
+            for frame in frames
+        ]
+    )
 
 
 def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
@@ -182,7 +213,12 @@ def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.nd
     target = _wanted_size(row, size)
     try:
         reader = VideoDecoder(
-            _open(row), dimension_order="NHWC", num_ffmpeg_threads=1, device="cpu", seek_mode="exact", transforms=[Resize(target)] if target else None
+            _open(row),
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            device="cpu",
+            seek_mode="exact",
+            transforms=[Resize(target)] if target else None,
         )
         batch = reader.get_frames_at((row.first_frame + ids).tolist())
     except (OSError, RuntimeError, ValueError, IndexError) as error:
@@ -202,7 +238,10 @@ def _read_pyav(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
         frames = (frame for i, frame in zip(range(last + 1), container.decode(stream), strict=False) if i in numbers)
         pictures = _pictures(row, frames, size)
     if len(pictures) < len(ids):
-        raise DecodeError(f"ends before frame {last}, the index says {row.first_frame + row.num_frames} frames: changed since its scan?")
+        raise DecodeError(
+            f"ends before frame {last}, the index says {row.first_frame + row.num_frames} frames: changed "
+            "since its scan?"
+        )
     return np.stack(pictures)
 
 
@@ -236,7 +275,9 @@ def _no_frame(time_s: float) -> DecodeError:
 
 
 class _Seeker:
-    """Frames of an open video by their time: from the start, the last frame or, where it is nearer, the keyframe before them."""
+    """Frames of an open video by their time: from the start, the last frame or, where it is nearer, the keyframe before
+    them.
+    """
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
@@ -246,7 +287,9 @@ class _Seeker:
         self._delay_s = _DELAY_FRAMES / float(stream.average_rate or 25)
 
     def frame_at(self, time_s: float, tolerance_s: float) -> Any:
-        """The frame at `time_s`, later than at the call before. Raises DecodeError where there is none within `tolerance_s`."""
+        """The frame at `time_s`, later than at the call before. Raises DecodeError where there is none within
+        `tolerance_s`.
+        """
         latest_s = time_s + tolerance_s
         if self._is_far(latest_s):
             self._seek(latest_s)
@@ -263,7 +306,8 @@ class _Seeker:
         raise _no_frame(time_s)
 
     def _is_far(self, time_s: float) -> bool:
-        """Whether seeking is the shorter way: known where the file's index of keyframes, in decoding times, reaches that far; else likely.
+        """Whether seeking is the shorter way: known where the file's index of keyframes, in decoding times, reaches
+        that far; else likely.
 
         Seeking to a keyframe that is decoded before `time_s`, but shown after it, would end at the one before it.
         """
@@ -278,8 +322,8 @@ class _Seeker:
     def _seek(self, time_s: float) -> None:
         """Stand at a keyframe at or before `time_s`.
 
-        A demuxer may land after it: it seeks in the order of decoding, or by bytes. Frames that come before the first keyframe lean on
-        frames that were not decoded (open groups of pictures), so they do not count.
+        A demuxer may land after it: it seeks in the order of decoding, or by bytes. Frames that come before the first
+        keyframe lean on frames that were not decoded (open groups of pictures), so they do not count.
         """
         for back_s in _BACK_S:
             target = max(self._start, self._timestamp(time_s - back_s))
@@ -298,7 +342,9 @@ class _Seeker:
 
 
 def read_image(media: Media, size: Size | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of a still, turned upright by its EXIF orientation, scaled to `size` where it is given. Raises DecodeError."""
+    """uint8 [H, W, 3] of a still, turned upright by its EXIF orientation, scaled to `size` where it is given. Raises
+    DecodeError.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -306,7 +352,9 @@ def read_image(media: Media, size: Size | None = None) -> np.ndarray:
             if image.mode.startswith(("I", "F")):
                 raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
             if size:
-                image.draft("RGB", (max(size), max(size)))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
+                image.draft(
+                    "RGB", (max(size), max(size))
+                )  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
             picture = ImageOps.exif_transpose(image).convert("RGB")
             return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

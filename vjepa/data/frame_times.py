@@ -1,8 +1,8 @@
 """Seconds to frame ids: pure arithmetic on timestamps, so that variable frame rates are honoured.
 
 `times_s` is float64 [n], n >= 1, ascending: when each frame comes on screen. A frame stays on screen until the
-next one, the last one until `end_s`. Every id that is returned lies in [0, n). `position` in [0, 1) picks the start of a
-clip among all starts at which it fits; 0.5 is the middle. `keyframes_s`, float64 [k]: a clip may start there alone,
+next one, the last one until `end_s`. Every id that is returned lies in [0, n). `position` in [0, 1) picks the start of
+a clip among all starts at which it fits; 0.5 is the middle. `keyframes_s`, float64 [k]: a clip may start there alone,
 because a decoder can.
 
 A video that is too short for a clip starts at its beginning, then `padding` says how it goes on: `hold_last` stays on
@@ -21,13 +21,21 @@ _EPS_S = 1e-6  # i / fps and k / clip_fps meet at the same instant up to roundin
 
 
 def frame_ids_at(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """The frame on screen at each wanted time: int64 [T] from float64 [T]; times before the first or after the last get those."""
+    """The frame on screen at each wanted time: int64 [T] from float64 [T]; times before the first or after the last get
+    those.
+    """
     ids = np.searchsorted(times_s, wanted_s + _EPS_S, side="right") - 1
     return np.clip(ids, 0, len(times_s) - 1)
 
 
 def clip_by_fps(
-    times_s: np.ndarray, end_s: float, num_frames: int, clip_fps: float, position: float, padding: Padding = "hold_last", keyframes_s: np.ndarray | None = None
+    times_s: np.ndarray,
+    end_s: float,
+    num_frames: int,
+    clip_fps: float,
+    position: float,
+    padding: Padding = "hold_last",
+    keyframes_s: np.ndarray | None = None,
 ) -> np.ndarray:
     """Ids of `num_frames` frames at `clip_fps` frames per second: int64 [num_frames]."""
     first_s = float(times_s[0])
@@ -42,7 +50,12 @@ def clip_by_fps(
 
 
 def clip_by_step(
-    times_s: np.ndarray, num_frames: int, frame_step: int, position: float, padding: Padding = "hold_last", keyframes_s: np.ndarray | None = None
+    times_s: np.ndarray,
+    num_frames: int,
+    frame_step: int,
+    position: float,
+    padding: Padding = "hold_last",
+    keyframes_s: np.ndarray | None = None,
 ) -> np.ndarray:
     """Every `frame_step`-th frame, whatever the rate: int64 [num_frames]."""
     room = len(times_s) - ((num_frames - 1) * frame_step + 1)
@@ -55,7 +68,9 @@ def clip_by_step(
 
 
 def clip_whole(times_s: np.ndarray, end_s: float, num_frames: int, phase: float) -> np.ndarray:
-    """One frame in each of `num_frames` equal segments of the video, at `phase` in [0, 1) of each: int64 [num_frames]."""
+    """One frame in each of `num_frames` equal segments of the video, at `phase` in [0, 1) of each: int64
+    [num_frames].
+    """
     first_s = float(times_s[0])
     return frame_ids_at(times_s, first_s + (np.arange(num_frames) + phase) * ((end_s - first_s) / num_frames))
 

@@ -1,6 +1,8 @@
-"""Batches in order, decoded by processes that can be killed: a decoder that hangs or crashes costs its clip, not the run.
+"""Batches in order, decoded by processes that can be killed: a decoder that hangs or crashes costs its clip, not the
+run.
 
-A batch depends on its number alone, so any process can make it, and make it again. Batches come back through memory that
+A batch depends on its number alone, so any process can make it, and make it again. Batches come back through memory
+that
 both sides hold from the start: nothing that a dying process owns is ever waited for.
 """
 
@@ -35,18 +37,41 @@ _MAX_DEATHS: Final = 16  # of processes, from one batch to the next
 
 
 def train_loader(
-    sources: Sequence[TrainSource], data: Data, seed: int, steps: range, pin_memory: bool = False, rank: int = 0, num_ranks: int = 1
+    sources: Sequence[TrainSource],
+    data: Data,
+    seed: int,
+    steps: range,
+    pin_memory: bool = False,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> ClipLoader:
     """One `ClipBatch` for each step of `steps`, in order; `sources` are those of `data`, as `open_sources` gives them.
 
     Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
     """
-    return ClipLoader(TrainClips(sources, data, seed, rank, num_ranks), steps, data.workers, data.deadline_s, data.prefetch, pin_memory)
+    return ClipLoader(
+        TrainClips(sources, data, seed, rank, num_ranks),
+        steps,
+        data.workers,
+        data.deadline_s,
+        data.prefetch,
+        pin_memory,
+    )
 
 
-def eval_loader(index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, views: Views | None = None) -> ClipLoader:
-    """Every row once, in order, the same at every call; the last batch may be smaller. The views of a row lie side by side."""
-    return ClipLoader(EvalClips(index, rows, data, batch, views or Views()), range(-(-len(rows) // batch)), workers, data.deadline_s, data.prefetch)
+def eval_loader(
+    index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, views: Views | None = None
+) -> ClipLoader:
+    """Every row once, in order, the same at every call; the last batch may be smaller. The views of a row lie side by
+    side.
+    """
+    return ClipLoader(
+        EvalClips(index, rows, data, batch, views or Views()),
+        range(-(-len(rows) // batch)),
+        workers,
+        data.deadline_s,
+        data.prefetch,
+    )
 
 
 class ClipLoader:
@@ -55,12 +80,21 @@ class ClipLoader:
     workers: processes that decode; 0: none, in which case a decode cannot be stopped.
     deadline_s: for the decode of one clip; a process that takes longer is killed, its clip put in quarantine, and the
         batch made again without it.
-    prefetch: batches that each process makes ahead; 0: all make one each when one is waited for, and rest while the caller works.
-    Iterating raises UserError as `clips` does, and where processes die time and again.
+    prefetch: batches that each process makes ahead; 0: all make one each when one is waited for, and rest while the
+    caller works. Iterating raises UserError as `clips` does, and where processes die time and again.
     """
 
-    def __init__(self, clips: Clips, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False) -> None:
-        self.clips, self.steps, self.workers, self.deadline_s, self.prefetch, self.pin_memory = clips, steps, workers, deadline_s, prefetch, pin_memory
+    def __init__(
+        self, clips: Clips, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False
+    ) -> None:
+        self.clips, self.steps, self.workers, self.deadline_s, self.prefetch, self.pin_memory = (
+            clips,
+            steps,
+            workers,
+            deadline_s,
+            prefetch,
+            pin_memory,
+        )
         if workers:
             context().set_forkserver_preload(["vjepa.data.loader"])
             forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
@@ -76,7 +110,9 @@ class ClipLoader:
 
 
 class _Made(NamedTuple):
-    """What is said of a batch whose clips are in shared memory: nothing but plain values, so that no handle is passed between processes."""
+    """What is said of a batch whose clips are in shared memory: nothing but plain values, so that no handle is passed
+    between processes.
+    """
 
     shape: tuple[int, ...]
     clip_ids: list[int]
@@ -89,11 +125,18 @@ class _Pool:
     """The processes of one pass over a loader."""
 
     def __init__(self, loader: ClipLoader) -> None:
-        self.clips, self.steps, self.deadline_s, self.pin_memory = loader.clips, loader.steps, loader.deadline_s, loader.pin_memory
+        self.clips, self.steps, self.deadline_s, self.pin_memory = (
+            loader.clips,
+            loader.steps,
+            loader.deadline_s,
+            loader.pin_memory,
+        )
         self.runs_ahead = loader.prefetch > 0
         num_slots = min(max(1, loader.prefetch) * loader.workers, max(1, len(self.steps)))
         slots = [context().RawArray("B", max(1, self.clips.batch_bytes)) for _ in range(num_slots)]
-        self.workers = [_Worker(self.clips, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))]
+        self.workers = [
+            _Worker(self.clips, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))
+        ]
         self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
         self.unassigned = iter(self.steps)
         self.killed: Counter[tuple[int, int]] = Counter()
@@ -153,11 +196,14 @@ class _Pool:
         self.deaths += 1
         if reading is None or self.deaths > _MAX_DEATHS:
             raise UserError(
-                f"a decoding process died ({_plain_exit(exit_code)}); if memory is short, lower data.workers, or set data.workers=0 to see the error"
+                f"a decoding process died ({_plain_exit(exit_code)}); if memory is short, lower data.workers, "
+                "or set data.workers=0 to see the error"
             )
         name = (reading.source, reading.clip_id)
         self.killed[name] += 1
-        if reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1:  # the first SIGKILL may be for want of memory
+        if (
+            reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1
+        ):  # the first SIGKILL may be for want of memory
             self._quarantine(reading, reason or f"the decoder crashed ({_plain_exit(exit_code)})")
         worker.start(self.clips)
 
@@ -220,7 +266,9 @@ class _Worker:
         """A batch whose clips are still in this memory."""
         self.made.add(step)
         video = self.slots[self.taken[step]][: math.prod(made.shape)].view(made.shape)
-        return ClipBatch(video, torch.tensor(made.clip_ids, dtype=torch.int64), made.failures, made.num_replaced, made.source)
+        return ClipBatch(
+            video, torch.tensor(made.clip_ids, dtype=torch.int64), made.failures, made.num_replaced, made.source
+        )
 
     def release(self, step: int) -> None:
         self.made.discard(step)
@@ -239,15 +287,17 @@ def context() -> Any:
     """Processes forked from a clean one.
 
     Plain fork copies locks that threads of the training process may hold (decoders, OpenMP, CUDA), which can hang;
-    spawn imports PyTorch in each process, seconds each time. A fork server imports it once (2 s, while the caller goes on);
-    from then on the first batch is there in 0.2 s (2 processes, measured).
+    spawn imports PyTorch in each process, seconds each time. A fork server imports it once (2 s, while the caller goes
+    on); from then on the first batch is there in 0.2 s (2 processes, measured).
     """
     return multiprocessing.get_context("forkserver")
 
 
 def _work(answers: Connection, clips: Clips, memory: Sequence[Any], beat: Any) -> None:
     """The life of a decoding process: until the other end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
     torch.set_num_threads(1)
     clips.watch.beat = beat
     slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in memory]

@@ -1,4 +1,6 @@
-"""Where the bytes of a video or image are: a local file, a slice of a local shard, or an object behind any fsspec address."""
+"""Where the bytes of a video or image are: a local file, a slice of a local shard, or an object behind any fsspec
+address.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ class DecodeError(Exception):
 
 
 def plain(error: BaseException) -> str:
-    """The message of a library's error on one line, without the stack, the place in its source and the name of the file."""
+    """The message of a library's error on one line, without the stack, the place in its source and the name of the
+    file.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # "[Errno 2] why: 'file'" (Python, FFmpeg), "[12:59:59] /src/reader.cc:83: [file] why" (decord), "Decoder, /src/Decoder.cpp:41, why" (torchcodec)
+    # "[Errno 2] why: 'file'" (Python, FFmpeg), "[12:59:59] /src/reader.cc:83: [file] why" (decord), "Decoder,
+    # /src/Decoder.cpp:41, why" (torchcodec)
     return re.sub(r"^(\[[^]]*\] )?((\w+, )?\S+\.(cc|cpp|h):\d+[:,] )?(\[[^]]*\] )?", "", lines[0]).partition(": '")[0]
 
 
@@ -27,7 +32,8 @@ def open_media(uri: str, offset: int | None = None, length: int | None = None) -
     uri: a local path, or an fsspec address (s3://bucket/a.mp4).
     offset, length: in bytes, where the file is a slice of `uri`, such as a member of a tar shard; one range read.
 
-    Raises DecodeError where it cannot be read, reaches beyond the end of `uri`, or the library for its address is not installed.
+    Raises DecodeError where it cannot be read, reaches beyond the end of `uri`, or the library for its address is not
+    installed.
     """
     if (offset is None) != (length is None):
         raise DecodeError(f"offset {offset} with length {length}: a slice of a shard has both, a whole file none")
@@ -38,7 +44,10 @@ def open_media(uri: str, offset: int | None = None, length: int | None = None) -
     else:
         data = _read_slice(uri, offset, length)
     if length is not None and len(data) != length:
-        raise DecodeError(f"bytes {offset} to {(offset or 0) + length} reach beyond the end of the shard {Path(uri).name}: changed since its scan?")
+        raise DecodeError(
+            f"bytes {offset} to {(offset or 0) + length} reach beyond the end of the shard {Path(uri).name}: "
+            "changed since its scan?"
+        )
     return io.BytesIO(data)
 
 
@@ -47,7 +56,9 @@ def _read_slice(path: str, offset: int, length: int) -> bytes:
         with open(path, "rb") as file:
             size_bytes = file.seek(0, io.SEEK_END)
             file.seek(offset)
-            return file.read(max(0, min(length, size_bytes - offset)))  # `length` may be wrong by any amount: never ask for that much memory
+            return file.read(
+                max(0, min(length, size_bytes - offset))
+            )  # `length` may be wrong by any amount: never ask for that much memory
     except OSError as error:
         raise DecodeError(f"{Path(path).name}: {plain(error)}") from None
 

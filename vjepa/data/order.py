@@ -1,4 +1,5 @@
-"""Which source has step n, and which of its rows is sample number i: pure functions of (seed, n) and (seed, i), nothing to save.
+"""Which source has step n, and which of its rows is sample number i: pure functions of (seed, n) and (seed, i), nothing
+to save.
 
 A Feistel network is a bijection of the numbers of 2k bits whatever its round function; walking its cycle until the
 number is below n makes it a bijection of [0, n) (Black and Rogaway 2002, section 3).
@@ -19,7 +20,8 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 def source_of_step(seed: int, step: int, mix: Sequence[Fraction]) -> tuple[int, int]:
-    """(source, n): step number `step` is the step number n of that source. Source 0 is data.train, source k is data.mix[k - 1].
+    """(source, n): step number `step` is the step number n of that source. Source 0 is data.train, source k is
+    data.mix[k - 1].
 
     mix: the share of the steps of each source of the mix, each > 0, their sum < 1; data.train has the rest.
     """
@@ -48,7 +50,8 @@ def total_steps(seed: int, train_steps: int, mix: Sequence[Fraction]) -> int:
 
 
 def _spread(seed: int, k: int, steps: int, share: Fraction) -> int:
-    """How many of the first `steps` steps source k of the mix takes: one, drawn by chance, in each stretch of 1 / share steps.
+    """How many of the first `steps` steps source k of the mix takes: one, drawn by chance, in each stretch of 1 / share
+    steps.
 
     Evenly, so that no part of a run lacks a source; but with no period, which could fall in with the workers of the
     loader, that get steps in turn: one would decode all clips and another all images (strict alternation of clips and
@@ -58,18 +61,24 @@ def _spread(seed: int, k: int, steps: int, share: Fraction) -> int:
         return steps - _spread(seed, k, steps, 1 - share)
     stretch = math.floor(steps * share)  # the one that step number `steps` lies in; every one before it has its step
     first, end = math.ceil(stretch / share), math.ceil((stretch + 1) / share)
-    taken = first + int(generator(seed, "turns", (stretch << 8) + k).integers(end - first))  # config: at most 256 in a mix
+    taken = first + int(
+        generator(seed, "turns", (stretch << 8) + k).integers(end - first)
+    )  # config: at most 256 in a mix
     return stretch + (taken < steps)
 
 
 def sample_row(seed: int, i: int, num_rows: int) -> int:
-    """Place in [0, num_rows) of sample number i. Each epoch of num_rows samples has every row once, in an order of its own."""
+    """Place in [0, num_rows) of sample number i. Each epoch of num_rows samples has every row once, in an order of its
+    own.
+    """
     epoch, place = divmod(i, num_rows)
     return _permute(place, num_rows, _keys(seed, "order", epoch))
 
 
 def replacement_row(seed: int, i: int, attempt: int, num_rows: int) -> int:
-    """Place in [0, num_rows) to try when sample number i cannot be read; attempts are distinct until every row was tried."""
+    """Place in [0, num_rows) to try when sample number i cannot be read; attempts are distinct until every row was
+    tried.
+    """
     return _permute(attempt % num_rows, num_rows, _keys(seed, "replacement", i))
 
 

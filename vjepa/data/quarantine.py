@@ -1,7 +1,7 @@
 """Clips that no run reads again: a decoder hung or crashed on them, which the scan had not seen.
 
-They are named in a file beside the index, one JSON object a line, which every later run reads. A clip leaves quarantine when
-its file changes, for the content hash no longer fits, or when somebody deletes its line.
+They are named in a file beside the index, one JSON object a line, which every later run reads. A clip leaves quarantine
+when its file changes, for the content hash no longer fits, or when somebody deletes its line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def quarantined(index: ClipIndex) -> dict[int, str]:
 def put_in_quarantine(index: ClipIndex, row: int, reason: str) -> Path:
     """Add a row to the file, whose path is returned. Raises OSError where it cannot be written."""
     path = quarantine_path(index.path)
-    entry = dict(zip(_IDENTITY, _identity(index, row), strict=True)) | {"reason": reason, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    entry = dict(zip(_IDENTITY, _identity(index, row), strict=True)) | {
+        "reason": reason,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
     return path

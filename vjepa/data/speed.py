@@ -1,4 +1,6 @@
-"""How fast clips are read, in one process: beside the decoder alone, other starts of clips, and other copies of the videos."""
+"""How fast clips are read, in one process: beside the decoder alone, other starts of clips, and other copies of the
+videos.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Size = tuple[int, int] | None  # height and width of decoded frames, px; None: a
 
 
 class MeasuredClips(TrainClips):
-    """The clips of data.train, as a worker reads them; remembers of its last batch what was decoded and where the time went."""
+    """The clips of data.train, as a worker reads them; remembers of its last batch what was decoded and where the time
+    went.
+    """
 
     def __init__(self, data: Data, seed: int) -> None:
         super().__init__(open_sources(data), data, seed)
@@ -40,7 +44,13 @@ class MeasuredClips(TrainClips):
         return frames
 
     def crops(
-        self, row: IndexRow, name: tuple[int, int], frame_ids: np.ndarray, boxes: Sequence[Box], flips: Sequence[bool], crop_px: int
+        self,
+        row: IndexRow,
+        name: tuple[int, int],
+        frame_ids: np.ndarray,
+        boxes: Sequence[Box],
+        flips: Sequence[bool],
+        crop_px: int,
     ) -> list[torch.Tensor]:
         started = perf_counter()
         clips = super().crops(row, name, frame_ids, boxes, flips, crop_px)
@@ -51,12 +61,14 @@ class MeasuredClips(TrainClips):
 def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = None) -> dict[str, Any]:
     """Clips per second of reading the batches of data.train, beside other ways to read; medians over `num_batches`.
 
-    bare: the decoder alone, on the very rows, frames and sizes of frames. keyframe_ratio: `start: keyframe` over uniform starts;
-    None where clips are the whole video. against_ratio: another index, the same settings, over this one; None without `against`.
-    clip_ms: of a clip; decode_ms and crop_ms: of these; the rest is finding its row and frames, and the copy into the batch.
+    bare: the decoder alone, on the very rows, frames and sizes of frames. keyframe_ratio: `start: keyframe` over
+    uniform starts; None where clips are the whole video. against_ratio: another index, the same settings, over this
+    one; None without `against`.
+    clip_ms: of a clip; decode_ms and crop_ms: of these; the rest is finding its row and frames, and the copy into the
+    batch.
 
-    Each batch is read by every way, which fills the caches of the disk, and then timed by each way in turn, another one first each
-    time, so that what else the machine does falls on all of them.
+    Each batch is read by every way, which fills the caches of the disk, and then timed by each way in turn, another one
+    first each time, so that what else the machine does falls on all of them.
     """
     data = data.model_copy(update={"mix": []})
     kinds: dict[str, Data] = {data.start: data}
@@ -79,7 +91,9 @@ def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = 
             seconds[name].append(perf_counter() - started)
         seconds["decode"].append(loader.decode_s)
         seconds["crop"].append(loader.decode_and_crop_s - loader.decode_s)
-    return {"global_batch": data.global_batch, "batches": num_batches} | _rates(data, {name: statistics.median(each) for name, each in seconds.items()})
+    return {"global_batch": data.global_batch, "batches": num_batches} | _rates(
+        data, {name: statistics.median(each) for name, each in seconds.items()}
+    )
 
 
 def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:
@@ -91,7 +105,10 @@ def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:
 
 def _rates(data: Data, seconds: Mapping[str, float]) -> dict[str, Any]:
     """The figures of `loader_speed` from the seconds that a batch takes."""
-    loader_s, clip_ms = seconds[data.start], {name: 1000 * duration / data.global_batch for name, duration in seconds.items()}
+    loader_s, clip_ms = (
+        seconds[data.start],
+        {name: 1000 * duration / data.global_batch for name, duration in seconds.items()},
+    )
     return {
         "loader_clips_per_s": data.global_batch / loader_s,
         "bare_clips_per_s": data.global_batch / seconds["bare"],

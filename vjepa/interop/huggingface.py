@@ -1,8 +1,9 @@
 """Hugging Face folders, VJEPA2 and I-JEPA: config.json beside safetensors, read and written without the library.
 
-One table per kind of model says which of their tensors, stacked along dimension 0, make one of ours; reading stacks by it and
-writing splits by it. Their V-JEPA 2 numbers the cells of every video as if each time slot were a square of `crop_size`, so its
-positions, and with them its features, agree with ours on videos of that size (and for one time slot, on any height).
+One table per kind of model says which of their tensors, stacked along dimension 0, make one of ours; reading stacks by
+it and writing splits by it. Their V-JEPA 2 numbers the cells of every video as if each time slot were a square of
+`crop_size`, so its positions, and with them its features, agree with ours on videos of that size (and for one time
+slot, on any height).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of theirs for names of ours, without `.weight` and `.bias`; several are stacked. block: where their block number {} is."""
+    """Names of theirs for names of ours, without `.weight` and `.bias`; several are stacked. block: where their block
+    number {} is.
+    """
 
     block: str
     parts: Mapping[str, tuple[str, ...]]
@@ -72,7 +75,8 @@ VJEPA2_PREDICTOR = Layout(
     },
 )
 IJEPA_NAMES = {"patch_embed.proj": ("embeddings.patch_embeddings.projection",), "norm": ("layernorm",)}
-# I-JEPA files hold the names of the library's ViT before version 5, which version 5 still writes; in memory it has other ones.
+# I-JEPA files hold the names of the library's ViT before version 5, which version 5 still writes; in memory it has
+# other ones.
 IJEPA_FILE = Layout(
     block="encoder.layer.{}",
     parts={
@@ -150,19 +154,27 @@ def recognises(path: Path) -> bool:
 def read(path: Path) -> Weights:
     """The networks of a folder. Of a classifier model the head is left to `interop.probes`.
 
-    Raises UserError that names the file and key for what is missing, surplus or misshapen, and for settings that our networks lack.
+    Raises UserError that names the file and key for what is missing, surplus or misshapen, and for settings that our
+    networks lack.
     """
     settings, stored = read_folder(path)
     prefix = f"{settings['model_type']}."
     if any(key.startswith(prefix) for key in stored):  # a classifier model: its head stands beside the model
-        stored = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if not key.startswith(("pooler.", "classifier."))}
+        stored = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in stored.items()
+            if not key.startswith(("pooler.", "classifier."))
+        }
     weights = _vjepa2(path, settings, stored) if settings["model_type"] == "vjepa2" else _ijepa(path, settings, stored)
     refuse_rest(stored, path)
     return weights
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
-    shapes = {"encoder": _shape(settings, ""), "predictor": _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}}
+    shapes = {
+        "encoder": _shape(settings, ""),
+        "predictor": _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]},
+    }
     sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
     model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
@@ -176,7 +188,9 @@ def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> 
 def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
     """An encoder of images, with the table of positions of the file (this library learns it, the paper fixes it)."""
     patch_px, side = _side(path, settings, "patch_size"), _side(path, settings, "image_size")
-    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": settings["intermediate_size"] / settings["hidden_size"]}
+    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {
+        "mlp_ratio": settings["intermediate_size"] / settings["hidden_size"]
+    }
     cells = side // patch_px
     sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
     model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
@@ -190,9 +204,18 @@ def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> W
 
 
 def _shape(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Our settings of the encoder (prefix "") or the predictor ("pred_"); they round the hidden width down, we to the nearest."""
-    width, depth, heads = (settings[f"{prefix}{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": int(width * settings[f"{prefix}mlp_ratio"]) / width}
+    """Our settings of the encoder (prefix "") or the predictor ("pred_"); they round the hidden width down, we to the
+    nearest.
+    """
+    width, depth, heads = (
+        settings[f"{prefix}{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "mlp_ratio": int(width * settings[f"{prefix}mlp_ratio"]) / width,
+    }
 
 
 def _networks(model: config.Model) -> tuple[nn.Module, nn.Module]:
@@ -216,7 +239,10 @@ def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises UserError for a folder of another kind of model and for settings that no network of ours has.
     """
     if not recognises(path):
-        raise UserError(f"{path}: is no Hugging Face folder of a V-JEPA 2 or I-JEPA model (config.json with model_type vjepa2 or ijepa)")
+        raise UserError(
+            f"{path}: is no Hugging Face folder of a V-JEPA 2 or I-JEPA model (config.json with model_type "
+            "vjepa2 or ijepa)"
+        )
     given = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     settings = DEFAULTS[given["model_type"]] | given
     _check(path, settings)
@@ -249,12 +275,16 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{index}: {name} is outside of the folder")
         tensors |= read_tensors(path / name)
     if places.keys() != tensors.keys():
-        raise UserError(f"{index}: the index and its files differ in {min(places.keys() ^ tensors.keys())}; download them again")
+        raise UserError(
+            f"{index}: the index and its files differ in {min(places.keys() ^ tensors.keys())}; download them again"
+        )
     return tensors
 
 
 def take(stored: dict[str, Tensor], network: nn.Module, layout: Layout, path: Path) -> dict[str, Tensor]:
-    """The tensors of `network` under our names, taken out of `stored`. Raises UserError that names a key which is missing or misshapen."""
+    """The tensors of `network` under our names, taken out of `stored`. Raises UserError that names a key which is
+    missing or misshapen.
+    """
     ours = {}
     for key, wanted in network.state_dict().items():
         names = layout.theirs(key)
@@ -283,13 +313,16 @@ def refuse_rest(stored: Mapping[str, Tensor], path: Path) -> None:
 def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None:
     """A new folder that `transformers.VJEPA2Model.from_pretrained` loads with no key missing or surplus.
 
-    crop_px: the square size of the videos that it will be given; its positions are right for no other (module docstring).
+    crop_px: the square size of the videos that it will be given; its positions are right for no other (module
+    docstring).
     num_frames: of a clip, for the record; it changes nothing. Raises UserError for what V-JEPA 2 cannot express there.
     """
     _refuse_inexpressible(weights)
     model = weights.model
     if crop_px < model.patch_px or num_frames < 1:
-        raise UserError(f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones")
+        raise UserError(
+            f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones"
+        )
     networks = ((weights.build_encoder(), VJEPA2_ENCODER), (weights.build_predictor(), VJEPA2_PREDICTOR))
     theirs: dict[str, Tensor] = {}
     for network, layout in networks:
@@ -301,7 +334,9 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / TENSORS, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in theirs.items()}, folder / TENSORS, metadata={"format": "pt"}
+    )
 
 
 def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
@@ -339,19 +374,27 @@ def _refuse_inexpressible(weights: Weights) -> None:
         f"backbone: {model.backbone} (it is a ViT)": model.backbone != "vit",
         f"input: {model.input} (it only has frames)": model.input != "frames",
         f"positions: {model.positions} (it only has rope)": model.positions != "rope",
-        "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope != "vjepa2",
+        "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope
+        != "vjepa2",
         "rope_grid (it never scales positions)": model.rope_grid is not None,
         "image_mode: own (it has one patch kernel)": model.image_mode == "own",
-        "image_mode: repeat (it repeats a single frame to one tubelet)": model.image_mode == "repeat" and model.image_repeats != model.tubelet_frames,
+        "image_mode: repeat (it repeats a single frame to one tubelet)": model.image_mode == "repeat"
+        and model.image_repeats != model.tubelet_frames,
         "modality_embedding": model.modality_embedding,
         "level_norms (it has one last norm)": model.level_norms,
         "mlp: swiglu": "swiglu" in (model.encoder.mlp, model.predictor.mlp),
         "a predictor of kind: mlp": model.predictor.kind == "mlp",
-        "a predictor with another out_width than the encoder": model.predictor.out_width not in (None, model.encoder.width),
+        "a predictor with another out_width than the encoder": model.predictor.out_width
+        not in (None, model.encoder.width),
         "a predictor with a dense head": weights.dense,
     }
     for what, is_so in refusals.items():
         if is_so:
-            raise UserError(f"{weights.origin}: Hugging Face's V-JEPA 2 cannot express {what}; export it with --to safetensors")
+            raise UserError(
+                f"{weights.origin}: Hugging Face's V-JEPA 2 cannot express {what}; export it with --to safetensors"
+            )
     if not weights.predictor:
-        raise UserError(f"{weights.origin}: has no predictor, and Hugging Face's VJEPA2Model needs one; export from a file that holds both")
+        raise UserError(
+            f"{weights.origin}: has no predictor, and Hugging Face's VJEPA2Model needs one; export from a "
+            "file that holds both"
+        )

@@ -25,10 +25,12 @@ WHICH: Final = ("target_encoder", "encoder")
 def read(path: Path | str, format: str | None = None, hints: Hints | None = None, *, predictor: bool = True) -> Weights:
     """The networks at `path`, in a format of `FORMATS`, or in the one that is recognised.
 
-    hints: which encoder, where there are two, and what a training file cannot tell. Where they do not say which, it is the one that is
-    evaluated: `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published file (V-JEPA, section 4).
-    predictor: False reads the encoder of a training file alone. Raises UserError with one line for a path that is none of these, for a
-    format that it is not, and for a hint that the format has no use for.
+    hints: which encoder, where there are two, and what a training file cannot tell. Where they do not say which, it is
+    the one that is
+    evaluated: `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published
+    file (V-JEPA, section 4).
+    predictor: False reads the encoder of a training file alone. Raises UserError with one line for a path that is none
+    of these, for a format that it is not, and for a hint that the format has no use for.
     """
     path, hints = Path(path), hints or Hints()
     if format is not None and format not in FORMATS:
@@ -43,7 +45,10 @@ def read(path: Path | str, format: str | None = None, hints: Hints | None = None
             raise UserError(f"{path}: a folder, while format {format!r} is a file")
         return meta.read(path, format, hints, predictor=predictor)
     if hints != Hints(which=hints.which):
-        raise UserError(f"{path}: heads=, predictor_heads= and position_grid= are for training files; {FORMATS[format]} says them itself")
+        raise UserError(
+            f"{path}: heads=, predictor_heads= and position_grid= are for training files; {FORMATS[format]} "
+            "says them itself"
+        )
     return own.read(path, hints.which) if format == "vjepa" else huggingface.read(path)
 
 
@@ -51,10 +56,19 @@ def recognise(path: Path) -> str:
     """The format at `path`. Raises UserError that says what was found where it is none, or might be two."""
     if not path.is_dir() and own.read_metadata(path) is None:
         return meta.recognise(path)
-    formats = [format for format, fits in (("vjepa", own.recognises), ("huggingface", huggingface.recognises)) if fits(path)]
+    formats = [
+        format for format, fits in (("vjepa", own.recognises), ("huggingface", huggingface.recognises)) if fits(path)
+    ]
     if len(formats) == 1:
         return formats[0]
     if formats:
         raise UserError(f"{path}: could be {' or '.join(FORMATS[format] for format in formats)}; name it with format=")
-    found = f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}" if path.is_dir() else "a safetensors file"
-    raise UserError(f"{path}: {found}, neither {FORMATS['vjepa']} nor {FORMATS['huggingface']}; name another path, or the format with format=")
+    found = (
+        f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}"
+        if path.is_dir()
+        else "a safetensors file"
+    )
+    raise UserError(
+        f"{path}: {found}, neither {FORMATS['vjepa']} nor {FORMATS['huggingface']}; name another path, or the "
+        "format with format="
+    )

@@ -1,7 +1,8 @@
 """V-JEPA 1, V-JEPA 2, V-JEPA 2.1 and I-JEPA training files, read into `Weights`.
 
-Such a file is a pickled dict: networks (`encoder`, `target_encoder` or `ema_encoder`, `predictor`) beside the optimizer's state. A network is
-a dict of tensors whose names carry the wrappers of the training code, `module.backbone.` or `module.`. Settings are in none of these
+Such a file is a pickled dict: networks (`encoder`, `target_encoder` or `ema_encoder`, `predictor`) beside the
+optimizer's state. A network is a dict of tensors whose names carry the wrappers of the training code,
+`module.backbone.` or `module.`. Settings are in none of these
 files: all but the numbers of attention heads are read off the shapes.
 """
 
@@ -28,7 +29,8 @@ KERNEL = "patch_embed.proj.weight"
 OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 Tensors = Mapping[str, Tensor]
 
-# What each format stands for beside its shapes. The two kinds of 3D sin-cos table are told apart by the table in the file.
+# What each format stands for beside its shapes. The two kinds of 3D sin-cos table are told apart by the table in the
+# file.
 POSITIONS: Final[dict[str, dict[str, Any]]] = {
     "vjepa1": {"positions": "sincos"},
     "vjepa2": {"positions": "rope", "rope": "vjepa2"},
@@ -56,7 +58,8 @@ class Hints:
 
     which: the encoder that was trained, or its moving average; None: the one that `load.read` says.
     heads, predictor_heads: attention heads; None: those of the published sizes.
-    position_grid: time slots, rows and columns of a sin-cos table; None: told from its values, else 16 frames and a square.
+    position_grid: time slots, rows and columns of a sin-cos table; None: told from its values, else 16 frames and a
+    square.
     """
 
     which: str | None = None
@@ -67,7 +70,9 @@ class Hints:
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """The networks of one file, wrappers stripped from the names; `encoders` by which one, the predictor empty where there is none."""
+    """The networks of one file, wrappers stripped from the names; `encoders` by which one, the predictor empty where
+    there is none.
+    """
 
     origin: str
     encoders: Mapping[str, Tensors]
@@ -82,7 +87,8 @@ class TrainingFile:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dict in a file of torch.save: tensors, numbers, text. Tensors stay on disk until used, and no code is unpickled.
+    """The dict in a file of torch.save: tensors, numbers, text. Tensors stay on disk until used, and no code is
+    unpickled.
 
     Raises UserError for a file that is none, is damaged, or needs code to load.
     """
@@ -93,11 +99,17 @@ def read_file(path: Path) -> dict[str, Any]:
             file.seek(0)
             # a path is mapped to memory, but torch believes its ending
             source = path if is_zip and path.suffix != ".safetensors" else file
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path) if is_zip or is_old else None
+            content = (
+                torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
+                if is_zip or is_old
+                else None
+            )
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         needs = f"needs the code of {code[1]}" if code else "holds more than tensors, numbers and text"
-        raise UserError(f"{path}: {needs} to load, which could do anything, so it was not run; save the state dicts alone") from None
+        raise UserError(
+            f"{path}: {needs} to load, which could do anything, so it was not run; save the state dicts alone"
+        ) from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
@@ -106,15 +118,26 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_networks(path: Path) -> TrainingFile:
-    """The networks of a file; one that is the state dict of an encoder itself counts as either encoder. Raises UserError where there is none."""
+    """The networks of a file; one that is the state dict of an encoder itself counts as either encoder. Raises
+    UserError where there is none.
+    """
     content = read_file(path)
     if any(isinstance(value, Tensor) for value in content.values()):
         encoder = _network(content, f"{path}")
         return TrainingFile(str(path), {"encoder": encoder, "target_encoder": encoder}, {}, has_ema=False)
-    average = "ema_encoder" if "ema_encoder" in content else "target_encoder"  # beside ema_encoder, the other is the teacher of a distillation
-    encoders = {name: _network(content[key], f"{path}: {key}") for name, key in (("encoder", "encoder"), ("target_encoder", average)) if key in content}
+    average = (
+        "ema_encoder" if "ema_encoder" in content else "target_encoder"
+    )  # beside ema_encoder, the other is the teacher of a distillation
+    encoders = {
+        name: _network(content[key], f"{path}: {key}")
+        for name, key in (("encoder", "encoder"), ("target_encoder", average))
+        if key in content
+    }
     if not encoders:
-        raise UserError(f"{path}: has no encoder, target_encoder or ema_encoder (it has {', '.join(sorted(map(str, content))) or 'nothing'})")
+        raise UserError(
+            f"{path}: has no encoder, target_encoder or ema_encoder (it has "
+            f"{', '.join(sorted(map(str, content))) or 'nothing'})"
+        )
     predictor = _network(content["predictor"], f"{path}: predictor") if "predictor" in content else {}
     return TrainingFile(str(path), encoders, predictor, average == "ema_encoder")
 
@@ -156,8 +179,13 @@ class _Cues:
         )
 
     def __str__(self) -> str:
-        parts = [f"a {self.kernel_dims}-D patch kernel", "norms_block or ema_encoder" if self.has_levels else "no norms_block"]
-        return ", ".join([*parts, "pos_embed" if self.has_table else "no pos_embed", f"{self.num_mask_tokens} mask tokens"])
+        parts = [
+            f"a {self.kernel_dims}-D patch kernel",
+            "norms_block or ema_encoder" if self.has_levels else "no norms_block",
+        ]
+        return ", ".join(
+            [*parts, "pos_embed" if self.has_table else "no pos_embed", f"{self.num_mask_tokens} mask tokens"]
+        )
 
 
 # Whether a file may be of a format.
@@ -170,9 +198,11 @@ FITS: Final[dict[str, Callable[[_Cues], bool]]] = {
 
 
 def recognise(path: Path) -> str:
-    """The format of a training file, by its content. Raises UserError that says what was found where none fits, or where two do.
+    """The format of a training file, by its content. Raises UserError that says what was found where none fits, or
+    where two do.
 
-    A table of positions means V-JEPA 1 or one of the V-JEPA 2 files that carry one without using it: V-JEPA 1 has 2 mask tokens, V-JEPA 2 has 6 or more.
+    A table of positions means V-JEPA 1 or one of the V-JEPA 2 files that carry one without using it: V-JEPA 1 has 2
+    mask tokens, V-JEPA 2 has 6 or more.
     """
     file = read_networks(path)
     cues = _Cues.of(file, next(iter(file.encoders.values())))
@@ -189,12 +219,13 @@ def recognise(path: Path) -> str:
 
 
 def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool = True) -> Weights:
-    """The networks of a training file of V-JEPA 1 (`vjepa1`), V-JEPA 2 (`vjepa2`), V-JEPA 2.1 (`vjepa2.1`) or I-JEPA (`ijepa`).
+    """The networks of a training file of V-JEPA 1 (`vjepa1`), V-JEPA 2 (`vjepa2`), V-JEPA 2.1 (`vjepa2.1`) or I-JEPA
+    (`ijepa`).
 
     predictor: False leaves it out, with settings at their defaults, so that what is wrong with it does not matter.
-    `pos_embed` and `predictor_pos_embed` in the files of V-JEPA 2 and 2.1 are dropped: these networks rotate, and never used them.
-    Raises UserError for a file of another format, and where a hint is needed or impossible. What does not fit the inferred networks
-    is named when they are built.
+    `pos_embed` and `predictor_pos_embed` in the files of V-JEPA 2 and 2.1 are dropped: these networks rotate, and never
+    used them. Raises UserError for a file of another format, and where a hint is needed or impossible. What does not
+    fit the inferred networks is named when they are built.
     """
     hints, file = hints or Hints(), read_networks(path)
     which = hints.which or "target_encoder"
@@ -203,7 +234,9 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
     if not FITS[format](cues):
         raise UserError(f"{path}: not a file of format {format!r}: it has {cues}")
     if hints.position_grid and POSITIONS[format]["positions"] == "rope":
-        raise UserError(f"{path}: position_grid= is for tables of positions, and networks of format {format!r} have none")
+        raise UserError(
+            f"{path}: position_grid= is for tables of positions, and networks of format {format!r} have none"
+        )
     stored = {"encoder": dict(encoder), "predictor": dict(file.predictor) if predictor else {}}
     tables = _take_tables(stored, format, path)
     if format == "ijepa":
@@ -219,7 +252,9 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
-    return Weights(str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables, which)
+    return Weights(
+        str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables, which
+    )
 
 
 def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:
@@ -235,7 +270,8 @@ def _count(tensors: Tensors, stem: str) -> int:
 
 
 def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) -> dict[str, Tensor]:
-    """Take the tables of positions [1, N, D] out of the networks; fp32 [N, D] each for a format that adds positions, else none.
+    """Take the tables of positions [1, N, D] out of the networks; fp32 [N, D] each for a format that adds positions,
+    else none.
 
     A predictor's is asked for where there is a predictor.
     """
@@ -253,7 +289,9 @@ def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) 
 
 
 def _as_video(stored: dict[str, dict[str, Tensor]]) -> None:
-    """I-JEPA's image kernel [D, 3, p, p] as one of a single frame, and its only mask token under the name of the first of several."""
+    """I-JEPA's image kernel [D, 3, p, p] as one of a single frame, and its only mask token under the name of the first
+    of several.
+    """
     stored["encoder"][KERNEL] = stored["encoder"][KERNEL].unsqueeze(2)
     if "mask_token" in stored["predictor"]:
         stored["predictor"]["mask_tokens.0"] = stored["predictor"].pop("mask_token")
@@ -271,12 +309,19 @@ def _shape(tensors: Tensors, blocks: str, width: int, path: Path) -> dict[str, A
     """Settings of a stack of blocks, but for the heads. SwiGLU keeps two thirds of the hidden width (see `SwiGlu`)."""
     gated = f"{blocks}.0.mlp.fc3.weight" in tensors
     hidden = len(_need(tensors, f"{blocks}.0.mlp.fc1.weight", path)) * (1.5 if gated else 1.0)
-    return {"width": width, "depth": _count(tensors, blocks), "mlp_ratio": hidden / width, "mlp": "swiglu" if gated else "gelu"}
+    return {
+        "width": width,
+        "depth": _count(tensors, blocks),
+        "mlp_ratio": hidden / width,
+        "mlp": "swiglu" if gated else "gelu",
+    }
 
 
 def _heads(width: int, given: int | None, format: str, path: Path) -> int:
     if given is None and width % 64 and width not in HEADS[format]:
-        raise UserError(f"{path}: does not tell its attention heads, and a width of {width} is of no published size; give heads=")
+        raise UserError(
+            f"{path}: does not tell its attention heads, and a width of {width} is of no published size; give heads="
+        )
     heads = given or HEADS[format].get(width, width // 64)
     if heads < 1 or width % heads:
         raise UserError(f"{path}: {heads} attention heads do not divide the width {width}; give another heads=")
@@ -284,7 +329,9 @@ def _heads(width: int, given: int | None, format: str, path: Path) -> int:
 
 
 def _levels(encoder: Tensors, predictor: Tensors, patch_px: int) -> dict[str, Any]:
-    """What V-JEPA 2.1 adds. Four levels are trained where the predictor embeds them by two layers, else the last alone."""
+    """What V-JEPA 2.1 adds. Four levels are trained where the predictor embeds them by two layers, else the
+    last alone.
+    """
     return {
         "levels": 4 if "predictor_embed.0.weight" in predictor else 1,
         "image_mode": "own" if "patch_embed_img.proj.weight" in encoder else "summed",
@@ -299,7 +346,9 @@ def _predictor(tensors: Tensors, settings: Mapping[str, Any], hints: Hints, form
     out_width = len(_need(tensors, "predictor_proj.weight", path)) // levels
     heads = hints.predictor_heads or PREDICTOR_HEADS[format] or encoder["heads"]
     if heads < 1 or width % heads:
-        raise UserError(f"{path}: {heads} attention heads do not divide the predictor's width {width}; give predictor_heads=")
+        raise UserError(
+            f"{path}: {heads} attention heads do not divide the predictor's width {width}; give predictor_heads="
+        )
     return {
         **_shape(tensors, "predictor_blocks", width, path),
         "heads": heads,
@@ -308,11 +357,13 @@ def _predictor(tensors: Tensors, settings: Mapping[str, Any], hints: Hints, form
     }
 
 
-def _table_settings(table: Tensor, settings: Mapping[str, Any], given: tuple[int, int, int] | None, path: Path) -> dict[str, Any]:
+def _table_settings(
+    table: Tensor, settings: Mapping[str, Any], given: tuple[int, int, int] | None, path: Path
+) -> dict[str, Any]:
     """Kind and grid of a sin-cos table [N, D].
 
-    The values tell both, for they are computed, not learned. A table that is none of ours is taken to be of 16 frames, or of one for
-    I-JEPA, and of a square.
+    The values tell both, for they are computed, not learned. A table that is none of ours is taken to be of 16 frames,
+    or of one for I-JEPA, and of a square.
     """
     kinds = ["sincos_2d"] if settings["positions"] == "sincos_2d" else ["sincos", "sincos_uniform"]
     usual = 1 if settings["positions"] == "sincos_2d" else max(TABLE_FRAMES // settings["tubelet_frames"], 1)
@@ -324,13 +375,20 @@ def _table_settings(table: Tensor, settings: Mapping[str, Any], given: tuple[int
             if torch.allclose(SinCos(kind, table.shape[1], grid).table, table, atol=1e-4):
                 return {"positions": kind, "sincos_grid": grid}
     if not given and (not grids or grids[0][0] != usual):
-        raise UserError(f"{path}: pos_embed has {len(table)} places, not {usual} time slots of a square; give position_grid=(slots, rows, columns)")
+        raise UserError(
+            f"{path}: pos_embed has {len(table)} places, not {usual} time slots of a square; give "
+            "position_grid=(slots, rows, columns)"
+        )
     return {"positions": kinds[0], "sincos_grid": grids[0]}
 
 
 def _square_grids(num_tokens: int, usual: int) -> list[tuple[int, int, int]]:
     """All (t, s, s) of so many tokens, that with the usual t first."""
-    grids = [(num_tokens // side**2, side, side) for side in range(1, math.isqrt(num_tokens) + 1) if num_tokens % side**2 == 0]
+    grids = [
+        (num_tokens // side**2, side, side)
+        for side in range(1, math.isqrt(num_tokens) + 1)
+        if num_tokens % side**2 == 0
+    ]
     return sorted(grids, key=lambda grid: grid[0] != usual)
 
 
@@ -339,4 +397,6 @@ def _check_tables(tables: Tensors, settings: Mapping[str, Any], path: Path) -> N
         if network in tables:
             wanted = [math.prod(settings["sincos_grid"]), settings[network]["width"]]
             if list(tables[network].shape) != wanted:
-                raise UserError(f"{path}: {key} has shape {[1, *tables[network].shape]}, this network needs {[1, *wanted]}")
+                raise UserError(
+                    f"{path}: {key} has shape {[1, *tables[network].shape]}, this network needs {[1, *wanted]}"
+                )

@@ -26,10 +26,12 @@ class _WholeVideo(nn.Module):
 
 
 def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
-    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size` (T, H, W).
+    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size`
+    (T, H, W).
 
-    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4, where torch
-    cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are in `path`.data beside it.
+    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4,
+    where torch cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are
+    in `path`.data beside it.
     """
     try:
         import onnxruntime
@@ -56,10 +58,16 @@ def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> 
             )
     except torch.onnx.OnnxExporterError as error:
         what = str(error).partition("\n")[0]
-        raise UserError(f"{path}: torch cannot write backbone: {encoder.model.backbone} as ONNX ({what}); export it with --to safetensors") from None
+        raise UserError(
+            f"{path}: torch cannot write backbone: {encoder.model.backbone} as ONNX ({what}); export it with "
+            "--to safetensors"
+        ) from None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run(["features"], {"video": video.numpy()})
     difference = float((torch.from_numpy(answer) - features).abs().max())
     if not difference <= TOLERANCE:
-        raise UserError(f"{path}: onnxruntime's features differ by {difference:.2g} from torch's, more than {TOLERANCE:g}; the file is not to be used")
+        raise UserError(
+            f"{path}: onnxruntime's features differ by {difference:.2g} from torch's, more than "
+            f"{TOLERANCE:g}; the file is not to be used"
+        )
     return difference

@@ -1,8 +1,10 @@
-"""Probes: V-JEPA and V-JEPA 2 probe files, the heads of Hugging Face's V-JEPA 2 classifiers, and the heads that `vjepa.probe` chose.
+"""Probes: V-JEPA and V-JEPA 2 probe files, the heads of Hugging Face's V-JEPA 2 classifiers, and the heads that
+`vjepa.probe` chose.
 
-probe_attentive_label.safetensors   a head for each fold, number N under `N.` and the names of V-JEPA's file; metadata: format ("vjepa.probe"),
-                                    probes (JSON: of each its classes, attention_heads or null, and of a linear one pool and grid: how it averages
-                                    tokens [t, h, w]), and what was measured
+probe_attentive_label.safetensors   a head for each fold, number N under `N.` and the names of V-JEPA's file; metadata:
+                                    format ("vjepa.probe"),
+                                    probes (JSON: of each its classes, attention_heads or null, and of a linear one pool
+                                    and grid: how it averages tokens [t, h, w]), and what was measured
 """
 
 from __future__ import annotations
@@ -53,11 +55,13 @@ HEAD = huggingface.Layout(
 
 
 def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Classifier:
-    """The probe of a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or of a Hugging Face V-JEPA 2 classifier folder: features [B, N, D] -> logits [B, C].
+    """The probe of a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or of a Hugging Face V-JEPA 2 classifier folder:
+    features [B, N, D] -> logits [B, C].
 
-    index: which of the probes that a file holds: of `vjepa.probe` one per fold, of V-JEPA 2 one per learning rate and weight decay.
-    heads: attention heads, for published files, which do not say it. Frozen, in evaluation mode; no code is unpickled. Raises UserError
-    that names a key which is missing, surplus or misshapen.
+    index: which of the probes that a file holds: of `vjepa.probe` one per fold, of V-JEPA 2 one per learning rate and
+    weight decay.
+    heads: attention heads, for published files, which do not say it. Frozen, in evaluation mode; no code is unpickled.
+    Raises UserError that names a key which is missing, surplus or misshapen.
     """
     path = Path(path)
     probe: Classifier
@@ -73,7 +77,9 @@ def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Cla
 def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, Any]) -> None:
     """One file of `probes`, all at once or not at all; `about` becomes metadata, values other than text as JSON."""
     told = [{**_shape(probe), "classes": probe.classes} for probe in probes]
-    tensors = {f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()}
+    tensors = {
+        f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()
+    }
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     own.write_file(path, tensors, {**texts, "format": FORMAT, "probes": json.dumps(told)})
 
@@ -89,7 +95,11 @@ def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: is no probe file; name one that python -m vjepa.probe wrote beside its probe.json")
     told = _one_of(json.loads(metadata["probes"]), index, path)
-    stored = {name.removeprefix(f"{index}."): tensor for name, tensor in read_tensors(path).items() if name.startswith(f"{index}.")}
+    stored = {
+        name.removeprefix(f"{index}."): tensor
+        for name, tensor in read_tensors(path).items()
+        if name.startswith(f"{index}.")
+    }
     heads = told["attention_heads"]
     probe: Classifier = _attentive(path, stored, heads) if heads else _linear(path, stored, told)
     load_strictly(probe, stored, path)
@@ -101,7 +111,9 @@ def _from_folder(path: Path) -> AttentiveClassifier:
     settings, stored = huggingface.read_folder(path)
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith("vjepa2.")}
     if settings["model_type"] != "vjepa2" or "classifier.weight" not in stored:
-        raise UserError(f"{path}: holds no attentive probe; a V-JEPA 2 classifier has the keys pooler.* and classifier.*")
+        raise UserError(
+            f"{path}: holds no attentive probe; a V-JEPA 2 classifier has the keys pooler.* and classifier.*"
+        )
     width, heads, eps = settings["hidden_size"], settings["num_attention_heads"], settings["layer_norm_eps"]
     num_classes = len(stored["classifier.weight"])
     pooler = AttentivePooler(width, heads, depth=settings.get("num_pooler_layers", 3) + 1, norm_eps=eps)
@@ -117,7 +129,10 @@ def _from_file(path: Path, index: int, heads: int) -> AttentiveClassifier:
     of_vjepa1 = any(key.startswith(UNUSED) for key in stored)
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(UNUSED)}
     if of_vjepa1 and _depth(stored) > 1:
-        raise UserError(f"{path}: is a V-JEPA probe of depth {_depth(stored)}, whose blocks follow the query; only depth 1 is supported")
+        raise UserError(
+            f"{path}: is a V-JEPA probe of depth {_depth(stored)}, whose blocks follow the query; only depth "
+            "1 is supported"
+        )
     probe = _attentive(path, stored, heads)
     load_strictly(probe, stored, path)
     return probe
@@ -129,7 +144,10 @@ def _depth(stored: Mapping[str, Tensor]) -> int:
 
 def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> AttentiveClassifier:
     """One of the shapes of `stored`, without its values."""
-    query, hidden, linear = (_tensor(path, stored, key) for key in ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight"))
+    query, hidden, linear = (
+        _tensor(path, stored, key)
+        for key in ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight")
+    )
     width = query.shape[-1]
     if width % heads:
         raise UserError(f"{path}: a width of {width} has no {heads} heads; give the number of heads of this probe")

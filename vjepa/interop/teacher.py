@@ -1,4 +1,6 @@
-"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317): read from any known format, then kept with the run."""
+"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317): read from any known format, then kept with
+the run.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from vjepa.interop import load, own
 from vjepa.interop.weights import Weights
 from vjepa.models.backbone import encoder_width
 
-COPY: Final = "teacher.safetensors"  # in the run folder: what the teacher was at the first step, whatever becomes of its own run
+COPY: Final = (
+    "teacher.safetensors"  # in the run folder: what the teacher was at the first step, whatever becomes of its own run
+)
 
 
 def read_teacher(settings: config.Config) -> Weights | None:
     """The encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
 
-    The target encoder of what is read, where it has one. Raises UserError where its tokens or features are not those that the run predicts.
+    The target encoder of what is read, where it has one. Raises UserError where its tokens or features are not those
+    that the run predicts.
     """
     if settings.objective.teacher is None:
         return None
@@ -27,16 +32,26 @@ def read_teacher(settings: config.Config) -> Weights | None:
     ours, theirs = settings.model, teacher.model
     for name in ("patch_px", "tubelet_frames", "input"):
         if getattr(ours, name) != getattr(theirs, name):
-            raise UserError(f"objective.teacher: {teacher.origin} has {name} {getattr(theirs, name)}; set model.{name} to that, it is {getattr(ours, name)}")
+            raise UserError(
+                f"objective.teacher: {teacher.origin} has {name} {getattr(theirs, name)}; set model.{name} to "
+                f"that, it is {getattr(ours, name)}"
+            )
     for name, data in settings.data.sources.items():
         grid = theirs.grid(data.num_frames, data.crop_px, data.crop_px)
         if grid != settings.grids[name]:
-            raise UserError(f"objective.teacher: {teacher.origin} cuts {name} into {grid}, this run into {settings.grids[name]}; give both one image_mode")
+            raise UserError(
+                f"objective.teacher: {teacher.origin} cuts {name} into {grid}, this run into "
+                f"{settings.grids[name]}; give both one image_mode"
+            )
     wanted = theirs.levels * encoder_width(theirs)
     predicted = ours.levels * (ours.predictor.out_width or encoder_width(ours))
     if wanted != predicted:
-        remedy = "set model.levels: 1" if wanted % ours.levels else f"set model.predictor.out_width: {wanted // ours.levels}"
-        raise UserError(f"objective.teacher: {teacher.origin} has {wanted} features a token, {predicted} are predicted; {remedy}")
+        remedy = (
+            "set model.levels: 1" if wanted % ours.levels else f"set model.predictor.out_width: {wanted // ours.levels}"
+        )
+        raise UserError(
+            f"objective.teacher: {teacher.origin} has {wanted} features a token, {predicted} are predicted; {remedy}"
+        )
     return teacher
 
 

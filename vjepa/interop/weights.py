@@ -24,10 +24,13 @@ class Weights:
     """Networks of one file, whoever wrote it.
 
     origin: the file or folder, for errors.
-    encoder, predictor: name -> tensor, the names of the encoder and predictor that `model` names; the predictor is empty where the file has none.
+    encoder, predictor: name -> tensor, the names of the encoder and predictor that `model` names; the predictor is
+    empty where the file has none.
     dense: the predictor has a head for visible tokens (V-JEPA 2.1).
-    tables: position tables that the file brings, "encoder" and "predictor" -> fp32 [N, width]; without one it is computed.
-    which: what the encoder was in training, `encoder` or its moving average, `target_encoder`, which is what is published.
+    tables: position tables that the file brings, "encoder" and "predictor" -> fp32 [N, width]; without one it is
+    computed.
+    which: what the encoder was in training, `encoder` or its moving average, `target_encoder`, which is what is
+    published.
     """
 
     origin: str
@@ -39,7 +42,9 @@ class Weights:
     which: str = "target_encoder"
 
     def build_encoder(self) -> Encoder:
-        """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or misshapen."""
+        """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or
+        misshapen.
+        """
         if not self.encoder:
             raise UserError(f"{self.origin}: has no encoder")
         with torch.device("meta"):  # drawing initial weights would take longer than reading these
@@ -62,10 +67,16 @@ class Weights:
 
 
 def parse_model(settings: Mapping[str, Any] | str, origin: str) -> config.Model:
-    """Settings of the networks from plain data, or from its JSON. Raises UserError with one line for those that cannot be."""
+    """Settings of the networks from plain data, or from its JSON. Raises UserError with one line for those that cannot
+    be.
+    """
     text = settings if isinstance(settings, str) else json.dumps(settings)
     try:
         return config.Model.model_validate_json(text)
     except ValidationError as error:
-        problems = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
-        raise UserError(f"{origin}: " + "; ".join(f"{where}: {what}" if where else what for where, what in problems)) from None
+        problems = [
+            (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
+        ]
+        raise UserError(
+            f"{origin}: " + "; ".join(f"{where}: {what}" if where else what for where, what in problems)
+        ) from None

@@ -13,13 +13,16 @@ Range = tuple[float, float]
 NUM_UNIFORMS = 6  # what one block takes: area, aspect, row, column, duration, time slot; each independent of the others
 
 
-def depth(uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)) -> np.ndarray:
-    """[B, 6] in [0, 1) -> float [B, t, h w]: half a token at the inner side of the nearest border of the block, one more for each
-    token further inside, minus that outside. Hence the `n` deepest tokens are the block, grown or shrunk evenly to size n.
+def depth(
+    uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)
+) -> np.ndarray:
+    """[B, 6] in [0, 1) -> float [B, t, h w]: half a token at the inner side of the nearest border of the block, one
+    more for each token further inside, minus that outside. Hence the `n` deepest tokens are the block, grown or shrunk
+    evenly to size n.
 
-    `scale` is area over h w, `aspect` height over width, `duration` slots over t. A block lies wholly inside the frame; in time
-    it leaves at the end and comes in again at the start, so that no slot is favoured. Where every block lasts for all t, the
-    answer is [B, 1, h w].
+    `scale` is area over h w, `aspect` height over width, `duration` slots over t. A block lies wholly inside the frame;
+    in time it leaves at the end and comes in again at the start, so that no slot is favoured. Where every block lasts
+    for all t, the answer is [B, 1, h w].
     """
     area, ratio, row, column, lasting, slot = uniforms.T
     area = grid.cells * (scale[0] + (scale[1] - scale[0]) * area)
@@ -37,8 +40,12 @@ def depth(uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, du
     return within
 
 
-def union_depth(uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)) -> np.ndarray:
-    """[B, (M 6)] -> [B, t, h w], as `depth`, of the union of M blocks. A loop over blocks, for memory: M times less of it."""
+def union_depth(
+    uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)
+) -> np.ndarray:
+    """[B, (M 6)] -> [B, t, h w], as `depth`, of the union of M blocks. A loop over blocks, for memory: M times less of
+    it.
+    """
     each = rearrange(uniforms, "b (m u) -> m b u", u=NUM_UNIFORMS)
     return reduce(np.maximum, (depth(one, grid, scale, aspect, duration) for one in each))
 
@@ -49,7 +56,9 @@ def lasts_throughout(grid: TokenGrid, duration: Range) -> bool:
 
 
 def _profile(start: np.ndarray, size: np.ndarray, length: int, around: bool = False) -> np.ndarray:
-    """Starts and sizes [B] of intervals on an axis of `length` places -> depth of each place [B, length]; `around`: on a circle."""
+    """Starts and sizes [B] of intervals on an axis of `length` places -> depth of each place [B, length]; `around`: on
+    a circle.
+    """
     distance = np.abs(np.arange(length) + 0.5 - (start + size / 2)[:, None])
     if around:
         distance = np.minimum(distance, length - distance)

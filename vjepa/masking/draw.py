@@ -16,7 +16,12 @@ from vjepa.masking import ijepa, multiblock, schedule, tube, uniform
 from vjepa.records import TokenGrid, TokenMask
 
 Draw = Callable[[Any, TokenGrid, Sequence[np.random.Generator]], TokenMask]
-DRAW: Final[dict[str, Draw]] = {"tube": tube.draw, "random": uniform.draw, "multiblock": multiblock.draw, "ijepa": ijepa.draw}
+DRAW: Final[dict[str, Draw]] = {
+    "tube": tube.draw,
+    "random": uniform.draw,
+    "multiblock": multiblock.draw,
+    "ijepa": ijepa.draw,
+}
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,27 @@ class MaskPlan:
 
     @property
     def has_constant_counts(self) -> bool:
-        """Whether every step has as many tokens as any other, so that kernels may be compiled for these shapes alone."""
-        return all(getattr(mask, "final_ratio", None) is None and getattr(mask, "trim", "uniform") == "uniform" for mask in self.masks)
+        """Whether every step has as many tokens as any other, so that kernels may be compiled for these shapes
+        alone.
+        """
+        return all(
+            getattr(mask, "final_ratio", None) is None and getattr(mask, "trim", "uniform") == "uniform"
+            for mask in self.masks
+        )
 
     def draw(self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int) -> list[TokenMask]:
         """One TokenMask per set, for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
 
-        The mask of a clip is a function of (seed, its number, the set's place), whatever the batch or the rank it is in; only
-        `trim: raster` looks at the batch. `step` of `total_steps` decides the ratio of sets that have a `final_ratio`.
+        The mask of a clip is a function of (seed, its number, the set's place), whatever the batch or the rank it is
+        in; only `trim: raster` looks at the batch. `step` of `total_steps` decides the ratio of sets that have a
+        `final_ratio`.
         """
         drawn = []
         for place, mask in enumerate(self.masks):
-            rngs = [generator(seed, "masks", (sample << 4) + place) for sample in range(first_sample, first_sample + num_clips)]
+            rngs = [
+                generator(seed, "masks", (sample << 4) + place)
+                for sample in range(first_sample, first_sample + num_clips)
+            ]
             drawn.append(DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs))
         return drawn
 

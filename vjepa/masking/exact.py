@@ -11,13 +11,16 @@ from vjepa.records import TokenGrid
 
 
 def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarray]:
-    """One float64 [B, size] in [0, 1) per size; row i comes from generator i in a single call, which is what keeps masks fast."""
+    """One float64 [B, size] in [0, 1) per size; row i comes from generator i in a single call, which is what keeps
+    masks fast.
+    """
     drawn = np.stack([rng.random(sum(sizes)) for rng in rngs])
     return np.split(drawn, np.cumsum(sizes)[:-1], axis=1)
 
 
 def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
-    """key [B, N] -> context ids [B, num_context], those of the highest keys, and target ids [B, num_target], of the lowest; sorted.
+    """key [B, N] -> context ids [B, num_context], those of the highest keys, and target ids [B, num_target], of the
+    lowest; sorted.
 
     The counts are at least 1 and at most N together.
     """

@@ -30,7 +30,8 @@ class Counts:
 
 @lru_cache(maxsize=256)
 def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
-    """Exact counts: the area of the smallest target block, and the expected area of the context block outside the targets.
+    """Exact counts: the area of the smallest target block, and the expected area of the context block outside the
+    targets.
 
     Raises UserError, which begins with the name of the setting, where a target leaves no context.
     """
@@ -44,14 +45,17 @@ def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
 
 
 def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target], block after block.
+    """One mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target], block after
+    block.
 
-    The context is drawn from the cells of its block outside all targets; where these are too few it takes in the cells around the
-    block, then the rims of targets. Each target is drawn from the cells of its block that are not context; where these are too
-    few, the block grows. So both are always possible, whatever the blocks.
+    The context is drawn from the cells of its block outside all targets; where these are too few it takes in the cells
+    around the block, then the rims of targets. Each target is drawn from the cells of its block that are not context;
+    where these are too few, the block grows. So both are always possible, whatever the blocks.
     """
     num = counts(mask, grid)
-    places, ties, picks = uniforms(rngs, (mask.num_targets + 1) * blocks.NUM_UNIFORMS, grid.cells, mask.num_targets * grid.cells)
+    places, ties, picks = uniforms(
+        rngs, (mask.num_targets + 1) * blocks.NUM_UNIFORMS, grid.cells, mask.num_targets * grid.cells
+    )
     context_depth, target_depths = _depths(mask, grid, places)
     far = grid.h + grid.w  # more than any depth
     cost = far * np.maximum(target_depths.max(axis=1), 0) + np.maximum(-context_depth, 0) + ties / 2
@@ -60,11 +64,15 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
     np.put_along_axis(costs, context[:, None, :], np.inf, axis=2)
     targets = np.argpartition(costs, num.target - 1, axis=2)[:, :, : num.target]
     context, targets = tubes(np.sort(context), grid), tubes(np.sort(targets), grid)
-    return TokenMask(torch.from_numpy(context), torch.from_numpy(rearrange(targets, "b m k -> b (m k)")), mask.num_targets)
+    return TokenMask(
+        torch.from_numpy(context), torch.from_numpy(rearrange(targets, "b m k -> b (m k)")), mask.num_targets
+    )
 
 
 def _depths(mask: config.IjepaMask, grid: TokenGrid, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, ((1 + M) 6)] -> how deep each cell lies in the context block [B, h w], and in each target block [B, M, h w]."""
+    """[B, ((1 + M) 6)] -> how deep each cell lies in the context block [B, h w], and in each target block
+    [B, M, h w].
+    """
     first, *others = rearrange(places, "b (m u) -> m b u", u=blocks.NUM_UNIFORMS)
     context = blocks.depth(first, grid, mask.context_scale, (1.0, 1.0))
     targets = [blocks.depth(other, grid, mask.target_scale, mask.target_aspect) for other in others]

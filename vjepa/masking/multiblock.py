@@ -1,8 +1,9 @@
 """V-JEPA's masks: a union of cuboids is hidden from the context and predicted (V-JEPA section 3.2).
 
-The reference code cuts the sorted ids of every mask to the smallest of the batch, which starves the end of the clip. Here counts
-are exact: the cuboids of a clip grow or shrink together, by the same margin on all sides, until they hide as many tokens as
-they do on average; counts below that keep whole cells drawn by chance. `trim: raster` is the reference's way.
+The reference code cuts the sorted ids of every mask to the smallest of the batch, which starves the end of the clip.
+Here counts
+are exact: the cuboids of a clip grow or shrink together, by the same margin on all sides, until they hide as many
+tokens as they do on average; counts below that keep whole cells drawn by chance. `trim: raster` is the reference's way.
 """
 
 from __future__ import annotations
@@ -42,14 +43,22 @@ def counts(mask: config.MultiblockMask, grid: TokenGrid) -> Counts:
     Raises UserError, which begins with the name of the setting, where there are not so many tokens.
     """
     if grid.cells < 2:
-        raise UserError(f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a smaller model.patch_px")
+        raise UserError(
+            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
+            "smaller model.patch_px"
+        )
     visible = _expected_visible(mask, grid)
     most = min(_num_early_slots(mask, grid) * grid.cells, grid.num_tokens - (mask.num_target or 1))
     if most < 1:
-        raise UserError(f"num_target: {mask.num_target} targets leave none of the {grid.num_tokens} tokens to the context")
+        raise UserError(
+            f"num_target: {mask.num_target} targets leave none of the {grid.num_tokens} tokens to the context"
+        )
     context = mask.num_context or min(visible, most, mask.max_keep or most)
     if context > most:
-        raise UserError(f"num_context: {context} of the {grid.num_tokens} tokens, but at most {most} can be context; lower it, or num_target")
+        raise UserError(
+            f"num_context: {context} of the {grid.num_tokens} tokens, but at most {most} can be context; "
+            "lower it, or num_target"
+        )
     visible = max(visible, context)
     if mask.full_complement:
         return Counts(visible, context, grid.num_tokens - context)
@@ -58,12 +67,16 @@ def counts(mask: config.MultiblockMask, grid: TokenGrid) -> Counts:
 
 
 def draw(mask: config.MultiblockMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator, of the exact `counts`; for `trim: raster` of counts that depend on the other clips of the batch."""
+    """One mask per generator, of the exact `counts`; for `trim: raster` of counts that depend on the other clips of the
+    batch.
+    """
     num = counts(mask, grid)
     through_time = blocks.lasts_throughout(grid, mask.temporal_scale)
     places = grid.cells if through_time else grid.num_tokens
     cuboids, ties, pick, slots = uniforms(rngs, mask.num_blocks * blocks.NUM_UNIFORMS, places, places, grid.t)
-    key = ties - _hidden_depth(mask, grid, cuboids).reshape(-1, places)  # depths differ by whole numbers: chance breaks ties
+    key = ties - _hidden_depth(mask, grid, cuboids).reshape(
+        -1, places
+    )  # depths differ by whole numbers: chance breaks ties
     if mask.trim == "raster":
         return _raster(mask, grid, key if not through_time else repeat(key, "b c -> b (t c)", t=grid.t))
     if through_time:
@@ -88,7 +101,9 @@ def _num_early_slots(mask: config.MultiblockMask, grid: TokenGrid) -> int:
 
 
 def _expected_visible(mask: config.MultiblockMask, grid: TokenGrid) -> int:
-    """Mean number of visible tokens over draws that are always the same, rounded to whole cells; at least one, and one is left."""
+    """Mean number of visible tokens over draws that are always the same, rounded to whole cells; at least one, and one
+    is left.
+    """
     cuboids = generator(0, "masks", 0).random((EXPECTATION_DRAWS, mask.num_blocks * blocks.NUM_UNIFORMS))
     early = _num_early_slots(mask, grid)
     cells = grid.cells * (_hidden_depth(mask, grid, cuboids)[:, :early] < 0).mean()
@@ -96,15 +111,20 @@ def _expected_visible(mask: config.MultiblockMask, grid: TokenGrid) -> int:
 
 
 def _by_chance_on_either_side(key: np.ndarray, pick: np.ndarray, num_hidden: int) -> np.ndarray:
-    """[B, N], [B, N] -> [B, N]: the `num_hidden` lowest of `key` come first and the others last as before, each side in the order of `pick`."""
+    """[B, N], [B, N] -> [B, N]: the `num_hidden` lowest of `key` come first and the others last as before, each side in
+    the order of `pick`.
+    """
     hidden = np.argpartition(key, num_hidden - 1, axis=1)[:, :num_hidden]
     ordered = pick.copy()
-    np.put_along_axis(ordered, hidden, np.take_along_axis(pick, hidden, axis=1) - pick.shape[1], axis=1)  # picks are in [0, N)
+    np.put_along_axis(
+        ordered, hidden, np.take_along_axis(pick, hidden, axis=1) - pick.shape[1], axis=1
+    )  # picks are in [0, N)
     return ordered
 
 
 def _raster(mask: config.MultiblockMask, grid: TokenGrid, key: np.ndarray) -> TokenMask:
-    """key [B, N], under 1/2 where cuboids hide -> ids in raster order, cut to the smallest of the batch: the end of the clip starves.
+    """key [B, N], under 1/2 where cuboids hide -> ids in raster order, cut to the smallest of the batch: the end of the
+    clip starves.
 
     Not a function of the clip alone, by nature: another batch gives another cut.
     """

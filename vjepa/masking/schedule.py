@@ -1,4 +1,6 @@
-"""Mask ratios that change over training ("gradually increase the mask ratio"), in stages: shapes are static within each."""
+"""Mask ratios that change over training ("gradually increase the mask ratio"), in stages: shapes are static within
+each.
+"""
 
 from __future__ import annotations
 

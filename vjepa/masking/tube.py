@@ -22,16 +22,25 @@ def num_hidden_cells(mask: config.TubeMask, grid: TokenGrid) -> int:
     Raises UserError for a grid of a single cell, which cannot be split into context and target.
     """
     if grid.cells < 2:
-        raise UserError(f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a smaller model.patch_px")
+        raise UserError(
+            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
+            "smaller model.patch_px"
+        )
     return min(max(round(mask.ratio * grid.cells), 1), grid.cells - 1)
 
 
 def draw(mask: config.TubeMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * hidden]; together they are the grid."""
+    """One mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * hidden]; together they are
+    the grid.
+    """
     hidden = num_hidden_cells(mask, grid)
     key, places = uniforms(rngs, grid.cells, mask.num_blocks * blocks.NUM_UNIFORMS)
     if mask.num_blocks:
-        share = 1 - (1 - hidden / grid.cells) ** (1 / mask.num_blocks)  # of which the expected union is about the cells to hide
-        key = key - blocks.union_depth(places, grid, (share, share), ASPECT)[:, 0]  # depths differ by whole numbers: chance breaks ties
+        share = 1 - (1 - hidden / grid.cells) ** (
+            1 / mask.num_blocks
+        )  # of which the expected union is about the cells to hide
+        key = (
+            key - blocks.union_depth(places, grid, (share, share), ASPECT)[:, 0]
+        )  # depths differ by whole numbers: chance breaks ties
     context, target = cut(key, grid.cells - hidden, hidden)
     return TokenMask(torch.from_numpy(tubes(context, grid)), torch.from_numpy(tubes(target, grid)))

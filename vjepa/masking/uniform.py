@@ -19,7 +19,9 @@ def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Gene
     Raises UserError for a grid of a single token.
     """
     if grid.num_tokens < 2:
-        raise UserError("kind: a grid of one token has nothing to hide; use a larger data.crop_px or a smaller model.patch_px")
+        raise UserError(
+            "kind: a grid of one token has nothing to hide; use a larger data.crop_px or a smaller model.patch_px"
+        )
     hidden = min(max(round(mask.ratio * grid.num_tokens), 1), grid.num_tokens - 1)
     (key,) = uniforms(rngs, grid.num_tokens)
     context, target = cut(key, grid.num_tokens - hidden, hidden)

@@ -1,5 +1,5 @@
-"""Heads of frozen probes: attentive pooling, where one learned query reads all tokens of a clip, as in V-JEPA (section 4.1) and V-JEPA 2
-(section 4.1); and a linear layer on tokens that are averaged.
+"""Heads of frozen probes: attentive pooling, where one learned query reads all tokens of a clip, as in V-JEPA (section
+4.1) and V-JEPA 2 (section 4.1); and a linear layer on tokens that are averaged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from vjepa.models.pooling import MEAN, Pooling
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one query, the same for every clip; no projection follows it, as in the published probes."""
+    """Multi-head attention of one query, the same for every clip; no projection follows it, as in the
+    published probes.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -25,8 +27,9 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
         """query [1, 1, D], tokens [B, K, D] -> [B, 1, D].
 
-        No token is projected: q . (W_k x) = (W_k' q) . x, and the weighted sum is taken before W_v. That is K D h multiplications
-        in place of K D^2. The bias of the keys shifts all scores alike, so softmax drops it; weights sum to 1, so that of the values is added once.
+        No token is projected: q . (W_k x) = (W_k' q) . x, and the weighted sum is taken before W_v. That is K D h
+        multiplications in place of K D^2. The bias of the keys shifts all scores alike, so softmax drops it; weights
+        sum to 1, so that of the values is added once.
         """
         query = rearrange(self.q(query), "1 1 (h d) -> h 1 d", h=self.heads)
         to_key, to_value = rearrange(self.kv.weight, "(two h d) c -> two h d c", two=2, h=self.heads)
@@ -54,7 +57,8 @@ class CrossAttentionBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """[B, K, D] -> [B, D]: `depth - 1` self-attention blocks over the tokens, then one query. Parameter names are those of the published files.
+    """[B, K, D] -> [B, D]: `depth - 1` self-attention blocks over the tokens, then one query. Parameter names are those
+    of the published files.
 
     depth: 1 in V-JEPA, 4 in V-JEPA 2. norm_eps: 1e-5 in their probes, 1e-6 in Hugging Face's.
     """
@@ -94,7 +98,9 @@ class AttentiveClassifier(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """[B, N, D] -> [B, C]: the tokens as `pooling` has them, [B, P, D], side by side, and a linear layer. classes: their names, where they are known."""
+    """[B, N, D] -> [B, C]: the tokens as `pooling` has them, [B, P, D], side by side, and a linear layer. classes:
+    their names, where they are known.
+    """
 
     classes: tuple[str, ...] = ()
 

@@ -24,4 +24,8 @@ def make_encoder(model: config.Model) -> Encoder:
 
 def encoder_width(model: config.Model) -> int:
     """Features per token. Raises UserError as `make_encoder` does, without the time that weights take."""
-    return timm_backbone.look_up(model.backbone, model.patch_px).width if model.backbone_kind == "timm" else model.encoder.width
+    return (
+        timm_backbone.look_up(model.backbone, model.patch_px).width
+        if model.backbone_kind == "timm"
+        else model.encoder.width
+    )

@@ -1,4 +1,6 @@
-"""What an encoder is, whatever its backbone; and the 3D-patch Vision Transformer. Context encoder and target encoder are two of a kind."""
+"""What an encoder is, whatever its backbone; and the 3D-patch Vision Transformer. Context encoder and target encoder
+are two of a kind.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ LEAST_CHANGE: Final = 5e-3
 class Patches:
     """A video cut into the pieces that tokens are made of; one cutting serves every encoder and mask of a step.
 
-    pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames of a piece, 1 for a single frame that is not repeated.
+    pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames of a piece, 1 for a single frame that is not
+    repeated.
     """
 
     pixels: Tensor
@@ -33,9 +36,11 @@ class Patches:
 
 
 def changes(video: Tensor) -> Tensor:
-    """[B, 3, T, H, W] -> the same shape: each frame's difference to the next, over the root mean square of all differences of its clip; 0 for the last frame.
+    """[B, 3, T, H, W] -> the same shape: each frame's difference to the next, over the root mean square of all
+    differences of its clip; 0 for the last frame.
 
-    What stands still, and the contrast of a clip, leave no trace. A token sees of what follows it in time no more than that one frame. In fp32.
+    What stands still, and the contrast of a clip, leave no trace. A token sees of what follows it in time no more than
+    that one frame. In fp32.
     """
     differences = video.float().diff(dim=2)
     size = differences.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt().clamp(min=LEAST_CHANGE)
@@ -45,7 +50,8 @@ def changes(video: Tensor) -> Tensor:
 def patchify(video: Tensor, model: config.Model) -> Patches:
     """b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2), of the video or, with `input: changes`, of its `changes`.
 
-    What does not fill a patch at the far end is left out. Raises ConfigError for a video smaller than a patch, and for the changes of a single frame.
+    What does not fill a patch at the far end is left out. Raises ConfigError for a video smaller than a patch, and for
+    the changes of a single frame.
     """
     grid = model.grid(*video.shape[2:])
     taps = model.tubelet_frames
@@ -63,7 +69,15 @@ def patchify(video: Tensor, model: config.Model) -> Patches:
 def unpatchify(patches: Patches, patch_px: int) -> Tensor:
     """b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
     grid, p = patches.grid, patch_px
-    return rearrange(patches.pixels, "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)", h=grid.h, w=grid.w, c=3, p=patches.taps, p1=p)
+    return rearrange(
+        patches.pixels,
+        "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)",
+        h=grid.h,
+        w=grid.w,
+        c=3,
+        p=patches.taps,
+        p1=p,
+    )
 
 
 class PatchEmbed(nn.Module):
@@ -71,19 +85,24 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_px: int, tubelet_frames: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(3, width, (tubelet_frames, patch_px, patch_px), stride=(tubelet_frames, patch_px, patch_px))
+        self.proj = nn.Conv3d(
+            3, width, (tubelet_frames, patch_px, patch_px), stride=(tubelet_frames, patch_px, patch_px)
+        )
         small_normal(self.proj.weight)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, pixels: Tensor, taps: int) -> Tensor:
-        """[B, K, 3 * taps * p * p] -> [B, K, D]. For one tap the kernel is summed over time, which equals repeating the frame."""
+        """[B, K, 3 * taps * p * p] -> [B, K, D]. For one tap the kernel is summed over time, which equals repeating the
+        frame.
+        """
         kernel = self.proj.weight if taps == self.proj.weight.shape[2] else self.proj.weight.sum(2, keepdim=True)
         return functional.linear(pixels, kernel.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
-    """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on the others.
+    """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on
+    the others.
 
     model: its settings. width: features per token, D. depth: places after which features can be read, such as blocks.
     positions: those that are added to tokens, where there are any.
@@ -99,7 +118,9 @@ class Encoder(nn.Module):
         return self.model.grid(num_frames, height, width)
 
     def forward(self, video: Tensor, context_ids: Tensor | None = None) -> Tensor:
-        """[B, 3, T, H, W], normalised -> features [B, N, D] in raster order, or of `context_ids` [B, K] alone: [B, K, D]."""
+        """[B, 3, T, H, W], normalised -> features [B, N, D] in raster order, or of `context_ids` [B, K] alone: [B, K,
+        D].
+        """
         return self.encode(patchify(video, self.model), context_ids)[..., -self.width :]
 
     def encode(self, patches: Patches, ids: Tensor | None = None) -> Tensor:
@@ -107,11 +128,14 @@ class Encoder(nn.Module):
         return torch.cat(self._run(patches, ids, self._prediction_depths), dim=-1)
 
     def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
-        """`encode` of each of several sets of ids, [B, K_i] -> [B, K_i, levels * D]; no set has influence on another."""
+        """`encode` of each of several sets of ids, [B, K_i] -> [B, K_i, levels * D]; no set has influence on
+        another.
+        """
         return [self.encode(patches, ids) for ids in sets]
 
     def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
-        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), as they are at the end, normed.
+        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), as they are
+        at the end, normed.
 
         Raises ValueError for a block that does not exist.
         """
@@ -175,13 +199,17 @@ class VisionTransformer(PatchEncoder):
 
     @property
     def level_depths(self) -> list[int]:
-        """The blocks after which a level is read: quarters of the depth, or the last alone (V-JEPA 2.1 reads block 37 of 48, not 35)."""
+        """The blocks after which a level is read: quarters of the depth, or the last alone (V-JEPA 2.1 reads block 37
+        of 48, not 35).
+        """
         if not self.model.level_norms:
             return super().level_depths
         return [11, 23, 37, 47] if self.depth == 48 else [(quarter * self.depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
 
     def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
-        """In one pass: all but attention treats each token by itself, and larger products run nearer to the peak (RESULTS.md)."""
+        """In one pass: all but attention treats each token by itself, and larger products run nearer to the peak
+        (RESULTS.md).
+        """
         sizes = tuple(ids.shape[1] for ids in sets)
         features = self._run(patches, torch.cat(list(sets), dim=1), self._prediction_depths, sizes)
         return torch.split_with_sizes(torch.cat(features, dim=-1), sizes, dim=1)

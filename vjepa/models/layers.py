@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from vjepa import config
 from vjepa.models.positions import Rotation
 
-# How many tokens each set has where several lie one after the other along K, each of which attends within itself; None: one set.
+# How many tokens each set has where several lie one after the other along K, each of which attends within itself; None:
+# one set.
 Sets: TypeAlias = tuple[int, ...] | None
-# Bytes of attention weights, kept for the backward pass, above which the fused kernel, which keeps none, is used on every device.
+# Bytes of attention weights, kept for the backward pass, above which the fused kernel, which keeps none, is used on
+# every device.
 MOST_WEIGHTS: Final = 1 << 28
 
 
@@ -25,10 +27,11 @@ def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """[B, K, D] -> [B, K, D], in the dtype of the input under autocast too; mean and deviation are fp32 inside the kernel anyhow.
+    """[B, K, D] -> [B, K, D], in the dtype of the input under autocast too; mean and deviation are fp32 inside the
+    kernel anyhow.
 
-    On a GPU, autocast would copy the input to fp32 and the output back: five times the memory traffic, and an fp32 copy kept for the backward pass.
-    A CPU's kernel takes fp32 weights as they are.
+    On a GPU, autocast would copy the input to fp32 and the output back: five times the memory traffic, and an fp32 copy
+    kept for the backward pass. A CPU's kernel takes fp32 weights as they are.
     """
 
     def __init__(self, width: int) -> None:
@@ -45,20 +48,24 @@ class LayerNorm(nn.LayerNorm):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over [B, h, K, d].
 
-    The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward (RESULTS.md);
-    everywhere else the fused one is the faster and needs no K x K matrix.
+    The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward
+    (RESULTS.md); everywhere else the fused one is the faster and needs no K x K matrix.
     """
     num_heads = query.shape[1]
     num_bytes = query.element_size() * query[..., 0].numel() * key.shape[-2]
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and num_bytes <= MOST_WEIGHTS:
-        query, key, value = (rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value))  # copied once, as products want them
+        query, key, value = (
+            rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value)
+        )  # copied once, as products want them
         weights = torch.bmm(query * query.shape[-1] ** -0.5, key.mT).softmax(dim=-1)
         return rearrange(torch.bmm(weights, value), "(b h) k d -> b h k d", h=num_heads)
     return functional.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens given, or within each of several sets of them; [B, K, D] -> [B, K, D]."""
+    """Multi-head self-attention over all tokens given, or within each of several sets of them; [B, K, D] ->
+    [B, K, D].
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +80,9 @@ class Attention(nn.Module):
         if rotate is not None:
             query_key = rotate(query_key)
         whole = [tokens.shape[1]] if sizes is None else list(sizes)
-        mixed = [self._mix(*parts) for parts in zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)]
+        mixed = [
+            self._mix(*parts) for parts in zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)
+        ]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))  # type: ignore[no-any-return]
 
     def _mix(self, query_key: Tensor, value: Tensor) -> Tensor:
@@ -99,7 +108,9 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP of about as many weights: two thirds of the hidden width, rounded up to 8s (Shazeer 2020, eq. 6); [B, K, D] -> [B, K, D]."""
+    """Gated MLP of about as many weights: two thirds of the hidden width, rounded up to 8s (Shazeer 2020, eq. 6); [B,
+    K, D] -> [B, K, D].
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -154,11 +165,14 @@ class Block(nn.Module):
 
 def make_blocks(shape: config.Transformer) -> nn.ModuleList:
     """`shape.depth` blocks; the chance to skip one rises linearly from 0 to `shape.drop_path`."""
-    return nn.ModuleList(Block(shape, shape.drop_path * number / max(shape.depth - 1, 1)) for number in range(shape.depth))
+    return nn.ModuleList(
+        Block(shape, shape.drop_path * number / max(shape.depth - 1, 1)) for number in range(shape.depth)
+    )
 
 
 def initialise(module: nn.Module) -> None:
-    """Linear weights from a normal of std .02 cut at 2 std, biases 0; then each block's outputs are scaled down with depth.
+    """Linear weights from a normal of std .02 cut at 2 std, biases 0; then each block's outputs are scaled down with
+    depth.
 
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
     A module on the meta device has no values to draw; PyTorch would import SymPy for the scaling, a second.

@@ -1,4 +1,6 @@
-"""How much of the places of a clip's tokens is averaged away before k-NN, a linear probe or a file of features has them."""
+"""How much of the places of a clip's tokens is averaged away before k-NN, a linear probe or a file of features has
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _SIDE: Final = 4  # of `grid` without a number
 
 @dataclass(frozen=True)
 class Pooling:
-    """kind: `mean` of all tokens; `slots`, the mean of each time slot; `grid`, of each of `side` x `side` cells of each time slot; `all`: every token as it is.
+    """kind: `mean` of all tokens; `slots`, the mean of each time slot; `grid`, of each of `side` x `side` cells of each
+    time slot; `all`: every token as it is.
 
     grid: that of the tokens, which `mean` does not look at.
     """
@@ -29,7 +32,9 @@ class Pooling:
 
     @classmethod
     def parse(cls, text: str, grid: TokenGrid) -> Pooling:
-        """`mean`, `slots`, `grid`, `grid:G` or `all` of --pool. Raises UserError for other words, and for a grid that is finer than that of the tokens."""
+        """`mean`, `slots`, `grid`, `grid:G` or `all` of --pool. Raises UserError for other words, and for a grid that
+        is finer than that of the tokens.
+        """
         words = re.fullmatch(r"(mean|slots|grid|all)|(grid):([1-9]\d*)", text)
         if words is None:
             raise UserError(f"--pool {text}: give mean, slots, grid, a grid of another size such as grid:2, or all")
@@ -37,7 +42,10 @@ class Pooling:
         side = int(words[3] or _SIDE) if kind == "grid" else 1
         finest = min(grid.h, grid.w)
         if side > finest:
-            raise UserError(f"--pool {text}: {side}x{side} cells are more than the {grid.h}x{grid.w} tokens of a time slot; give grid:{finest} or less, or all")
+            raise UserError(
+                f"--pool {text}: {side}x{side} cells are more than the {grid.h}x{grid.w} tokens of a time "
+                f"slot; give grid:{finest} or less, or all"
+            )
         return cls(kind, side, grid)
 
     def __str__(self) -> str:
@@ -48,7 +56,9 @@ class Pooling:
         return {"mean": 1, "all": self.grid.num_tokens}.get(self.kind, self.grid.t * self.side**2)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """b (t h w) d -> b places d, in raster order and fp32; where cells do not divide the tokens, they overlap as those of adaptive pooling do."""
+        """b (t h w) d -> b places d, in raster order and fp32; where cells do not divide the tokens, they overlap as
+        those of adaptive pooling do.
+        """
         tokens = tokens.float()
         if self.kind == "all":
             return tokens

@@ -1,4 +1,6 @@
-"""Where a token is: fixed sin-cos embeddings that are added, or rotations of queries and keys (RoPE) in three dimensions."""
+"""Where a token is: fixed sin-cos embeddings that are added, or rotations of queries and keys (RoPE) in three
+dimensions.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ class SinCos(nn.Module):
     def __init__(self, kind: str, width: int, base: tuple[int, int, int] | None) -> None:
         super().__init__()
         self.kind, self.width, self.base = kind, width, None if base is None else TokenGrid(*base)
-        self.register_buffer("table", None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu")), persistent=False)
+        self.register_buffer(
+            "table",
+            None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu")),
+            persistent=False,
+        )
 
     def forward(self, grid: TokenGrid, device: torch.device) -> Tensor:
         if self.base is None:
@@ -34,7 +40,9 @@ class SinCos(nn.Module):
 
 
 def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
-    """[N0, D] over `base` -> [N, D] over `grid`, trilinear; unchanged where the grids are equal. A single slot takes the first."""
+    """[N0, D] over `base` -> [N, D] over `grid`, trilinear; unchanged where the grids are equal. A single slot takes
+    the first.
+    """
     if grid == base:
         return table
     volume = rearrange(table, "(t h w) d -> 1 d t h w", t=base.t, h=base.h)
@@ -47,12 +55,20 @@ def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Tensor:
-    """(t h w) -> fp32 [N, width], computed in fp64 on the CPU and kept on `device`: a copy in every step would make the host wait for the GPU.
+    """(t h w) -> fp32 [N, width], computed in fp64 on the CPU and kept on `device`: a copy in every step would make the
+    host wait for the GPU.
 
-    sincos: half of the features for the time slot, a quarter each for row and column. sincos_uniform: a third each, rounded up to a
-    whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column and row (MAE, He et al. 2021, A.1).
+    sincos: half of the features for the time slot, a quarter each for row and column. sincos_uniform: a third each,
+    rounded up to a whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column
+    and row (MAE, He et al. 2021, A.1).
     """
-    time, row, column = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64, device="cpu") for size in (grid.t, grid.h, grid.w))).reshape(-1, 3).T
+    time, row, column = (
+        torch.cartesian_prod(
+            *(torch.arange(size, dtype=torch.float64, device="cpu") for size in (grid.t, grid.h, grid.w))
+        )
+        .reshape(-1, 3)
+        .T
+    )
     third, quarter = 2 * -(-width // 6), 2 * -(-width // 8)
     axes = {
         "sincos": ((time, 2 * quarter), (row, quarter), (column, quarter)),
@@ -78,8 +94,8 @@ def _frequencies(num: int) -> Tensor:
 class Rotation:
     """How much to turn each pair of features of each token; made once per forward pass, for all blocks.
 
-    turn: fp32 [1 or B, K, 1, head_width / 2, 2], complex numbers as (real, imaginary): a pair (a, b), read as a + bi, is multiplied by
-    them. Features beyond the three axes' share have turn 1, so they stay as they are.
+    turn: fp32 [1 or B, K, 1, head_width / 2, 2], complex numbers as (real, imaginary): a pair (a, b), read as a + bi,
+    is multiplied by them. Features beyond the three axes' share have turn 1, so they stay as they are.
     mirror: the same shape, what the conjugate is multiplied by and added; None for a true rotation.
     """
 
@@ -89,8 +105,8 @@ class Rotation:
     def __call__(self, heads: Tensor) -> Tensor:
         """[B, K, h, head_width] -> the same shape and dtype, turned in fp32.
 
-        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers and exporters, which
-        do not know complex numbers, get the real ones.
+        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers and
+        exporters, which do not know complex numbers, get the real ones.
         """
         pairs = rearrange(heads.float(), "b k h (d two) -> b k h d two", two=2)
         if torch.compiler.is_compiling():
@@ -98,7 +114,9 @@ class Rotation:
         else:
             numbers = torch.view_as_complex(pairs)
             product = numbers * torch.view_as_complex(self.turn)
-            turned = torch.view_as_real(product if self.mirror is None else product + numbers.conj() * torch.view_as_complex(self.mirror))
+            turned = torch.view_as_real(
+                product if self.mirror is None else product + numbers.conj() * torch.view_as_complex(self.mirror)
+            )
         return rearrange(turned, "b k h d two -> b k h (d two)").to(heads.dtype)
 
     def _real(self, a: Tensor, b: Tensor) -> Tensor:
@@ -110,11 +128,16 @@ class Rotation:
         return torch.stack([first, second], dim=-1)
 
 
-def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, ids: Tensor | None, device: torch.device) -> Rotation:
-    """The Rotation of tokens `ids` [B, K], or of all, in heads of `head_width` features (RoFormer, Su et al. 2021, section 3.2.2, along 3 axes).
+def rotation(
+    kind: str, grid: TokenGrid, head_width: int, square: int | None, ids: Tensor | None, device: torch.device
+) -> Rotation:
+    """The Rotation of tokens `ids` [B, K], or of all, in heads of `head_width` features (RoFormer, Su et al. 2021,
+    section 3.2.2, along 3 axes).
 
-    kind: "rotation", or "vjepa2" for the published V-JEPA 2 weights, whose sine and cosine of a pair belong to two frequencies.
-    square: rows and columns are scaled to the range of a square of so many cells (V-JEPA 2.1), so that other sizes look alike.
+    kind: "rotation", or "vjepa2" for the published V-JEPA 2 weights, whose sine and cosine of a pair belong to two
+    frequencies.
+    square: rows and columns are scaled to the range of a square of so many cells (V-JEPA 2.1), so that other sizes look
+    alike.
     """
     turn, mirror = _rotation_tables(kind, grid, head_width, square, device)
 
@@ -126,14 +149,21 @@ def rotation(kind: str, grid: TokenGrid, head_width: int, square: int | None, id
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
-def _rotation_tables(kind: str, grid: TokenGrid, head_width: int, square: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64; kept on `device`, as `_sincos` is.
+def _rotation_tables(
+    kind: str, grid: TokenGrid, head_width: int, square: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64; kept on `device`, as
+    `_sincos` is.
 
-    A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror (e^-iu - e^-iv) / 2.
+    A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror (e^-iu
+    - e^-iv) / 2.
     """
     pairs = head_width // 3 // 2  # of each axis
     scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
-    axes = [torch.arange(size, dtype=torch.float64, device="cpu") * scale for size, scale in zip((grid.t, grid.h, grid.w), scales, strict=True)]
+    axes = [
+        torch.arange(size, dtype=torch.float64, device="cpu") * scale
+        for size, scale in zip((grid.t, grid.h, grid.w), scales, strict=True)
+    ]
     places = torch.cartesian_prod(*axes).reshape(-1, 3)
     angles = places[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)

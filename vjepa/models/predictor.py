@@ -16,7 +16,9 @@ class Predictor(nn.Module):
     """Context features and one mask token per target place in, predictions out (V-JEPA section 3.1)."""
 
     def __init__(self, model: config.Model, num_masks: int, dense: bool = False) -> None:
-        """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA 2.1)."""
+        """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA
+        2.1).
+        """
         super().__init__()
         shape, levels, width = model.predictor, model.levels, encoder_width(model)
         self.model, self.width = model, shape.width
@@ -25,7 +27,9 @@ class Predictor(nn.Module):
         if levels > 1:
             embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))  # type: ignore[assignment]
         self.predictor_embed = embed
-        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
+        self.mask_tokens = nn.ParameterList(
+            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
+        )
         if model.modality_embedding:
             self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
         if model.positions != "rope":
@@ -38,20 +42,29 @@ class Predictor(nn.Module):
             self.predictor_proj_context = nn.Linear(shape.width, out)
         initialise(self)
 
-    def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D.
+    def forward(
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+    ) -> Tensor:
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
+        place of D.
 
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
-        return self.predictor_proj(self._run(context, context_ids, target_ids, grid, mask_index)[:, context_ids.shape[1] :])  # type: ignore[no-any-return]
+        tokens = self._run(context, context_ids, target_ids, grid, mask_index)
+        predictions: Tensor = self.predictor_proj(tokens[:, context_ids.shape[1] :])
+        return predictions
 
-    def dense(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> tuple[Tensor, Tensor]:
+    def dense(
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """As `forward`, and the predictions of the visible tokens too: [B, Kt, levels * D], [B, Kc, levels * D]."""
         tokens = self._run(context, context_ids, target_ids, grid, mask_index)
         num_visible = context_ids.shape[1]
         return self.predictor_proj(tokens[:, num_visible:]), self.predictor_proj_context(tokens[:, :num_visible])
 
-    def _run(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int) -> Tensor:
+    def _run(
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int
+    ) -> Tensor:
         """Normed tokens [B, Kc + Kt, width], visible ones first."""
         ids = torch.cat([context_ids, target_ids], dim=1)
         seen = self.predictor_embed(context)
@@ -59,7 +72,9 @@ class Predictor(nn.Module):
         tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
         rotate = None
         if self.model.positions == "rope":
-            rotate = rotation(self.model.rope, grid, self.width // self.model.predictor.heads, self.model.rope_grid, ids, ids.device)
+            rotate = rotation(
+                self.model.rope, grid, self.width // self.model.predictor.heads, self.model.rope_grid, ids, ids.device
+            )
         else:
             tokens = tokens + self.positions(grid, ids.device)[ids]
         if self.model.modality_embedding:
@@ -70,23 +85,36 @@ class Predictor(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """No attention: each target is predicted from the mean of the context, its mask token and its place, by residual MLPs."""
+    """No attention: each target is predicted from the mean of the context, its mask token and its place, by residual
+    MLPs.
+    """
 
     def __init__(self, model: config.Model, num_masks: int) -> None:
         """`num_masks`: mask sets, each of which has its own mask token."""
         super().__init__()
         shape, width = model.predictor, encoder_width(model)
         self.predictor_embed = nn.Linear(model.levels * width, shape.width)
-        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
-        self.positions = SinCos("sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid)
-        layers = (nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio))) for _ in range(shape.depth))
+        self.mask_tokens = nn.ParameterList(
+            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
+        )
+        self.positions = SinCos(
+            "sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid
+        )
+        layers = (
+            nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio)))
+            for _ in range(shape.depth)
+        )
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = LayerNorm(shape.width)
         self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or width))
         initialise(self)
 
-    def forward(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in place of D."""
+    def forward(
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+    ) -> Tensor:
+        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
+        place of D.
+        """
         tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
         tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
         for layer in self.layers:

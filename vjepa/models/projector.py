@@ -1,4 +1,6 @@
-"""The layers between pooled features and embeddings: LeJEPA's projector, VICReg's expander. Frozen encoders are used without it."""
+"""The layers between pooled features and embeddings: LeJEPA's projector, VICReg's expander. Frozen encoders are used
+without it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from vjepa.models.layers import LayerNorm, initialise
 
 
 def make_projector(widths: Sequence[int]) -> nn.Sequential:
-    """[..., widths[0]] -> [..., widths[-1]] by linear layers from width to width, a norm and a GELU between; the identity for a single width.
+    """[..., widths[0]] -> [..., widths[-1]] by linear layers from width to width, a norm and a GELU between; the
+    identity for a single width.
 
-    A norm over features where the papers have one over the batch, so that an embedding depends on its clip alone, on any number of ranks.
+    A norm over features where the papers have one over the batch, so that an embedding depends on its clip alone, on
+    any number of ranks.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

@@ -14,20 +14,29 @@ from vjepa.errors import UserError
 
 
 def load_strictly(module: nn.Module, stored: Mapping[str, Tensor], origin: Path | str) -> None:
-    """Load every tensor of `stored` into `module`, and nothing else. A missing, surplus or misshapen key is a UserError that names it.
+    """Load every tensor of `stored` into `module`, and nothing else. A missing, surplus or misshapen key is a UserError
+    that names it.
 
     A module on the meta device comes to where the tensors are, in its own dtype; it shares no memory with them.
     """
     wanted = module.state_dict()
-    for problem, keys in (("is missing", wanted.keys() - stored.keys()), ("is not part of this network", stored.keys() - wanted.keys())):
+    for problem, keys in (
+        ("is missing", wanted.keys() - stored.keys()),
+        ("is not part of this network", stored.keys() - wanted.keys()),
+    ):
         if keys:
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise UserError(f"{origin}: {min(keys)} {problem}{more}; the file was made with other model settings")
     for key, tensor in wanted.items():
         if stored[key].shape != tensor.shape:
-            raise UserError(f"{origin}: {key} has shape {list(stored[key].shape)}, this network needs {list(tensor.shape)}")
+            raise UserError(
+                f"{origin}: {key} has shape {list(stored[key].shape)}, this network needs {list(tensor.shape)}"
+            )
     if any(tensor.is_meta for tensor in wanted.values()):
-        copies = {key: stored[key].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format) for key, tensor in wanted.items()}
+        copies = {
+            key: stored[key].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format)
+            for key, tensor in wanted.items()
+        }
         module.load_state_dict(copies, assign=True)
     else:
         module.load_state_dict(stored)

@@ -1,4 +1,5 @@
-"""Networks of timm by name. No hidden pixel reaches one: a plain ViT gets the visible patches alone, any other sees frames whose hidden patches are empty.
+"""Networks of timm by name. No hidden pixel reaches one: a plain ViT gets the visible patches alone, any other sees
+frames whose hidden patches are empty.
 
 They read frames one by one. A token of several frames has the mean of their features.
 """
@@ -27,7 +28,8 @@ from vjepa.records import TokenGrid
 class Shape:
     """What a network of timm makes of frames. width: features per token.
 
-    stage: the number of the map that is read; None: a plain ViT, which has tokens. unread: its parameters that only later maps need.
+    stage: the number of the map that is read; None: a plain ViT, which has tokens. unread: its parameters that only
+    later maps need.
     """
 
     width: int
@@ -38,12 +40,17 @@ class Shape:
 @lru_cache(maxsize=16)
 @torch.random.fork_rng(devices=[])
 def look_up(name: str, patch_px: int) -> Shape:
-    """The shape of a network on patches of this size. Raises UserError where timm has none of this name, or that one has no such patches."""
+    """The shape of a network on patches of this size. Raises UserError where timm has none of this name, or that one
+    has no such patches.
+    """
     import timm  # takes seconds, and these backbones alone need it
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["vit", "energy", *timm.list_models()])
-        raise UserError(f"model.backbone: timm {timm.__version__} has no {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        raise UserError(
+            f"model.backbone: timm {timm.__version__} has no {name!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
     try:
         with torch.device("meta"):
             network = timm.create_model(name, num_classes=0)
@@ -52,17 +59,24 @@ def look_up(name: str, patch_px: int) -> Shape:
     if _is_plain_vit(network):
         own_px = network.patch_embed.patch_size[0]
         if patch_px != own_px:
-            raise UserError(f"model.patch_px: {name} has patches of {own_px} px, not {patch_px}; set model.patch_px: {own_px}")
+            raise UserError(
+                f"model.patch_px: {name} has patches of {own_px} px, not {patch_px}; set model.patch_px: {own_px}"
+            )
         return Shape(network.embed_dim)
     strides = [stage["reduction"] for stage in getattr(network, "feature_info", ())]
     if patch_px not in strides:
         known = ", ".join(map(str, sorted(set(strides)))) or "none"
-        raise UserError(f"model.patch_px: maps of {name} have strides of {known} px, not {patch_px}; set model.patch_px to one of them")
+        raise UserError(
+            f"model.patch_px: maps of {name} have strides of {known} px, not {patch_px}; set model.patch_px "
+            "to one of them"
+        )
     return _try_map(name, patch_px, max(number for number, stride in enumerate(strides) if stride == patch_px))
 
 
 def _try_map(name: str, patch_px: int, stage: int) -> Shape:
-    """Forward and backward on the meta device, with 4x4 patches. Raises UserError where no map of 4x4 cells comes out."""
+    """Forward and backward on the meta device, with 4x4 patches. Raises UserError where no map of 4x4 cells
+    comes out.
+    """
     import timm
 
     try:
@@ -71,11 +85,18 @@ def _try_map(name: str, patch_px: int, stage: int) -> Shape:
             features = _channels_first(network, torch.empty(1, 3, 4 * patch_px, 4 * patch_px))
             features.sum().backward()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"model.backbone: {name} does not map frames of any size ({_one_line(error)}); take a CNN, or a plain ViT") from None
+        raise UserError(
+            f"model.backbone: {name} does not map frames of any size ({_one_line(error)}); take a CNN, or a plain ViT"
+        ) from None
     if features.shape[2:] != (4, 4):
         cells = "x".join(map(str, features.shape[2:]))
-        raise UserError(f"model.backbone: {name} makes {cells} cells of 4x4 patches of {patch_px} px, which cannot be tokens; take another network")
-    return Shape(features.shape[1], stage, tuple(key for key, parameter in network.named_parameters() if parameter.grad is None))
+        raise UserError(
+            f"model.backbone: {name} makes {cells} cells of 4x4 patches of {patch_px} px, which cannot be "
+            "tokens; take another network"
+        )
+    return Shape(
+        features.shape[1], stage, tuple(key for key, parameter in network.named_parameters() if parameter.grad is None)
+    )
 
 
 def _is_plain_vit(network: Any) -> bool:
@@ -83,7 +104,9 @@ def _is_plain_vit(network: Any) -> bool:
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
-    return type(network) is VisionTransformer and type(network.patch_embed) is PatchEmbed and network.pos_embed is not None
+    return (
+        type(network) is VisionTransformer and type(network.patch_embed) is PatchEmbed and network.pos_embed is not None
+    )
 
 
 def _channels_first(network: Any, frames: Tensor) -> Tensor:
@@ -103,7 +126,9 @@ def make_encoder(model: config.Model) -> TimmEncoder:
 
 
 def load_pretrained(encoder: TimmEncoder) -> None:
-    """Give it the weights that timm publishes, from its cache or the network. Raises UserError where they cannot be had."""
+    """Give it the weights that timm publishes, from its cache or the network. Raises UserError where they cannot be
+    had.
+    """
     try:
         with torch.random.fork_rng(devices=[]):
             published = encoder.make_network(pretrained=True)
@@ -114,7 +139,9 @@ def load_pretrained(encoder: TimmEncoder) -> None:
 
 
 class TimmEncoder(Encoder):
-    """What both kinds share: a network, and the colours that its published weights were trained on, which need not be ours."""
+    """What both kinds share: a network, and the colours that its published weights were trained on, which need not be
+    ours.
+    """
 
     network: Any
     scale: Tensor
@@ -128,10 +155,13 @@ class TimmEncoder(Encoder):
         self.model, self.shape, self.depth = model, look_up(model.backbone, model.patch_px), 1
         self.width = self.shape.width
         published = get_pretrained_cfg(model.backbone)
-        with torch.device("cpu"):  # even where networks are built on the meta device: some have buffers that are in no file
+        with torch.device(
+            "cpu"
+        ):  # even where networks are built on the meta device: some have buffers that are in no file
             self.network = self.make_network()
             mean, std, ours, our_std = (
-                torch.tensor(colours).view(3, 1, 1) for colours in (published.mean, published.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+                torch.tensor(colours).view(3, 1, 1)
+                for colours in (published.mean, published.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
             )
             self.register_buffer("scale", our_std / std, persistent=False)
             self.register_buffer("shift", (ours - mean) / std, persistent=False)
@@ -146,7 +176,9 @@ class TimmEncoder(Encoder):
 
 
 class TimmVit(TimmEncoder):
-    """A plain ViT of timm on the visible patches of each frame. Its class and register tokens attend too, and are dropped at the end."""
+    """A plain ViT of timm on the visible patches of each frame. Its class and register tokens attend too, and are
+    dropped at the end.
+    """
 
     def __init__(self, model: config.Model) -> None:
         super().__init__(model)
@@ -160,10 +192,14 @@ class TimmVit(TimmEncoder):
         return network
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
-        """Tokens attend within their time slot: whole slots go through one by one, visible tokens of all slots side by side under a mask."""
+        """Tokens attend within their time slot: whole slots go through one by one, visible tokens of all slots side by
+        side under a mask.
+        """
         slots = patches.grid.t
         if ids is None and slots > 1:
-            apart = Patches(rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots), replace(patches.grid, t=1), patches.taps)
+            apart = Patches(
+                rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots), replace(patches.grid, t=1), patches.taps
+            )
             return [rearrange(level, "(b t) n d -> b (t n) d", t=slots) for level in self._run(apart, None, depths)]
         tokens = self._embed(patches, ids)
         mask = None if ids is None or slots == 1 else self._within_slots(patches, ids)
@@ -177,10 +213,14 @@ class TimmVit(TimmEncoder):
         return [features[depth] for depth in depths]
 
     def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
-        """b k (c p x y) -> (b p) (t s + k) d: of each frame the class and register tokens of every slot, then the visible tokens."""
+        """b k (c p x y) -> (b p) (t s + k) d: of each frame the class and register tokens of every slot, then the
+        visible tokens.
+        """
         embed, grid = self.network.patch_embed, patches.grid
         pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
-        pixels = self._recolour(rearrange(pixels, "b k (c p x y) -> b p k c x y", c=3, p=patches.taps, x=self.model.patch_px))
+        pixels = self._recolour(
+            rearrange(pixels, "b k (c p x y) -> b p k c x y", c=3, p=patches.taps, x=self.model.patch_px)
+        )
         tokens = embed.norm(functional.linear(pixels.flatten(3), embed.proj.weight.flatten(1), embed.proj.bias))
         prefix, positions = self._tables(grid)
         tokens = tokens + (positions if ids is None else positions[ids % grid.cells].unsqueeze(1))
@@ -189,7 +229,9 @@ class TimmVit(TimmEncoder):
         return self.network.norm_pre(torch.cat([prefix, tokens], dim=1))  # type: ignore[no-any-return]
 
     def _tables(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        """Class and register tokens with their positions [1, S, D], and the positions of the cells of a frame [h * w, D], interpolated from its own grid."""
+        """Class and register tokens with their positions [1, S, D], and the positions of the cells of a frame [h * w,
+        D], interpolated from its own grid.
+        """
         from timm.layers import resample_abs_pos_embed
 
         network = self.network
@@ -209,10 +251,12 @@ class TimmVit(TimmEncoder):
 
 
 class TimmMap(TimmEncoder):
-    """A network whose map of a frame has a cell for each patch. Features of hidden patches are those of the mean colour, and nobody reads them.
+    """A network whose map of a frame has a cell for each patch. Features of hidden patches are those of the mean
+    colour, and nobody reads them.
 
-    BatchNorm normalises by the batch in training, in the target encoder too, and its running statistics are no moving averages of weights: each
-    encoder measures its own, the target encoder on whole frames, the context encoder on what is visible. Evaluation uses them (BYOL, MoCo alike).
+    BatchNorm normalises by the batch in training, in the target encoder too, and its running statistics are no moving
+    averages of weights: each encoder measures its own, the target encoder on whole frames, the context encoder on what
+    is visible. Evaluation uses them (BYOL, MoCo alike).
     """
 
     def make_network(self, **options: Any) -> Any:

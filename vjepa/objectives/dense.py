@@ -10,7 +10,9 @@ from vjepa.records import TokenGrid, TokenMask
 
 
 def context_weights(mask: TokenMask, grid: TokenGrid) -> Tensor:
-    """fp32 [B, Kc]: 1 / sqrt of the Euclidean distance, in tokens, from each visible token to the nearest hidden one."""
+    """fp32 [B, Kc]: 1 / sqrt of the Euclidean distance, in tokens, from each visible token to the nearest
+    hidden one.
+    """
     seen, hidden = (_places(ids, grid) for ids in (mask.context_ids, mask.target_ids))
     return torch.cdist(seen, hidden, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=2).rsqrt()
 

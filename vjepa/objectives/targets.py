@@ -12,14 +12,17 @@ from vjepa.objectives.precision import at_least_fp32
 def layer_normed(tokens: Tensor, width: int) -> Tensor:
     """b n (g d) -> b n (g d), each group of d = `width` numbers to mean 0 and deviation 1, without affine, in fp32.
 
-    Groups are the levels of features (V-JEPA section 3.1), or the colours of pixels (VideoMAE, Tong et al. 2022; MAE section 3).
+    Groups are the levels of features (V-JEPA section 3.1), or the colours of pixels (VideoMAE, Tong et al. 2022; MAE
+    section 3).
     """
     groups = rearrange(at_least_fp32(tokens), "b n (g d) -> b n g d", d=width)
     return rearrange(functional.layer_norm(groups, groups.shape[-1:]), "b n g d -> b n (g d)")
 
 
 def normalised_pixels(pixels: Tensor, taps: int, frames: int) -> Tensor:
-    """b n (c t p) -> b n (c frames p): pixels of every patch, normalised colour by colour; a single frame (taps = 1) stands `frames` times."""
+    """b n (c t p) -> b n (c frames p): pixels of every patch, normalised colour by colour; a single frame (taps = 1)
+    stands `frames` times.
+    """
     if taps < frames:
         pixels = repeat(pixels, "b n (c p) -> b n (c t p)", c=3, t=frames)
     return layer_normed(pixels, pixels.shape[-1] // 3)

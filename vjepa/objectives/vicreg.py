@@ -1,4 +1,6 @@
-"""The three terms of VICReg (Bardes et al. 2022). The first is between two branches; the others keep embeddings from collapsing and need no second."""
+"""The three terms of VICReg (Bardes et al. 2022). The first is between two branches; the others keep embeddings from
+collapsing and need no second.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def variance(embeddings: Tensor) -> Tensor:
 
 
 def covariance(embeddings: Tensor) -> Tensor:
-    """[V, B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3), mean over views.
+    """[V, B, D] -> scalar: squared covariances of different features over clips, summed and divided by D (eq. 3), mean
+    over views.
 
     In fp32 whatever autocast says: sums of small products are what bf16 is bad at.
     """

@@ -1,8 +1,11 @@
-"""Many attentive heads at once on the same frozen tokens, each with weights of its own: what `AttentiveClassifier` computes, in few large products.
+"""Many attentive heads at once on the same frozen tokens, each with weights of its own: what `AttentiveClassifier`
+computes, in few large products.
 
-One query per head reads all tokens, and no token is projected (see models/attentive_pool.py), so H heads of h attention heads
-cost H h products with each token: all scores are one product, [H h, D] with [D, K]. The norm of the tokens is computed without its
-weights, once for all heads; these fold into the query and, after the weighted sum, into the values. No gradient reaches a token.
+One query per head reads all tokens, and no token is projected (see models/attentive_pool.py), so H heads of h attention
+heads
+cost H h products with each token: all scores are one product, [H h, D] with [D, K]. The norm of the tokens is computed
+without its weights, once for all heads; these fold into the query and, after the weighted sum, into the values. No
+gradient reaches a token.
 """
 
 from __future__ import annotations
@@ -49,7 +52,16 @@ class Heads(Protocol):
         ...
 
 
-def make_heads(num: int, width: int, attention_heads: int, depth: int, num_classes: int, seed: int, device: torch.device, dtype: torch.dtype) -> Heads:
+def make_heads(
+    num: int,
+    width: int,
+    attention_heads: int,
+    depth: int,
+    num_classes: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Heads:
     """`num` heads that start from the same weights, drawn by `seed`. dtype: of matrix products; weights are fp32.
 
     depth: 1, the query alone; 4, after 3 self-attention blocks (V-JEPA 2, section 4.1), which no two heads share.
@@ -57,7 +69,11 @@ def make_heads(num: int, width: int, attention_heads: int, depth: int, num_class
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
         first = AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes)
-    return SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype) if depth > 1 else StackedHeads(first, num, device, dtype)
+    return (
+        SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype)
+        if depth > 1
+        else StackedHeads(first, num, device, dtype)
+    )
 
 
 class StackedHeads:
@@ -68,8 +84,12 @@ class StackedHeads:
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
         self.first, self.device, self.dtype = first, device, dtype
-        self.weights = {name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()}
-        self._views = [[nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)]
+        self.weights = {
+            name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()
+        }
+        self._views = [
+            [nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)
+        ]
 
     def parameters(self) -> list[list[nn.Parameter]]:
         """Views of the stacked weights, so that an optimizer may give each head its own learning rate."""
@@ -106,12 +126,16 @@ class StackedHeads:
         block, h = "pooler.cross_attention_block", self.attention_heads
         query = self._linear(self._weight("pooler.query_tokens").flatten(1)[:, None], f"{block}.xattn.q")  # [H, 1, D]
         query = rearrange(query, "H 1 (h d) -> (H h) 1 d", h=h)
-        to_key, to_value = rearrange(self._weight(f"{block}.xattn.kv.weight"), "H (two h d) c -> two (H h) d c", two=2, h=h)
+        to_key, to_value = rearrange(
+            self._weight(f"{block}.xattn.kv.weight"), "H (two h d) c -> two (H h) d c", two=2, h=h
+        )
         gain, shift = self._weight(f"{block}.norm1.weight"), self._weight(f"{block}.norm1.bias")
         folded = (query * query.shape[-1] ** -0.5) @ to_key  # [H h, 1, D]
         folded = rearrange(folded, "(H h) 1 c -> H h c", h=h) * gain[:, None]
         # of the shift of the norm and the bias of the keys, softmax sees nothing: they move all scores of a clip alike
-        scores = rearrange(folded, "H h c -> 1 (H h) c").to(tokens.dtype).expand(len(tokens), -1, -1) @ tokens.transpose(1, 2)
+        scores = rearrange(folded, "H h c -> 1 (H h) c").to(tokens.dtype).expand(
+            len(tokens), -1, -1
+        ) @ tokens.transpose(1, 2)
         pooled = rearrange(scores.softmax(-1) @ tokens, "b (H h) c -> (H h) b c", h=h)
         to_value = rearrange(to_value, "(H h) d c -> H (h d) c", h=h)
         bias = self._weight(f"{block}.xattn.kv.bias").chunk(2, dim=1)[1] + (to_value @ shift[:, :, None])[..., 0]
@@ -129,14 +153,18 @@ class StackedHeads:
 
     def _linear(self, inputs: Tensor, name: str) -> Tensor:
         """[H, B, D] -> [H, B, E], each head by its own weights."""
-        return torch.baddbmm(self._weight(f"{name}.bias")[:, None], inputs, self._weight(f"{name}.weight").transpose(1, 2))
+        return torch.baddbmm(
+            self._weight(f"{name}.bias")[:, None], inputs, self._weight(f"{name}.weight").transpose(1, 2)
+        )
 
     def _weight(self, name: str) -> Tensor:
         return self.weights[name]
 
 
 class SeparateHeads:
-    """Heads one after the other, so that the activations of only one are held at a time; their self-attention blocks share nothing."""
+    """Heads one after the other, so that the activations of only one are held at a time; their self-attention blocks
+    share nothing.
+    """
 
     def __init__(self, heads: list[AttentiveClassifier], dtype: torch.dtype) -> None:
         self.heads, self.dtype = heads, dtype

@@ -29,7 +29,17 @@ from vjepa.records import ClipBatch
 # What a clip depends on beside its file.
 _READING: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")
 _AUGMENTING: Final = ("crop_scale", "crop_aspect", "flip")
-_CONTENT: Final = ("content_hash", "offset", "length", "first_frame", "start_s", "end_s", "num_frames", "rotation", "decoder")
+_CONTENT: Final = (
+    "content_hash",
+    "offset",
+    "length",
+    "first_frame",
+    "start_s",
+    "end_s",
+    "num_frames",
+    "rotation",
+    "decoder",
+)
 
 
 class Source(Protocol):
@@ -50,7 +60,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """Clip ids, int64 [n] each, disjoint: probes learn from `train`, choose on `selection`, and are measured once, on `test`.
+    """Clip ids, int64 [n] each, disjoint: probes learn from `train`, choose on `selection`, and are measured once, on
+    `test`.
 
     name: the value of the fold column that `test` has; empty where there are no folds.
     """
@@ -63,7 +74,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Dataset:
-    """labels, groups: one value, or None, for every clip id; groups is None where no sample has one. where: the rows of each part, in words."""
+    """labels, groups: one value, or None, for every clip id; groups is None where no sample has one. where: the rows of
+    each part, in words.
+    """
 
     source: Source
     labels: Sequence[str | None]
@@ -74,7 +87,9 @@ class Dataset:
     @property
     def clip_ids(self) -> np.ndarray:
         """Every sample that some trial uses, int64 [n], ascending."""
-        return np.unique(np.concatenate([part for trial in self.trials for part in (trial.train, trial.selection, trial.test)]))
+        return np.unique(
+            np.concatenate([part for trial in self.trials for part in (trial.train, trial.selection, trial.test)])
+        )
 
     @property
     def data_hash(self) -> str:
@@ -87,8 +102,10 @@ class Dataset:
 class Request:
     """What is wanted of a data set.
 
-    train, selection, val: rows as COLUMN=VALUE1,VALUE2; None: those whose split has this name, and for selection else a part of train.
-    group: column whose equal rows stay together. fold: column of cross-validation, in place of train, selection and val.
+    train, selection, val: rows as COLUMN=VALUE1,VALUE2; None: those whose split has this name, and for selection else a
+    part of train.
+    group: column whose equal rows stay together. fold: column of cross-validation, in place of train, selection and
+    val.
     data_root: folder of an image data set that is known by name.
     """
 
@@ -121,11 +138,17 @@ class ClipSource:
         if isinstance(views, Views):
             return eval_loader(self.index, clip_ids, self.data, batch, self.data.workers, views)
         clips = AugmentedClips(self.index, clip_ids, self.data, batch, views)
-        return ClipLoader(clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s, self.data.prefetch)
+        return ClipLoader(
+            clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s, self.data.prefetch
+        )
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
-        return {"rows": _rows_hash(self.index, clip_ids), "views": _words(views), **{name: getattr(self.data, name) for name in names}}
+        return {
+            "rows": _rows_hash(self.index, clip_ids),
+            "views": _words(views),
+            **{name: getattr(self.data, name) for name in names},
+        }
 
     def uri(self, clip_id: int) -> str:
         return self.index.row(clip_id).uri
@@ -170,11 +193,19 @@ def _clips(path: str, data: Data, request: Request) -> Dataset:
         where = {name: source.where if source else "a fifth of train" for name, source in sources.items()}
     trials = tuple(Trial(name, *(split.rows for split in parts)) for name, parts in splits.items())
     groups = index.column(request.group)
-    return Dataset(ClipSource(index, data), index.column(request.label), groups if any(group is not None for group in groups) else None, trials, where)
+    return Dataset(
+        ClipSource(index, data),
+        index.column(request.label),
+        groups if any(group is not None for group in groups) else None,
+        trials,
+        where,
+    )
 
 
 def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, Split]]:
-    """Value of the fold column -> train, selection and test; selection keeps groups, or where there are none folds, whole."""
+    """Value of the fold column -> train, selection and test; selection keeps groups, or where there are none folds,
+    whole.
+    """
     given = [f"--{part}" for part, value in request.where.items() if value is not None]
     if given:
         raise UserError(f"{given[0]}: --fold {request.fold} takes all rows in turn; give one or the other")
@@ -183,13 +214,21 @@ def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, 
     values = sorted({str(folds[row]) for row in usable})
     if len(values) < 3:
         found = ", ".join(values) or "none"
-        raise UserError(f"{index.path}: cross-validation needs 3 or more values in {request.fold}, to learn, choose and measure on; found {found}")
+        raise UserError(
+            f"{index.path}: cross-validation needs 3 or more values in {request.fold}, to learn, choose and "
+            f"measure on; found {found}"
+        )
     grouped = any(group is not None for group in index.column(request.group))
     parts = {}
     for value in values:
-        inside, outside = (np.array([row for row in usable if (folds[row] == value) is same], dtype=np.int64) for same in (True, False))
+        inside, outside = (
+            np.array([row for row in usable if (folds[row] == value) is same], dtype=np.int64) for same in (True, False)
+        )
         rest = Split(index, outside, {request.label: labels})
-        parts[value] = (*hold_out(rest, request.group if grouped else str(request.fold)), Split(index, inside, {request.label: labels}))
+        parts[value] = (
+            *hold_out(rest, request.group if grouped else str(request.fold)),
+            Split(index, inside, {request.label: labels}),
+        )
     return parts
 
 
@@ -202,7 +241,9 @@ def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexS
         if wanted is None and name not in splits:
             if name != "selection":
                 found = f"its splits are {', '.join(sorted(splits))}" if splits else "it has no splits"
-                raise UserError(f"{index.path}: no rows with split={name} ({found}); say which with --{name} COLUMN=VALUE")
+                raise UserError(
+                    f"{index.path}: no rows with split={name} ({found}); say which with --{name} COLUMN=VALUE"
+                )
             sources[name] = None
         else:
             sources[name] = IndexSource(index=str(index.path), where=_where(wanted or f"split={name}", name))
@@ -220,10 +261,14 @@ def _where(text: str, option: str) -> dict[str, str | int | list[str | int]]:
 def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
     """sha256 of the numbers of the rows and of what they hold; a file without a content hash goes by its address."""
     digest = hashlib.sha256(np.ascontiguousarray(clip_ids, dtype=np.int64).tobytes())
-    rows = {name: index.arrow(name).take(pa.array(clip_ids)) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")}
+    rows = {
+        name: index.arrow(name).take(pa.array(clip_ids)) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")
+    }
     texts = {name: pc.fill_null(pc.cast(values, pa.large_string()), "None") for name, values in rows.items()}
     between = pa.scalar("\0", pa.large_string())
-    by_content, by_address = (pc.binary_join_element_wise(*(texts[name] for name in names), between) for names in (_CONTENT, texts))
+    by_content, by_address = (
+        pc.binary_join_element_wise(*(texts[name] for name in names), between) for names in (_CONTENT, texts)
+    )
     for chunk in pc.if_else(pc.is_valid(rows["content_hash"]), by_content, by_address).chunks:
         _, offsets, text = chunk.buffers()
         first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]

@@ -57,14 +57,21 @@ class ImageSet:
 
 
 class ImageClips(Clips):
-    """Item number k holds images rows[k * batch : (k + 1) * batch], clips of one frame uint8 [B, 3, 1, S, S]; nothing is random.
+    """Item number k holds images rows[k * batch : (k + 1) * batch], clips of one frame uint8 [B, 3, 1, S, S]; nothing
+    is random.
 
     The crops of an image lie side by side, as those of `vjepa.data.clips.EvalClips`. Clip ids are numbers of images.
     """
 
     def __init__(self, images: Images, rows: np.ndarray, data: Data, batch: int, num_crops: int = 1) -> None:
         super().__init__()
-        self.images, self.rows, self.data, self.batch, self.num_crops = images, rows, data.model_copy(update={"num_frames": 1}), batch, num_crops
+        self.images, self.rows, self.data, self.batch, self.num_crops = (
+            images,
+            rows,
+            data.model_copy(update={"num_frames": 1}),
+            batch,
+            num_crops,
+        )
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -80,19 +87,25 @@ class ImageClips(Clips):
 
     def _views(self, i: int) -> list[torch.Tensor]:
         frames = self.images.read(i)[None]
-        return [crop_resize(frames, box, self.data.crop_px) for box in view_boxes(frames.shape[1], frames.shape[2], self.num_crops)]
+        return [
+            crop_resize(frames, box, self.data.crop_px)
+            for box in view_boxes(frames.shape[1], frames.shape[2], self.num_crops)
+        ]
 
 
 def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:
     """One of IMAGE_SETS, or the folder of images `name`.
 
-    data_root: the folder that holds CIFAR or ImageNet, or that CIFAR is downloaded to; None: the cache folder of the user (ImageNet: required).
-    Raises UserError with one line where it is not there and cannot be downloaded, or where no split would have an image.
+    data_root: the folder that holds CIFAR or ImageNet, or that CIFAR is downloaded to; None: the cache folder of the
+    user (ImageNet: required). Raises UserError with one line where it is not there and cannot be downloaded, or where
+    no split would have an image.
     """
     if name in IMAGE_SETS:
         return IMAGE_SETS[name](name, Path(data_root) if data_root else None)
     if data_root:
-        raise UserError(f"--data_root {data_root}: is for {', '.join(IMAGE_SETS)}; a folder of images is named by --dataset alone")
+        raise UserError(
+            f"--data_root {data_root}: is for {', '.join(IMAGE_SETS)}; a folder of images is named by --dataset alone"
+        )
     return _folder(name, Path(name))
 
 
@@ -132,7 +145,9 @@ def _digits(name: str, data_root: Path | None) -> ImageSet:
     keys = [hashlib.sha256(picture.tobytes()).digest() for picture in grey]
     pixels = np.repeat(grey[..., None], 3, axis=3)
     splits = hash_split(keys, labels, {"train": 0.6, "selection": 0.2, "val": 0.2})
-    return ImageSet(name, ArrayImages(pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels))
+    return ImageSet(
+        name, ArrayImages(pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels)
+    )
 
 
 def _cifar(name: str, data_root: Path | None) -> ImageSet:
@@ -152,7 +167,9 @@ def _cifar(name: str, data_root: Path | None) -> ImageSet:
 def _downloaded(loader: Any, root: Path, is_train: bool) -> Any:
     """A torchvision data set in `root`, downloaded where it is not there yet."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # torchvision sets none, and would wait for ever on a network that swallows packets
+    socket.setdefaulttimeout(
+        _DOWNLOAD_TIMEOUT_S
+    )  # torchvision sets none, and would wait for ever on a network that swallows packets
     try:
         return loader(str(root), train=is_train, download=True)
     except (OSError, RuntimeError) as error:
@@ -167,13 +184,24 @@ def _downloaded(loader: Any, root: Path, is_train: bool) -> Any:
 
 def _imagenet(name: str, data_root: Path | None) -> ImageSet:
     if data_root is None:
-        raise UserError("imagenet: needs an account at https://image-net.org to be downloaded; name the folder that holds train/ and val/ with --data_root")
+        raise UserError(
+            "imagenet: needs an account at https://image-net.org to be downloaded; name the folder that "
+            "holds train/ and val/ with --data_root"
+        )
     if not ((data_root / "train").is_dir() and (data_root / "val").is_dir()):
-        raise UserError(f"{data_root}: no folders train/ and val/; unpack ImageNet there, a folder for each class (torchvision.datasets.ImageNet does it)")
+        raise UserError(
+            f"{data_root}: no folders train/ and val/; unpack ImageNet there, a folder for each class "
+            "(torchvision.datasets.ImageNet does it)"
+        )
     return _folder(name, data_root)
 
 
-IMAGE_SETS: Final[dict[str, Callable[[str, Path | None], ImageSet]]] = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "imagenet": _imagenet}
+IMAGE_SETS: Final[dict[str, Callable[[str, Path | None], ImageSet]]] = {
+    "digits": _digits,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "imagenet": _imagenet,
+}
 
 
 def _folder(name: str, root: Path) -> ImageSet:
@@ -182,7 +210,10 @@ def _folder(name: str, root: Path) -> ImageSet:
         raise UserError(f"{root}: no such folder of images; the data sets known by name are {', '.join(IMAGE_SETS)}")
     parts = [part for part in ("train", "selection", "val") if (root / part).is_dir()]
     if parts and not {"train", "val"} <= set(parts):
-        raise UserError(f"{root}: has {parts[0]}/ but not both train/ and val/; name them so, or give a folder with a folder for each class")
+        raise UserError(
+            f"{root}: has {parts[0]}/ but not both train/ and val/; name them so, or give a folder with a "
+            "folder for each class"
+        )
     paths: list[str] = []
     labels: list[str] = []
     splits: dict[str, np.ndarray] = {}
@@ -224,7 +255,8 @@ def _held_out(keys: Sequence[bytes], labels: Sequence[str]) -> dict[str, np.ndar
 
 
 def hash_split(keys: Sequence[bytes], labels: Sequence[str], shares: dict[str, float]) -> dict[str, np.ndarray]:
-    """Split name -> numbers of images, int64 [n], ascending: its share of each class, in the order of the hashes `keys`.
+    """Split name -> numbers of images, int64 [n], ascending: its share of each class, in the order of the hashes
+    `keys`.
 
     Equal keys, such as those of equal pictures, stay together; the order of the images plays no part.
     """

@@ -1,4 +1,6 @@
-"""The evidence that closes a run: frozen features beside chance, the untrained encoder and raw pixels, on the same clips."""
+"""The evidence that closes a run: frozen features beside chance, the untrained encoder and raw pixels, on the same
+clips.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +69,14 @@ class Labelled:
         return cls(features.values[have], np.array([str(labels[clip_id]) for clip_id in features.clip_ids[have]]))
 
 
-def evaluate_run(settings: config.Config, trained: nn.Module, untrained: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything that the closing table shows, from the settings `data`, `eval` and two frozen encoders; see `evidence`.
+def evaluate_run(
+    settings: config.Config, trained: nn.Module, untrained: nn.Module, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Everything that the closing table shows, from the settings `data`, `eval` and two frozen encoders; see
+    `evidence`.
 
-    Adds `num_unreadable`, and `unreadable`: one line for each clip that was left out. Raises UserError as `read_splits` does.
+    Adds `num_unreadable`, and `unreadable`: one line for each clip that was left out. Raises UserError as `read_splits`
+    does.
     """
     splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
     extractors: dict[str, Extractor] = {
@@ -84,13 +90,19 @@ def evaluate_run(settings: config.Config, trained: nn.Module, untrained: nn.Modu
     features = {name: extract_split(split, settings, ordered) for name, split in vars(splits).items()}
     if "shuffled_frames" in wanted:
         for name, split in vars(splits).items():
-            features[name]["shuffled_frames"] = extract_split(split, settings, {"trained": extractors["trained"]}, Views(time="shuffled"))["trained"]
-    unreadable = [f"{name} row {row}: {reason}" for name in features for row, reason in features[name]["trained"].failures]
+            features[name]["shuffled_frames"] = extract_split(
+                split, settings, {"trained": extractors["trained"]}, Views(time="shuffled")
+            )["trained"]
+    unreadable = [
+        f"{name} row {row}: {reason}" for name in features for row, reason in features[name]["trained"].failures
+    ]
     labels = {name: split.labels for name, split in vars(splits).items()}
     return {**evidence(features, labels), "num_unreadable": len(unreadable), "unreadable": unreadable}
 
 
-def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]]) -> dict[str, Any]:
+def evidence(
+    features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]]
+) -> dict[str, Any]:
     """Accuracy of every probe on every kind of features for every label.
 
     features: split (train, selection, val) -> kind -> Features; the kind `trained` must be there.
@@ -101,7 +113,10 @@ def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str
     encoder on val.
     """
     trained = features["val"]["trained"].values
-    report: dict[str, Any] = {label: {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}} for label in labels["train"]}
+    report: dict[str, Any] = {
+        label: {probe: {} for probe in PROBES} | {"chosen": {probe: {} for probe in PROBES}}
+        for label in labels["train"]
+    }
     for (kind, probe), found in measure_all(features, labels).items():
         for label, (accuracy, setting) in found.items():
             report[label][probe][kind] = accuracy.to_dict()
@@ -121,7 +136,9 @@ def evidence(features: Mapping[str, Mapping[str, Features]], labels: Mapping[str
 def measure_all(
     features: Mapping[str, Mapping[str, Features]], labels: Mapping[str, Mapping[str, Sequence[str | None]]]
 ) -> dict[tuple[str, Probe], dict[str, tuple[metrics.Accuracy, float]]]:
-    """(kind, probe) -> label -> what `measure` finds; side by side, the widest features first, for most products are too small to share."""
+    """(kind, probe) -> label -> what `measure` finds; side by side, the widest features first, for most products are
+    too small to share.
+    """
 
     def measured(kind: str, probe: Probe) -> dict[str, tuple[metrics.Accuracy, float]]:
         prepared = prepare(probe, {split: kinds[kind] for split, kinds in features.items()})
@@ -142,10 +159,15 @@ def prepare(probe: Probe, features: Mapping[str, Features]) -> dict[str, Feature
     if probe == "knn":
         return dict(features)
     values = heads.prepare(*(features[split].values for split in ("train", "selection", "val")))
-    return {split: replace(features[split], values=found) for split, found in zip(("train", "selection", "val"), values, strict=True)}
+    return {
+        split: replace(features[split], values=found)
+        for split, found in zip(("train", "selection", "val"), values, strict=True)
+    }
 
 
-def label_parts(features: Mapping[str, Features], labels: Mapping[str, Mapping[str, Sequence[str | None]]], label: str) -> dict[str, Labelled]:
+def label_parts(
+    features: Mapping[str, Features], labels: Mapping[str, Mapping[str, Sequence[str | None]]], label: str
+) -> dict[str, Labelled]:
     """The clips of each split that have `label`. Raises UserError as `Labelled.of` does."""
     return {split: Labelled.of(found, labels[split][label], f"{split}, {label}") for split, found in features.items()}
 
@@ -171,26 +193,36 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
     if data.val is None:
         raise UserError("data.val: not set, so there is nothing to measure on")
     train, val = _read_split(data.train, labels), _read_split(data.val, labels)
-    train, selection = hold_out(train, group) if data.selection is None else (train, _read_split(data.selection, labels))
+    train, selection = (
+        hold_out(train, group) if data.selection is None else (train, _read_split(data.selection, labels))
+    )
     splits = {"train": train, "selection": selection, "val": val}
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
         if shared:
-            raise UserError(f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give other rows, e.g. where: {{split: val}}")
+            raise UserError(
+                f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give "
+                f"other rows, e.g. where: {{split: val}}"
+            )
     return Splits(**splits)
 
 
 def _read_split(source: config.Source, labels: Sequence[str]) -> Split:
     index = ClipIndex.open(source.index)
     columns = {label: index.column(label) for label in labels}
-    rows = np.array([row for row in index.select(source.where) if any(values[row] is not None for values in columns.values())], dtype=np.int64)
+    rows = np.array(
+        [row for row in index.select(source.where) if any(values[row] is not None for values in columns.values())],
+        dtype=np.int64,
+    )
     if not len(rows):
         raise UserError(f"{source.index}: no row has a value in {' or '.join(labels)}; the probes need labels")
     return Split(index, rows, columns)
 
 
 def hold_out(train: Split, column: str) -> tuple[Split, Split]:
-    """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one value in `column` stay together."""
+    """Two splits of one: four fifths to learn from and, at most, a fifth to choose on; rows of one value in `column`
+    stay together.
+    """
     names = train.index.column(column)
     groups = [f"group {names[row]}" if names[row] is not None else f"row {row}" for row in train.rows]
     sizes = Counter(groups)
@@ -204,11 +236,19 @@ def hold_out(train: Split, column: str) -> tuple[Split, Split]:
     if not held and len(order) > 1:
         held = {min(order, key=lambda group: sizes[group])}  # every group is larger than a fifth
     if not held or len(held) == len(order):
-        raise UserError(f"data.selection: {len(groups)} labelled train clips in {len(order)} group(s) cannot be divided; give rows for selection")
+        raise UserError(
+            f"data.selection: {len(groups)} labelled train clips in {len(order)} group(s) cannot be divided; "
+            "give rows for selection"
+        )
     is_held = np.array([group in held for group in groups])
     return Split(train.index, train.rows[~is_held], train.labels), Split(train.index, train.rows[is_held], train.labels)
 
 
-def extract_split(split: Split, settings: config.Config, extractors: Mapping[str, Extractor], views: Views | None = None) -> dict[str, Features]:
+def extract_split(
+    split: Split, settings: config.Config, extractors: Mapping[str, Extractor], views: Views | None = None
+) -> dict[str, Features]:
     """Features of every row of a split, from one pass over its clips."""
-    return extract(eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, views), extractors)
+    return extract(
+        eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, views),
+        extractors,
+    )

@@ -1,4 +1,5 @@
-"""Features on disk: parts, each written at once, that any number of processes fill in, and the single file that they become.
+"""Features on disk: parts, each written at once, that any number of processes fill in, and the single file that they
+become.
 
 FOLDER/extract.json                        what is extracted, and how: the same for every process, or they are refused
 FOLDER/part-00007-of-00012.safetensors     rows in order; a part that is there is whole
@@ -29,7 +30,14 @@ Tensors = dict[str, torch.Tensor]
 _PLAN_FILE: Final = "extract.json"
 _PLACES: Final = ("model_path", "dataset")  # where things lie, which plays no part
 _NAMING: Final = ("row", "clip", "start_s", "end_s", "uri", "label")
-_DTYPES: Final = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
+_DTYPES: Final = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+}
 
 
 def fingerprint(plan: Mapping[str, Any]) -> str:
@@ -74,7 +82,11 @@ class Parts:
     def write(self, part: int, tensors: Tensors, unreadable: Mapping[int, str]) -> None:
         """One part, at once. `unreadable`: row -> why it has no features."""
         with _at_once(self.path(part)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata_of(self.plan, unreadable))
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata_of(self.plan, unreadable),
+            )
 
     def rows(self) -> torch.Tensor:
         """int64 [R]: the row of the index of each row of all parts, which must be there."""
@@ -109,7 +121,9 @@ class Parts:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process at a time; a process that dies lets go. The folder may be gone, for another process has finished."""
+        """One process at a time; a process that dies lets go. The folder may be gone, for another process has
+        finished.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -129,7 +143,10 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any], found: Mapping[str, A
     here, there = _as_text(plan), _as_text(found)
     differs = [key for key in plan if key not in _PLACES and here[key] != there.get(key)]
     if differs:
-        raise UserError(f"{path}: holds features of another extraction (another {', '.join(differs)}); name another --out, or remove it")
+        raise UserError(
+            f"{path}: holds features of another extraction (another {', '.join(differs)}); name another "
+            "--out, or remove it"
+        )
 
 
 def metadata_of(plan: Mapping[str, Any], unreadable: Mapping[int, str]) -> dict[str, str]:
@@ -138,7 +155,9 @@ def metadata_of(plan: Mapping[str, Any], unreadable: Mapping[int, str]) -> dict[
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
-    return {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in values.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in values.items()
+    }
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -148,7 +167,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         import pyarrow.parquet as pq
 
         try:
-            found = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items() if key != b"ARROW:schema"}
+            found = {
+                key.decode(): value.decode()
+                for key, value in (pq.read_schema(path).metadata or {}).items()
+                if key != b"ARROW:schema"
+            }
         except (pa.ArrowException, OSError):
             found = {}
     else:
@@ -163,7 +186,9 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def text_tensor(values: Sequence[str | None], width: int) -> torch.Tensor:
-    """uint8 [n, width]: UTF-8, filled up with zeros, for safetensors knows no text. Back: bytes(row).rstrip(b"\\0").decode()."""
+    """uint8 [n, width]: UTF-8, filled up with zeros, for safetensors knows no text. Back:
+    bytes(row).rstrip(b"\\0").decode().
+    """
     table = np.zeros((len(values), width), dtype=np.uint8)
     for row, value in zip(table, values, strict=True):
         encoded = (value or "").encode()
@@ -196,7 +221,9 @@ def write_safetensors(path: Path, parts: Parts, texts: Mapping[str, Sequence[str
 
 
 def write_parquet(path: Path, parts: Parts, texts: Mapping[str, Sequence[str | None]]) -> None:
-    """All parts as one file, at once; features are lists of fixed length, and `texts`, one value per row of the index, stay text."""
+    """All parts as one file, at once; features are lists of fixed length, and `texts`, one value per row of the index,
+    stay text.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,7 +239,9 @@ def write_parquet(path: Path, parts: Parts, texts: Mapping[str, Sequence[str | N
                 elif tensor.ndim == 1:
                     columns[name] = pa.array(tensor.numpy())
                 else:
-                    columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(tensor.flatten().numpy()), math.prod(tensor.shape[1:]))
+                    columns[name] = pa.FixedSizeListArray.from_arrays(
+                        pa.array(tensor.flatten().numpy()), math.prod(tensor.shape[1:])
+                    )
             order = sorted(columns, key=_place_in_table)
             table = pa.table({name: columns[name] for name in order}).replace_schema_metadata(metadata)
             writer = writer or pq.ParquetWriter(temporary, table.schema)
@@ -226,13 +255,18 @@ def _place_in_table(name: str) -> tuple[int, int, str]:
     return name.startswith("features"), _NAMING.index(name) if name in _NAMING else len(_NAMING), name
 
 
-WRITERS: Final[dict[str, Callable[[Path, Parts, Mapping[str, Sequence[str | None]]], None]]] = {".safetensors": write_safetensors, ".parquet": write_parquet}
+WRITERS: Final[dict[str, Callable[[Path, Parts, Mapping[str, Sequence[str | None]]], None]]] = {
+    ".safetensors": write_safetensors,
+    ".parquet": write_parquet,
+}
 
 
 @contextmanager
 def _at_once(path: Path) -> Iterator[Path]:
     """A file to write to, which becomes `path` if all goes well, or disappears."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # process numbers repeat from machine to machine
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(4)}.tmp"
+    )  # process numbers repeat from machine to machine
     try:
         yield temporary
         os.replace(temporary, path)

@@ -1,4 +1,6 @@
-"""Clips to frozen features, one row per clip. A pass over the loader decodes once and serves several kinds of features."""
+"""Clips to frozen features, one row per clip. A pass over the loader decodes once and serves several
+kinds of features.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Features:
 
 
 def extract(loader: Iterable[ClipBatch], extractors: Mapping[str, Extractor]) -> dict[str, Features]:
-    """Features of every clip of `loader` under the name of each extractor. Raises UserError where none could be read, or a feature is NaN."""
+    """Features of every clip of `loader` under the name of each extractor. Raises UserError where none could be read,
+    or a feature is NaN.
+    """
     values: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
     clip_ids: list[np.ndarray] = []
     failures: list[tuple[int, str]] = []
@@ -49,25 +53,32 @@ def extract(loader: Iterable[ClipBatch], extractors: Mapping[str, Extractor]) ->
         for name, extractor in extractors.items():
             values[name].append(extractor(batch.video).cpu().numpy())
     if not clip_ids:
-        raise UserError("no clip to measure could be read" + (f"; row {failures[0][0]}: {failures[0][1]}" if failures else ""))
+        raise UserError(
+            "no clip to measure could be read" + (f"; row {failures[0][0]}: {failures[0][1]}" if failures else "")
+        )
     ids = np.concatenate(clip_ids)
     features = {name: Features(np.concatenate(parts), ids, tuple(failures)) for name, parts in values.items()}
     for name, found in features.items():
         if not np.isfinite(found.values).all():
-            raise UserError(f"{name}: features hold NaN or infinity; the encoder has diverged, measure an earlier checkpoint")
+            raise UserError(
+                f"{name}: features hold NaN or infinity; the encoder has diverged, measure an earlier checkpoint"
+            )
     return features
 
 
 def encode(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> Extractor:
     """The extractor of a frozen encoder on `device`: the mean over its tokens, [B, 3, T, S, S] -> [B, D].
 
-    `dtype` is the precision of the forward pass; the mean is taken in fp32. A CPU gets a few clips at a time, so that what it makes of them stays in its cache.
+    `dtype` is the precision of the forward pass; the mean is taken in fp32. A CPU gets a few clips at a time, so that
+    what it makes of them stays in its cache.
     """
 
     def extractor(video: torch.Tensor) -> torch.Tensor:
         few = _CPU_CLIPS if device.type == "cpu" else len(video)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            tokens: list[torch.Tensor] = [encoder(normalise(clips.to(device), dtype)) for clips in torch.split(video, few)]
+            tokens: list[torch.Tensor] = [
+                encoder(normalise(clips.to(device), dtype)) for clips in torch.split(video, few)
+            ]
         return torch.cat([clips.float().mean(1) for clips in tokens])
 
     return extractor

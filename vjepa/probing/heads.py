@@ -14,13 +14,16 @@ from vjepa.probing.sweep import Probed, choose
 ALPHA_CHOICES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 C_CHOICES = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 MAX_ITERATIONS = 1000
-# a fit ends where a step lowers the loss by less than this share of it; the loss is then within a few 1e-6 of the least (measured)
+# a fit ends where a step lowers the loss by less than this share of it; the loss is then within a few 1e-6 of the least
+# (measured)
 TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """names: the K classes; weights [D, K]; bias [K]; loss: the summed cross-entropy on the training clips plus the penalty."""
+    """names: the K classes; weights [D, K]; bias [K]; loss: the summed cross-entropy on the training clips plus the
+    penalty.
+    """
 
     names: Classes
     weights: Floats
@@ -39,15 +42,18 @@ class LinearModel:
 
 
 def prepare(train: Floats, *others: Floats) -> list[Floats]:
-    """What `probe` works on: each [., D] standardised by all clips of `train` [N, D], along its axes; once serves every label."""
+    """What `probe` works on: each [., D] standardised by all clips of `train` [N, D], along its axes; once serves every
+    label.
+    """
     return rotate(*standardise(train, *others))
 
 
 def probe(train: Floats, train_classes: Classes, selection: Floats, selection_classes: Classes, val: Floats) -> Probed:
-    """Classify `val` [Nv, D] by a linear model of `train` [N, D]; the strength C of its L2 penalty is chosen on `selection` [Ns, D].
+    """Classify `val` [Nv, D] by a linear model of `train` [N, D]; the strength C of its L2 penalty is chosen on
+    `selection` [Ns, D].
 
-    Features are as `prepare` gives them: a clip has length of about 1, so that one grid of C serves every width. A class
-    that the training clips lack is never predicted, so its clips count as wrong.
+    Features are as `prepare` gives them: a clip has length of about 1, so that one grid of C serves every width. A
+    class that the training clips lack is never predicted, so its clips count as wrong.
     """
     models = dict(zip(C_CHOICES, fit(train, train_classes, C_CHOICES), strict=True))
     c = choose({c: model.predict(selection) for c, model in models.items()}, selection_classes)
@@ -55,7 +61,8 @@ def probe(train: Floats, train_classes: Classes, selection: Floats, selection_cl
 
 
 def of_raw(model: LinearModel, prepared: Floats, train: Floats, batch_norm: bool = True) -> LinearModel:
-    """`model`, which was fitted to `prepared` [N, r], as one of the features that these were made of, `train` [N, D]: the same scores for every clip.
+    """`model`, which was fitted to `prepared` [N, r], as one of the features that these were made of, `train` [N, D]:
+    the same scores for every clip.
 
     Its weights lie in the span of the training rows, whose coordinates in `prepared` are orthogonal (see `rotate`).
     """
@@ -67,7 +74,8 @@ def of_raw(model: LinearModel, prepared: Floats, train: Floats, batch_norm: bool
 
 
 def standardise(train: Floats, *others: Floats) -> list[Floats]:
-    """Each [., D] with mean 0 and standard deviation 1 / sqrt(D) over `train`; a dimension that is constant there becomes 0.
+    """Each [., D] with mean 0 and standard deviation 1 / sqrt(D) over `train`; a dimension that is constant there
+    becomes 0.
 
     Divided by sqrt(D), a clip has length of about 1 at every width.
     """
@@ -78,7 +86,9 @@ def standardise(train: Floats, *others: Floats) -> list[Floats]:
 
 
 def scale(train: Floats, *others: Floats) -> list[Floats]:
-    """Each [., D] times one number, which gives the clips of `train` a mean square length of 1: `standardise` without batch norm."""
+    """Each [., D] times one number, which gives the clips of `train` a mean square length of 1: `standardise` without
+    batch norm.
+    """
     factor = 1 / max(float(np.sqrt(np.mean(np.sum(np.square(train, dtype=np.float64), 1)))), np.finfo(np.float64).tiny)
     return [np.asarray(features, dtype=np.float64) * factor for features in (train, *others)]
 
@@ -86,9 +96,9 @@ def scale(train: Floats, *others: Floats) -> list[Floats]:
 def rotate(train: Floats, *others: Floats) -> list[Floats]:
     """Each [., D] -> [., r]: coordinates along the right singular vectors of `train` [N, D], r <= min(N, D).
 
-    The weights of an L2-regularised linear model lie in the span of its training rows, so this leaves its predictions as
-    they were; it makes a fit D / N times cheaper where D > N, and its curvature nearly diagonal, which `fit` relies on.
-    The SVD is taken through the smaller Gram matrix, in float64.
+    The weights of an L2-regularised linear model lie in the span of its training rows, so this leaves its predictions
+    as they were; it makes a fit D / N times cheaper where D > N, and its curvature nearly diagonal, which `fit` relies
+    on. The SVD is taken through the smaller Gram matrix, in float64.
     """
     wide = train.shape[1] > train.shape[0]
     # one thread: on a busy machine two that wait for each other took three times as long as one
@@ -104,7 +114,8 @@ def rotate(train: Floats, *others: Floats) -> list[Floats]:
 
 
 def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[LinearModel]:
-    """Multinomial logistic regression on `features` [N, D] for each C of `choices`, which ascend: each fit starts from the one before.
+    """Multinomial logistic regression on `features` [N, D] for each C of `choices`, which ascend: each fit starts from
+    the one before.
 
     Minimises sum(cross-entropy) + |weights|^2 / (2 C), bias free: the loss of scikit-learn's LogisticRegression, which
     for two classes has one vector of weights, their difference. L-BFGS runs on weights / scale, where scale^2 is about
@@ -130,11 +141,18 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
             gradient = np.vstack([features.T @ error + penalty * weights, error.sum(0)]) * scale
             return float(penalty / 2 * (weights**2).sum() - (log_p * truth).sum()), gradient.ravel()
 
-        # one thread: the products are so small that BLAS threads wait for each other, up to 60 times slower on a busy machine
+        # one thread: the products are so small that BLAS threads wait for each other, up to 60 times slower on a busy
+        # machine
         with threadpool_limits(1):
             start = (np.vstack([weights, bias]) / scale).ravel()
             # a fit that stops at MAX_ITERATIONS is one more candidate, a little more regularised than its C says
-            found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-10})
+            found = minimize(
+                loss,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-10},
+            )
             both = found.x.reshape(-1, len(names)) * scale
             weights, bias = both[:-1], both[-1]
             p = np.exp(log_softmax(features @ weights + bias))
@@ -144,10 +162,11 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
 
 
 def fit_ridge(features: Floats, classes: Classes, choices: Sequence[float]) -> list[LinearModel]:
-    """Ridge regression of `features` [N, D] to 1 for the class of a clip and 0 for the others, for each alpha of `choices`.
+    """Ridge regression of `features` [N, D] to 1 for the class of a clip and 0 for the others, for each alpha of
+    `choices`.
 
-    Minimises |features weights + bias - targets|^2 + alpha |weights|^2, bias free: the loss of scikit-learn's Ridge. One
-    decomposition serves every alpha. The outputs of a clip sum to 1 and estimate the probability of each class.
+    Minimises |features weights + bias - targets|^2 + alpha |weights|^2, bias free: the loss of scikit-learn's Ridge.
+    One decomposition serves every alpha. The outputs of a clip sum to 1 and estimate the probability of each class.
     """
     names, ids = np.unique(classes, return_inverse=True)
     mean, share = features.mean(0), np.eye(len(names))[ids].mean(0)

@@ -15,7 +15,9 @@ TEMPERATURE = 0.07
 
 
 def probe(train: Floats, train_classes: Classes, selection: Floats, selection_classes: Classes, val: Floats) -> Probed:
-    """Classify `val` [Nv, D] by its nearest clips of `train` [N, D] in cosine similarity; k is chosen on `selection` [Ns, D]."""
+    """Classify `val` [Nv, D] by its nearest clips of `train` [N, D] in cosine similarity; k is chosen on `selection`
+    [Ns, D].
+    """
     neighbours = Neighbours(train, train_classes, K_CHOICES)
     votes = neighbours.probabilities(selection, neighbours.settings)
     k = choose({k: neighbours.names[share.argmax(1)] for k, share in votes.items()}, selection_classes)

@@ -37,7 +37,9 @@ class Accuracy:
 
 
 def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927): unlike the normal one it stays within 0..1 and is honest near both ends."""
+    """Confidence interval of a share (Wilson 1927): unlike the normal one it stays within 0..1 and is honest near both
+    ends.
+    """
     share, spread = correct / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
@@ -46,13 +48,16 @@ def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float,
 
 
 def chance(train: Classes, val: Classes) -> Accuracy:
-    """Accuracy on `val` of always answering the most frequent class of `train` (the first by name where several are)."""
+    """Accuracy on `val` of always answering the most frequent class of `train` (the first by name where
+    several are).
+    """
     names, counts = np.unique(train, return_counts=True)
     return Accuracy.of(np.full(len(val), names[counts.argmax()]), val)
 
 
 def effective_rank(features: Floats) -> float:
-    """How many directions the features [N, D] use: exp of the entropy of the normalised singular values of the centred features.
+    """How many directions the features [N, D] use: exp of the entropy of the normalised singular values of the centred
+    features.
 
     RankMe (Garrido et al. 2023, eq. 1), centred here so that a mean shared by all clips counts for nothing. From 1 to
     min(N - 1, D), and 0 where all rows are equal up to rounding.

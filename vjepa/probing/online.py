@@ -16,17 +16,24 @@ K = 10
 
 
 class OnlineProbe:
-    """k-NN accuracy on selection clips, k = 10, from train clips; never on the clips that the closing report is measured on."""
+    """k-NN accuracy on selection clips, k = 10, from train clips; never on the clips that the closing report is
+    measured on.
+    """
 
     def __init__(self, settings: config.Config, untrained: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Raises UserError as `read_splits` does."""
         splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
         self.settings, self.device, self.dtype = settings, device, dtype
-        self.train, self.selection = (_few(split, settings.eval.online_clips) for split in (splits.train, splits.selection))
-        self.random_init = {f"{name}_random_init": value for name, value in self._accuracies(untrained.to(device).eval()).items()}
+        self.train, self.selection = (
+            _few(split, settings.eval.online_clips) for split in (splits.train, splits.selection)
+        )
+        self.random_init = {
+            f"{name}_random_init": value for name, value in self._accuracies(untrained.to(device).eval()).items()
+        }
 
     def measure_at(self, step: int, model: nn.Module) -> dict[str, float]:
-        """At the steps that `eval.every_steps` names, `knn` (the mean over labels) and, where there are several labels, `knn_<label>`,
+        """At the steps that `eval.every_steps` names, `knn` (the mean over labels) and, where there are several labels,
+        `knn_<label>`,
 
         each beside that of the untrained encoder, `knn_random_init`. Nothing at other steps.
         """
@@ -46,7 +53,10 @@ class OnlineProbe:
         for label in self.settings.eval.labels:
             train, selection = (
                 Labelled.of(features, split.labels[label], name)
-                for features, split, name in ((bank, self.train, f"train, {label}"), (seen, self.selection, f"selection, {label}"))
+                for features, split, name in (
+                    (bank, self.train, f"train, {label}"),
+                    (seen, self.selection, f"selection, {label}"),
+                )
             )
             neighbours = Neighbours(train.features, train.classes, [K])
             (votes,) = neighbours.probabilities(selection.features, neighbours.settings).values()
@@ -55,7 +65,9 @@ class OnlineProbe:
 
     def _extract(self, split: Split, extractors: dict[str, Extractor]) -> Features:
         data = self.settings.data
-        return extract(eval_loader(split.index, split.rows, data, self.settings.eval.batch, data.workers), extractors)["trained"]
+        return extract(eval_loader(split.index, split.rows, data, self.settings.eval.batch, data.workers), extractors)[
+            "trained"
+        ]
 
 
 def _few(split: Split, num: int) -> Split:

@@ -1,4 +1,6 @@
-"""Augmented passes over rows of an index: each a random clip and a random crop of every row, fixed by (seed, row, pass)."""
+"""Augmented passes over rows of an index: each a random clip and a random crop of every row, fixed by (seed, row,
+pass).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _PASSES_PER_ROW = 1 << 20  # room for the number of a pass in the counter of a r
 
 @dataclass(frozen=True)
 class Passes:
-    """Augmented views to learn from: `num` of each row, drawn by `seed`. Pass number p is the same whatever `num` is."""
+    """Augmented views to learn from: `num` of each row, drawn by `seed`. Pass number p is the same whatever
+    `num` is.
+    """
 
     num: int
     seed: int = 0

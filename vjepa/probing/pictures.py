@@ -1,4 +1,6 @@
-"""Pictures of a probe's answers: which classes are taken for which, and the clips that it is most confidently wrong about."""
+"""Pictures of a probe's answers: which classes are taken for which, and the clips that it is most confidently wrong
+about.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _INK: Final = "#222222"
 
 
 def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
-    """The share of each true class (row) that was taken for each class (column), as colour; with the counts where they fit.
+    """The share of each true class (row) that was taken for each class (column), as colour; with the counts where they
+    fit.
 
     A row without clips is grey. Of many classes every n-th is named. `what` was measured is said in the title.
     """
@@ -45,7 +48,9 @@ def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
     axes.set(xlabel="predicted", ylabel="true")
     if num <= _MAX_CLASSES_WITH_COUNTS:
         _write_counts(axes, scores.confusion, shares)
-    figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 0.75, 1], label="share of the true class").ax.tick_params(labelsize=8)
+    figure.colorbar(
+        image, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 0.75, 1], label="share of the true class"
+    ).ax.tick_params(labelsize=8)
     told = f"accuracy {_told(scores.top1)}, mean class {_told(scores.mean_class)}, {scores.num_clips} clips"
     figure.suptitle(f"{what}\n{told}".strip(), fontsize=9)
     figure.savefig(path, facecolor="white")

@@ -1,4 +1,6 @@
-"""How a number is obtained: learn on train, choose on selection, read the test clips once; every clip counts once, its views averaged."""
+"""How a number is obtained: learn on train, choose on selection, read the test clips once; every clip counts once, its
+views averaged.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Examples:
         known = [int(clip_id) for clip_id in clip_ids if int(clip_id) in place]
         if not known:
             raise UserError(f"{what}: no readable clip has this label")
-        return cls(bank, np.array([place[clip_id] for clip_id in known]), np.array([str(labels[clip_id]) for clip_id in known]))
+        return cls(
+            bank, np.array([place[clip_id] for clip_id in known]), np.array([str(labels[clip_id]) for clip_id in known])
+        )
 
     @property
     def clip_ids(self) -> np.ndarray:
@@ -63,9 +67,9 @@ class Examples:
 class Method:
     """One kind of probe.
 
-    choices: every k of knn. head, batch_norm: of linear probes; pooling: what their features were made by, of tokens. depth, attention_heads, grid: of
-    attentive ones; attention_heads None: 16 where they divide the width, else the largest number below that does. device, dtype: where and in which
-    precision attentive heads learn.
+    choices: every k of knn. head, batch_norm: of linear probes; pooling: what their features were made by, of tokens.
+    depth, attention_heads, grid: of attentive ones; attention_heads None: 16 where they divide the width, else the
+    largest number below that does. device, dtype: where and in which precision attentive heads learn.
     """
 
     mode: Mode
@@ -84,10 +88,11 @@ class Method:
 class Answer:
     """names: the C classes that train has. probabilities: of the chosen setting, [n, C] for each test set.
 
-    chosen: its setting, name -> value. selection: each setting that was tried, with its share of right answers on the selection clips.
-    head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]: logits whose softmax are the probabilities, or the outputs
-    of ridge regression. Tokens of several blocks lie side by side, [B, N, L * D], for linear heads, and one after the other, [B, L * N, D], for
-    attentive ones. None: neighbours have none.
+    chosen: its setting, name -> value. selection: each setting that was tried, with its share of right answers on the
+    selection clips.
+    head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]: logits whose softmax
+    are the probabilities, or the outputs of ridge regression. Tokens of several blocks lie side by side, [B, N, L * D],
+    for linear heads, and one after the other, [B, L * N, D], for attentive ones. None: neighbours have none.
     """
 
     names: Classes
@@ -110,7 +115,11 @@ def answer(
     """
     if len(np.unique(train.classes)) < 2:
         raise UserError(f"train: every clip is {train.classes[0]!r}; a probe needs two classes")
-    found = _attentive(method, train, selection, tests, watch) if method.mode == "attentive" else _pooled(method, train, selection, tests)
+    found = (
+        _attentive(method, train, selection, tests, watch)
+        if method.mode == "attentive"
+        else _pooled(method, train, selection, tests)
+    )
     if found.head:
         found.head.classes = tuple(found.names.tolist())
     return found
@@ -124,9 +133,15 @@ def _pooled(method: Method, train: Examples, selection: Examples, tests: Sequenc
 
     def probabilities(number: int, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
         found = fitted.probabilities(values[number], wanted)
-        return {setting: rearrange(shares, "(n v) c -> n v c", v=examples.num_views).mean(1) for setting, shares in found.items()}
+        return {
+            setting: rearrange(shares, "(n v) c -> n v c", v=examples.num_views).mean(1)
+            for setting, shares in found.items()
+        }
 
-    predicted = {setting: fitted.names[shares.argmax(1)] for setting, shares in probabilities(1, selection, fitted.settings).items()}
+    predicted = {
+        setting: fitted.names[shares.argmax(1)]
+        for setting, shares in probabilities(1, selection, fitted.settings).items()
+    }
     setting = sweep.choose(predicted, selection.classes)
     name = _SETTING[method.mode, method.head] if method.mode == "linear" else "k"
     tried = [{name: one, "accuracy": float(np.mean(predicted[one] == selection.classes))} for one in fitted.settings]
@@ -139,7 +154,9 @@ _SETTING: Final = {("linear", "logistic"): "C", ("linear", "ridge"): "alpha"}
 
 @dataclass(frozen=True)
 class _Fitted:
-    """names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C]. head: of one setting."""
+    """names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C]. head: of one
+    setting.
+    """
 
     names: Classes
     settings: Sequence[float]
@@ -168,22 +185,34 @@ def _fit_linear(method: Method, values: list[Floats], classes: Classes) -> _Fitt
         model = heads.of_raw(models[setting], values[0], raw, method.batch_norm)
         width, num_classes = model.weights.shape
         made = LinearClassifier(width, num_classes, method.pooling)
-        made.load_state_dict({"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)})
+        made.load_state_dict(
+            {"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)}
+        )
         return made.requires_grad_(False).eval()
 
     return _Fitted(models[choices[0]].names, choices, probabilities, head)
 
 
-def _attentive(method: Method, train: Examples, selection: Examples, tests: Sequence[Examples], watch: Callable[[Iterable[Any]], Iterable[Any]]) -> Answer:
+def _attentive(
+    method: Method,
+    train: Examples,
+    selection: Examples,
+    tests: Sequence[Examples],
+    watch: Callable[[Iterable[Any]], Iterable[Any]],
+) -> Answer:
     """Every epoch sees one view of each training clip, the next epoch the next view."""
     names, ids = np.unique(train.classes, return_inverse=True)
     settings = method.grid.settings
     width = train.bank.values.shape[-1]
     attention_heads = method.attention_heads or _attention_heads(width)
     if width % attention_heads:
-        raise UserError(f"--probe_heads {attention_heads}: does not divide the {width} features of a token; give a number that does")
+        raise UserError(
+            f"--probe_heads {attention_heads}: does not divide the {width} features of a token; give a number that does"
+        )
     classes = torch.from_numpy(ids).to(method.device)
-    trained = make_heads(len(settings), width, attention_heads, method.depth, len(names), method.grid.seed, method.device, method.dtype)
+    trained = make_heads(
+        len(settings), width, attention_heads, method.depth, len(names), method.grid.seed, method.device, method.dtype
+    )
 
     def tokens(epoch: int, places: np.ndarray) -> Tensor:
         return train.tokens(places, epoch % train.num_views, method.device)
@@ -194,10 +223,16 @@ def _attentive(method: Method, train: Examples, selection: Examples, tests: Sequ
         truth = selection.classes[places]
         right += (names[shares.argmax(-1)] == truth).sum(1)
         sure += np.where(truth[:, None] == names, shares, 0.0).sum((1, 2))
-    # of heads that are right equally often, on few clips there are several, the one that gives the true classes more probability
+    # of heads that are right equally often, on few clips there are several, the one that gives the true classes more
+    # probability
     best = int(np.lexsort((-np.nan_to_num(sure), -right))[0])
-    tried = [{**setting, "accuracy": num / len(selection.places)} for setting, num in zip(settings, right.tolist(), strict=True)]
-    found = [np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests]
+    tried = [
+        {**setting, "accuracy": num / len(selection.places)}
+        for setting, num in zip(settings, right.tolist(), strict=True)
+    ]
+    found = [
+        np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests
+    ]
     return Answer(names, settings[best], tried, found, trained.head(best))
 
 
@@ -210,5 +245,7 @@ def _predictions(trained: Heads, examples: Examples, device: torch.device) -> It
     size = max(1, _READ_TOKENS // examples.bank.values[0, 0].numel())
     for places in np.array_split(np.arange(len(examples.places)), -(-len(examples.places) // size)):
         with torch.no_grad():
-            views = [trained.logits(examples.tokens(places, view, device)).softmax(-1) for view in range(examples.num_views)]
+            views = [
+                trained.logits(examples.tokens(places, view, device)).softmax(-1) for view in range(examples.num_views)
+            ]
             yield places, torch.stack(views).mean(0).cpu().numpy()

@@ -1,4 +1,6 @@
-"""The features that a probe compares: those of a frozen encoder, on clips in order, shuffled and reversed, and two that need no encoder."""
+"""The features that a probe compares: those of a frozen encoder, on clips in order, shuffled and reversed, and two that
+need no encoder.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def untrained(encoder: Encoder) -> Encoder:
 
 
 def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
-    """Blocks after which features are read: `last`, `quarters` (of the depth), or numbers such as 2,5,8,11. Raises UserError."""
+    """Blocks after which features are read: `last`, `quarters` (of the depth), or numbers such as 2,5,8,11. Raises
+    UserError.
+    """
     depth = encoder.depth
     if wish == "last":
         return (depth - 1,)
@@ -74,7 +78,9 @@ def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
         return tuple(sorted({max(0, quarter * depth // 4 - 1) for quarter in (1, 2, 3, 4)}))
     numbers = wish.split(",")
     if not all(number.isdigit() and int(number) < depth for number in numbers):
-        raise UserError(f"--levels {wish}: give last, quarters, or blocks from 0 to {depth - 1}, such as {depth // 2},{depth - 1}")
+        raise UserError(
+            f"--levels {wish}: give last, quarters, or blocks from 0 to {depth - 1}, such as {depth // 2},{depth - 1}"
+        )
     return tuple(sorted({int(number) for number in numbers}))
 
 
@@ -82,7 +88,8 @@ def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
 class Reading:
     """How a frozen encoder is read, after `blocks`, on `device`, with forward passes in `dtype`.
 
-    outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, P, L * D], the tokens of each block as `pooling` has them.
+    outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, P, L * D], the tokens of
+    each block as `pooling` has them.
     """
 
     blocks: tuple[int, ...]
@@ -98,7 +105,9 @@ def encoder_recipe(encoder: Encoder, sha256: str, reading: Reading, time: Time =
 
 
 def untrained_recipe(encoder: Encoder, reading: Reading) -> Recipe:
-    """As `encoder_recipe`, of `untrained(encoder)`. Its facts say how its weights are drawn, so that they are drawn only where its features are missing."""
+    """As `encoder_recipe`, of `untrained(encoder)`. Its facts say how its weights are drawn, so that they are drawn
+    only where its features are missing.
+    """
     settings = hashlib.sha256(encoder.model.model_dump_json(exclude={"predictor"}).encode())
     if (table := _table(encoder)) is not None:
         _add_tensor(settings, "table", table)
@@ -108,8 +117,12 @@ def untrained_recipe(encoder: Encoder, reading: Reading) -> Recipe:
     return levels_recipe(facts, lambda clips: read_levels(drawn(), clips, reading.blocks), reading, "forward")
 
 
-def levels_recipe(facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor]], reading: Reading, time: Time) -> Recipe:
-    """See `encoder_recipe`. read: normalised clips [B, 3, T, S, S] -> levels of features, [B, N, D] each. facts: what it depends on beside `reading`."""
+def levels_recipe(
+    facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor]], reading: Reading, time: Time
+) -> Recipe:
+    """See `encoder_recipe`. read: normalised clips [B, 3, T, S, S] -> levels of features, [B, N, D] each. facts: what
+    it depends on beside `reading`.
+    """
     device, dtype = reading.device, reading.dtype
 
     def run(video: Tensor, clip_ids: Tensor) -> dict[str, Tensor]:
@@ -119,12 +132,20 @@ def levels_recipe(facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor
         values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([reading.pooling(level) for level in found], -1)}
         return {output: values[output] for output in reading.outputs}
 
-    how = {"blocks": list(reading.blocks), "pool": str(reading.pooling), "time": time, "precision": str(dtype), "device": device.type}
+    how = {
+        "blocks": list(reading.blocks),
+        "pool": str(reading.pooling),
+        "time": time,
+        "precision": str(dtype),
+        "device": device.type,
+    }
     return Recipe({**facts, **how}, reading.outputs, run)
 
 
 def read_levels(encoder: Encoder, clips: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-    """[B, 3, T, H, W] -> features [B, N, D] after each of `blocks`; the last block goes through `forward`, which is what every other use of an encoder sees."""
+    """[B, 3, T, H, W] -> features [B, N, D] after each of `blocks`; the last block goes through `forward`, which is
+    what every other use of an encoder sees.
+    """
     return [encoder(clips)] if list(blocks) == [encoder.depth - 1] else encoder.intermediate(clips, blocks)
 
 
@@ -135,10 +156,15 @@ def plain_recipe(name: str) -> Recipe:
 
 
 def in_time(video: Tensor, clip_ids: Tensor, time: Time) -> Tensor:
-    """[B, 3, T, S, S] with its frames in another order: what `Views(time=...)` reads, from clips that were read forward."""
+    """[B, 3, T, S, S] with its frames in another order: what `Views(time=...)` reads, from clips that were read
+    forward.
+    """
     if time == "reversed":
         return video.flip(2)
     if time == "shuffled":
-        orders = [torch.from_numpy(generator(0, "shuffled_frames", clip_id).permutation(video.shape[2])) for clip_id in clip_ids.tolist()]
+        orders = [
+            torch.from_numpy(generator(0, "shuffled_frames", clip_id).permutation(video.shape[2]))
+            for clip_id in clip_ids.tolist()
+        ]
         return torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
     return video

@@ -1,7 +1,8 @@
-"""Everything that a report says of one set of predictions: accuracies with their intervals, every class, the confusions, the worst mistakes.
+"""Everything that a report says of one set of predictions: accuracies with their intervals, every class, the
+confusions, the worst mistakes.
 
-Intervals are 95 % percentile bootstrap (Efron 1979): over clips, or over whole groups where clips of one group (a scene, a person)
-resemble each other, for then there is only as much evidence as there are groups.
+Intervals are 95 % percentile bootstrap (Efron 1979): over clips, or over whole groups where clips of one group (a
+scene, a person) resemble each other, for then there is only as much evidence as there are groups.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Share:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: `num` clips are of it. recall: None where there are none; precision: None where it was never answered."""
+    """One class: `num` clips are of it. recall: None where there are none; precision: None where it was
+    never answered.
+    """
 
     name: str
     num: int
@@ -55,9 +58,11 @@ class Mistake:
 class Scores:
     """What `score` found.
 
-    top1: share of clips whose most probable class is right. top5: of clips whose class is among the five most probable; None up to 5 classes.
+    top1: share of clips whose most probable class is right. top5: of clips whose class is among the five most probable;
+    None up to 5 classes.
     mean_class: recall, averaged over the classes that have clips.
-    names: [C] the classes that were learned, then those that only the truth has, sorted; rows and columns of `confusion`, order of `per_class`.
+    names: [C] the classes that were learned, then those that only the truth has, sorted; rows and columns of
+    `confusion`, order of `per_class`.
     confusion: int64 [C, C], clips of class (row) that were taken for class (column).
     worst: the most confident mistakes, at most NUM_WORST, most confident first.
     num_groups: what the intervals were resampled over; None: over clips.
@@ -98,9 +103,9 @@ def score(
 ) -> Scores:
     """Scores of `probabilities` [N, C] for the classes `names` [C] where `truth` [N] is right; N >= 1.
 
-    Of equal probabilities the first class is the answer. A true class that is not in `names`, for no training clip had it, counts as
-    a mistake wherever it occurs. groups: one per clip; a clip whose group is None is on its own.
-    Raises UserError for probabilities that are no numbers, ValueError for shapes that do not fit.
+    Of equal probabilities the first class is the answer. A true class that is not in `names`, for no training clip had
+    it, counts as a mistake wherever it occurs. groups: one per clip; a clip whose group is None is on its own. Raises
+    UserError for probabilities that are no numbers, ValueError for shapes that do not fit.
     """
     classes, ids, rank = _rank_truth(probabilities, names, truth)
     if len(clip_ids) != len(ids):
@@ -124,9 +129,15 @@ def score(
 
 
 def class_mean_recall(
-    probabilities: Floats, names: Sequence[str], truth: Sequence[str], k: int = TOP, groups: Sequence[str | None] | None = None, seed: int = 0
+    probabilities: Floats,
+    names: Sequence[str],
+    truth: Sequence[str],
+    k: int = TOP,
+    groups: Sequence[str | None] | None = None,
+    seed: int = 0,
 ) -> Share:
-    """Recall at k, averaged over the classes that have clips: the measure of action anticipation (EPIC-Kitchens-100: k = 5).
+    """Recall at k, averaged over the classes that have clips: the measure of action anticipation (EPIC-Kitchens-100: k
+    = 5).
 
     The arguments are those of `score`.
     """
@@ -134,8 +145,12 @@ def class_mean_recall(
     return _shares(rank < k, ids, _unit_numbers(groups, len(ids)), seed)[1]
 
 
-def _rank_truth(probabilities: Floats, names: Sequence[str], truth: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """All classes; the place of each clip's class among them, int64 [N]; and how many classes are answered before it, int64 [N]."""
+def _rank_truth(
+    probabilities: Floats, names: Sequence[str], truth: Sequence[str]
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """All classes; the place of each clip's class among them, int64 [N]; and how many classes are answered before it,
+    int64 [N].
+    """
     if probabilities.shape != (len(truth), len(names)) or not len(truth):
         raise ValueError(f"probabilities {probabilities.shape} of {len(truth)} clips and {len(names)} classes")
     if not np.isfinite(probabilities).all():
@@ -151,7 +166,9 @@ def _rank_truth(probabilities: Floats, names: Sequence[str], truth: Sequence[str
 
 
 def _unit_numbers(groups: Sequence[str | None] | None, num_clips: int) -> np.ndarray | None:
-    """The number of each clip's group, int64 [N], counted from 0 without a gap; a clip without one is a group of its own."""
+    """The number of each clip's group, int64 [N], counted from 0 without a gap; a clip without one is a group of its
+    own.
+    """
     if groups is None:
         return None
     if len(groups) != num_clips:
@@ -172,7 +189,9 @@ def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: i
 
 
 def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[R, 2 C] misses and hits of every class -> [R] share of hits, and [R] mean of the shares of the classes that have clips."""
+    """[R, 2 C] misses and hits of every class -> [R] share of hits, and [R] mean of the shares of the classes that have
+    clips.
+    """
     hits, total = counts[:, 1::2], counts[:, 0::2] + counts[:, 1::2]
     present = total > 0
     recalls = np.divide(hits, total, out=np.zeros(hits.shape), where=present)
@@ -180,7 +199,9 @@ def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resample(cells: np.ndarray, num_cells: int, units: np.ndarray | None, seed: int) -> np.ndarray:
-    """How often each cell occurs in each resample: int [NUM_RESAMPLES, num_cells]; `cells` [N] is the cell of each clip."""
+    """How often each cell occurs in each resample: int [NUM_RESAMPLES, num_cells]; `cells` [N] is the cell of each
+    clip.
+    """
     rng = generator(seed, "bootstrap", 0)
     if units is None:  # only counts matter, and those of N draws from N clips are multinomial: no clip need be drawn
         return rng.multinomial(len(cells), np.bincount(cells, minlength=num_cells) / len(cells), size=NUM_RESAMPLES)
@@ -188,13 +209,18 @@ def _resample(cells: np.ndarray, num_cells: int, units: np.ndarray | None, seed:
 
     num_units = int(units.max()) + 1
     clips = csr_array((np.ones(len(cells), dtype=np.int64), (cells, units)), shape=(num_cells, num_units))
-    drawn = np.stack([np.bincount(rng.integers(num_units, size=num_units), minlength=num_units) for _ in range(NUM_RESAMPLES)], axis=1)
+    drawn = np.stack(
+        [np.bincount(rng.integers(num_units, size=num_units), minlength=num_units) for _ in range(NUM_RESAMPLES)],
+        axis=1,
+    )
     counts: np.ndarray = (clips @ drawn).T
     return counts
 
 
 def _interval(value: float, resampled: np.ndarray, num_units: int) -> Share:
-    if np.ptp(resampled) < 1e-12:  # all right, all wrong, or one group: the bootstrap sees no spread, where Wilson's interval still does
+    if (
+        np.ptp(resampled) < 1e-12
+    ):  # all right, all wrong, or one group: the bootstrap sees no spread, where Wilson's interval still does
         low, high = wilson_interval(value * num_units, num_units)
     else:
         low, high = np.quantile(resampled, (0.025, 0.975))
@@ -209,7 +235,9 @@ def _per_class(classes: Sequence[str], confusion: np.ndarray) -> tuple[ClassScor
     )
 
 
-def _worst(probabilities: Floats, classes: Sequence[str], ids: np.ndarray, predicted: np.ndarray, clip_ids: np.ndarray) -> tuple[Mistake, ...]:
+def _worst(
+    probabilities: Floats, classes: Sequence[str], ids: np.ndarray, predicted: np.ndarray, clip_ids: np.ndarray
+) -> tuple[Mistake, ...]:
     wrong = np.flatnonzero(predicted != ids)
     confidence = probabilities[wrong, predicted[wrong]]
     chosen = wrong[np.argsort(-confidence, kind="stable")][:NUM_WORST]

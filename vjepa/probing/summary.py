@@ -32,15 +32,29 @@ def to_dict(comparison: Comparison, dataset: Dataset, method: Method) -> dict[st
         "low": top1.low,
         "high": top1.high,
         "chance": comparison.chance.to_dict(),
-        "chosen": chosen[0] if len(chosen) == 1 else {trial.name: one for trial, one in zip(dataset.trials, chosen, strict=True)},
+        "chosen": chosen[0]
+        if len(chosen) == 1
+        else {trial.name: one for trial, one in zip(dataset.trials, chosen, strict=True)},
         "selection": [answer.selection for answer in trained.answers],
         "folds": _folds(trained) if len(dataset.trials) > 1 else None,
         "recall_at_5": asdict(trained.recall_at_5) if trained.recall_at_5 else None,
         "chance_recall_at_5": _chance_recall(trained),
-        "baselines": {name: _baseline(one, len(dataset.trials) > 1) for name, one in comparison.kinds.items() if name not in (TRAINED, ROLLOUT)},
-        "with_rollout": _baseline(comparison.kinds[ROLLOUT], len(dataset.trials) > 1) if ROLLOUT in comparison.kinds else None,
+        "baselines": {
+            name: _baseline(one, len(dataset.trials) > 1)
+            for name, one in comparison.kinds.items()
+            if name not in (TRAINED, ROLLOUT)
+        },
+        "with_rollout": _baseline(comparison.kinds[ROLLOUT], len(dataset.trials) > 1)
+        if ROLLOUT in comparison.kinds
+        else None,
         "scores": scores,
-        "method": {"head": method.head, "batch_norm": method.batch_norm, "depth": method.depth, "epochs": method.grid.epochs, "seed": method.grid.seed},
+        "method": {
+            "head": method.head,
+            "batch_norm": method.batch_norm,
+            "depth": method.depth,
+            "epochs": method.grid.epochs,
+            "seed": method.grid.seed,
+        },
         "num_clips": comparison.num_clips,
         "num_unreadable": len(comparison.failures),
         "unreadable": [f"{dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in comparison.failures],
@@ -54,38 +68,60 @@ def _folds(measured: Measured) -> dict[str, Any]:
 
 def _baseline(measured: Measured, folds: bool) -> dict[str, Any]:
     scores = measured.scores
-    named = {"top1": scores.top1, "top5": scores.top5, "mean_class": scores.mean_class, "recall_at_5": measured.recall_at_5}
+    named = {
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "mean_class": scores.mean_class,
+        "recall_at_5": measured.recall_at_5,
+    }
     shares = {name: asdict(share) if share else None for name, share in named.items()}
-    return {**shares, "chosen": [dict(answer.chosen) for answer in measured.answers], **({"folds": _folds(measured)} if folds else {})}
+    return {
+        **shares,
+        "chosen": [dict(answer.chosen) for answer in measured.answers],
+        **({"folds": _folds(measured)} if folds else {}),
+    }
 
 
 def table(comparison: Comparison, dataset: Dataset, result: dict[str, Any]) -> str:
     """The encoder beside its baselines, its classes, its worst mistakes, and what was measured."""
     measured = comparison.kinds[TRAINED]
     ahead = result["anticipation_s"] is not None
-    names = {TRAINED: result["encoder"] + (f", step {result['step']}" if result["step"] is not None else ""), ROLLOUT: "with roll-out"}
+    names = {
+        TRAINED: result["encoder"] + (f", step {result['step']}" if result["step"] is not None else ""),
+        ROLLOUT: "with roll-out",
+    }
     folds = len(dataset.trials) > 1
     head = f"{result['eval_mode']} {result['label']}"
     recall = f"{'class-mean recall@5':24}" if ahead else ""
-    lines = [f"{head:24}{'top-1 [95 %]':24}{recall}{'top-5':8}{'mean class':12}{'folds, mean ± std' if folds else ''}".rstrip()]
+    spread_over = "folds, mean ± std" if folds else ""
+    lines = [f"{head:24}{'top-1 [95 %]':24}{recall}{'top-5':8}{'mean class':12}{spread_over}".rstrip()]
     for kind, one in comparison.kinds.items():
         mean, spread = one.mean_and_spread
         top5 = f"{one.scores.top5.value:.3f}" if one.scores.top5 else "-"
         recall = f"{_told(one.recall_at_5) if one.recall_at_5 else '-':24}" if ahead else ""
-        row = f"{names.get(kind, kind):24}{_told(one.scores.top1):24}{recall}{top5:8}{one.scores.mean_class.value:<12.3f}"
+        row = (
+            f"{names.get(kind, kind):24}{_told(one.scores.top1):24}{recall}{top5:8}{one.scores.mean_class.value:<12.3f}"
+        )
         lines.append((row + (f"{mean:.3f} ± {spread:.3f}" if folds else "")).rstrip())
     chance = comparison.chance
     recall = f"{_number(result['chance_recall_at_5'])}" if ahead else ""
     lines.append(f"{'chance':24}{_told(Share(chance.accuracy, chance.low, chance.high)):24}{recall}".rstrip())
     if len(measured.scores.per_class) <= _MOST_CLASSES:
         lines += ["", f"{'class':24}{'clips':8}{'recall':8}{'precision':8}".rstrip()]
-        lines += [f"{one.name[:22]:24}{one.num:<8}{_number(one.recall):8}{_number(one.precision):8}".rstrip() for one in measured.scores.per_class]
+        lines += [
+            f"{one.name[:22]:24}{one.num:<8}{_number(one.recall):8}{_number(one.precision):8}".rstrip()
+            for one in measured.scores.per_class
+        ]
     worst = measured.scores.worst[:_MOST_MISTAKES]
     lines += ["", "most confident mistakes:"] if worst else []
-    lines += [f"  {dataset.source.uri(one.clip_id)}: {one.truth}, taken for {one.predicted} ({one.confidence:.2f})" for one in worst]
+    lines += [
+        f"  {dataset.source.uri(one.clip_id)}: {one.truth}, taken for {one.predicted} ({one.confidence:.2f})"
+        for one in worst
+    ]
     lines += ["", f"chosen on selection: {_chosen(result['chosen'])}"]
     lines.append(
-        f"{measured.scores.num_clips} clips measured, {len(comparison.failures)} unreadable; intervals over {_units(measured)}; {result['views']['test']}"
+        f"{measured.scores.num_clips} clips measured, {len(comparison.failures)} unreadable; intervals over "
+        f"{_units(measured)}; {result['views']['test']}"
     )
     lines += [_anticipation(result)] if ahead else []
     lines += [f"unreadable: {line}" for line in result["unreadable"][:_MOST_MISTAKES]]
@@ -104,7 +140,9 @@ def write_pictures(stem: Path, dataset: Dataset, comparison: Comparison, batch: 
         paths[1].unlink(missing_ok=True)
         return [str(paths[0])]
     ids = np.array(sorted(mistake.clip_id for mistake in scores.worst))
-    pictures.worst_picture(paths[1], scores.worst, pictures.middle_frames(dataset.source.loader(ids, Views(), batch)), stem.name)
+    pictures.worst_picture(
+        paths[1], scores.worst, pictures.middle_frames(dataset.source.loader(ids, Views(), batch)), stem.name
+    )
     return [str(path) for path in paths]
 
 
@@ -120,7 +158,10 @@ def _anticipation(result: dict[str, Any]) -> str:
         return f"{said}; no roll-out"
     slots = result["time_slots"]
     who = "row `with roll-out`" if result["rollout"] == "both" else "all rows of the encoder"
-    return f"{said}; roll-out of {slots['predicted']} time slots after {slots['observed']}, trained on {slots['trained']}: {who}"
+    return (
+        f"{said}; roll-out of {slots['predicted']} time slots after {slots['observed']}, trained on "
+        f"{slots['trained']}: {who}"
+    )
 
 
 def _told(share: Share) -> str:
@@ -132,7 +173,10 @@ def _number(value: float | None) -> str:
 
 
 def _chosen(chosen: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value:g}" if isinstance(value, (int, float)) else f"{name}: {_chosen(value)}" for name, value in chosen.items())
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, (int, float)) else f"{name}: {_chosen(value)}"
+        for name, value in chosen.items()
+    )
 
 
 def _units(measured: Measured) -> str:

@@ -1,4 +1,6 @@
-"""How a probe chooses its setting, on the selection clips alone; and the sweep that trains a head for each setting in one pass over stored tokens."""
+"""How a probe chooses its setting, on the selection clips alone; and the sweep that trains a head for each setting in
+one pass over stored tokens.
+"""
 
 from __future__ import annotations
 
@@ -72,12 +74,16 @@ def train(
 ) -> None:
     """Train one head for each of `grid.settings`, all on the same batches in the same order.
 
-    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads; num_tokens: K. classes: int64 [num_clips], there too.
+    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads; num_tokens: K. classes:
+    int64 [num_clips], there too.
     watch: wraps the passing of batches.
     """
     parameters = heads.parameters()
     fused = classes.device.type in ("cpu", "cuda")
-    groups = [{"params": one, "lr": s["lr"], "weight_decay": s["weight_decay"]} for one, s in zip(parameters, grid.settings, strict=True)]
+    groups = [
+        {"params": one, "lr": s["lr"], "weight_decay": s["weight_decay"]}
+        for one, s in zip(parameters, grid.settings, strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, fused=fused)
     size, at_once = grid.batch_for(num_clips), heads.clips_at_once(num_tokens)
     total = grid.epochs * -(-num_clips // size)
@@ -86,13 +92,17 @@ def train(
             group["lr"] = setting["lr"] * 0.5 * (1 + math.cos(math.pi * step / total))
         heads.zero_gradients()
         for part in np.array_split(places, -(-len(places) // at_once)):
-            heads.add_gradients(tokens(epoch, part), classes[torch.from_numpy(part).to(classes.device)], len(part) / len(places))
+            heads.add_gradients(
+                tokens(epoch, part), classes[torch.from_numpy(part).to(classes.device)], len(part) / len(places)
+            )
         heads.parameters()  # which gives each head its gradients
         optimizer.step()
 
 
 def batches(num_clips: int, size: int, grid: Grid) -> Iterator[tuple[int, np.ndarray]]:
-    """Epoch number and places of clips: each once per epoch, in an order drawn by (seed, epoch); the last batch may be smaller."""
+    """Epoch number and places of clips: each once per epoch, in an order drawn by (seed, epoch); the last batch may be
+    smaller.
+    """
     for epoch in range(grid.epochs):
         order = generator(grid.seed, "probe_order", epoch).permutation(num_clips)
         for start in range(0, num_clips, size):

@@ -1,4 +1,6 @@
-"""Clips of videos by number: so many of each, evenly in time, or a window that slides over it. Every clip has its times."""
+"""Clips of videos by number: so many of each, evenly in time, or a window that slides over it. Every clip has its
+times.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ _DECODE_BYTES: Final = 256 << 20  # frames of several windows that are decoded t
 
 @dataclass(frozen=True)
 class Cut:
-    """How a video is cut: `num_clips` clips evenly in time, read as the settings of the data say; or windows of `window_s`, one every `stride_s`.
+    """How a video is cut: `num_clips` clips evenly in time, read as the settings of the data say; or windows of
+    `window_s`, one every `stride_s`.
 
-    Only whole windows count, so that up to `stride_s` at the end is in none; a video shorter than a window is a single one.
+    Only whole windows count, so that up to `stride_s` at the end is in none; a video shorter than a window is a single
+    one.
     """
 
     num_clips: int = 1
@@ -41,7 +45,9 @@ class Cut:
         return max(1, 1 + math.floor((row.end_s - row.start_s - self.window_s) / self.stride_s + 1e-6))
 
     def clip(self, row: IndexRow, data: Data, number: int) -> tuple[np.ndarray, float, float]:
-        """The frames of clip `number`, int64 [T]; and from when to when it lasts, in seconds on the clock of the file."""
+        """The frames of clip `number`, int64 [T]; and from when to when it lasts, in seconds on the clock of the
+        file.
+        """
         times = row.times()
         if self.window_s is None or self.stride_s is None:
             ids = frame_ids(row, data, (number + 0.5) / self.num_clips)
@@ -54,7 +60,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutVideos:
-    """All clips of some rows of an index, in order. Clip number u is clip `numbers[u]` of row `rows[u]`; both int64 [U]."""
+    """All clips of some rows of an index, in order. Clip number u is clip `numbers[u]` of row `rows[u]`; both int64
+    [U].
+    """
 
     index: ClipIndex
     data: Data
@@ -79,9 +87,11 @@ class CutVideos:
 
 
 class CutClips(Clips):
-    """Item number k holds the clips `batches[k]` of `videos`, the centre of each frame; clip ids are numbers of clips, not rows.
+    """Item number k holds the clips `batches[k]` of `videos`, the centre of each frame; clip ids are numbers of clips,
+    not rows.
 
-    Clips of one video that lie in one batch are decoded together: windows overlap, and some decoders read from the start each time.
+    Clips of one video that lie in one batch are decoded together: windows overlap, and some decoders read from the
+    start each time.
     """
 
     def __init__(self, videos: CutVideos, batches: Sequence[range]) -> None:
@@ -123,7 +133,9 @@ class CutClips(Clips):
         (frames,) = self.crops(row, (0, row.clip_id), ids, view_boxes(row.height, row.width, 1), [False], data.crop_px)
         return [Clip(video, u) for video, u in zip(torch.split(frames, data.num_frames, dim=1), clips, strict=True)]
 
-    def _read_each(self, row: IndexRow, together: Sequence[int], clips: list[Clip], failures: list[tuple[int, str]]) -> None:
+    def _read_each(
+        self, row: IndexRow, together: Sequence[int], clips: list[Clip], failures: list[tuple[int, str]]
+    ) -> None:
         """One window that cannot be read must not take those with it that can."""
         for u in together:
             try:

@@ -1,11 +1,13 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
 
-checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network of `Objective.networks`
+checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network of
+                                                                           `Objective.networks`
                           optimizer.safetensors                            AdamW's moments, by parameter name
                           state.json                                       step, failures so far, format version
 checkpoints/latest        a link to the newest
 checkpoints/best          a link to the one with the best k-NN accuracy during training, where that was measured
-checkpoints/best.pth      its networks, or the newest's where none was measured, in one file (safetensors) to pass on; see interop.own
+checkpoints/best.pth      its networks, or the newest's where none was measured, in one file (safetensors) to pass on;
+                          see interop.own
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ FORMAT_VERSION = 1
 class TrainingState:
     """What a run has to remember beside tensors. `unreadable` maps a clip to why it was replaced.
 
-    A clip is named by its clip id (as text) where it is of data.train, else by `source:clip_id`; see `ClipBatch.source`.
-    `best_knn` is the best k-NN accuracy so far, where that is measured.
+    A clip is named by its clip id (as text) where it is of data.train, else by `source:clip_id`; see
+    `ClipBatch.source`. `best_knn` is the best k-NN accuracy so far, where that is measured.
     """
 
     step: int = 0
@@ -58,10 +60,14 @@ class TrainingState:
             yield int(source or 0), int(clip_id), reason
 
 
-def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int, is_best: bool = False) -> Path:
-    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest`, and `best` if it is that, to it; returns its path.
+def save(
+    run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int, is_best: bool = False
+) -> Path:
+    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest`, and `best` if it is that,
+    to it; returns its path.
 
-    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed, save the best.
+    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed,
+    save the best.
     """
     root = run_dir / "checkpoints"
     final = root / f"step-{state.step:08d}"
@@ -85,7 +91,9 @@ def save(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: Tr
 
 
 def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load the latest checkpoint into model and optimizer; a run without one starts at step 0. Raises UserError where it does not fit."""
+    """Load the latest checkpoint into model and optimizer; a run without one starts at step 0. Raises UserError where
+    it does not fit.
+    """
     folder = run_dir / "checkpoints" / "latest"
     if not folder.exists():
         return TrainingState()
@@ -94,7 +102,9 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
     for name, parameter in _trained(model).items():
         if f"{name}/step" not in moments:  # no step has used it yet
             continue
-        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {
+            kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")
+        }
     stored = json.loads((folder / "state.json").read_text())
     version = stored.pop("format_version")
     if version != FORMAT_VERSION:
@@ -103,7 +113,9 @@ def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> Tra
 
 
 def initialise(model: Jepa, settings: config.Config) -> None:
-    """Give the networks the weights that the first step starts from, where those are not random. Raises UserError where they cannot be had."""
+    """Give the networks the weights that the first step starts from, where those are not random. Raises UserError where
+    they cannot be had.
+    """
     if settings.run.init_from is not None:
         load_networks(Path(settings.run.init_from), model)
     if settings.model.pretrained and isinstance(model.encoder, TimmEncoder):
@@ -113,7 +125,9 @@ def initialise(model: Jepa, settings: config.Config) -> None:
 
 
 def load_networks(path: Path, model: Jepa) -> None:
-    """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do not fit."""
+    """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do
+    not fit.
+    """
     folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
     for network in model.objective.networks:
         file = folder / f"{network}.safetensors"
@@ -124,10 +138,14 @@ def load_run(run_dir: Path | str, which: str) -> tuple[Encoder, config.Config]:
     """The frozen `encoder` or `target_encoder` of the newest checkpoint of a run, on the CPU, and the run's config."""
     folder = Path(run_dir)
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train")
+        raise UserError(
+            f"{folder}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train"
+        )
     weights = folder / "checkpoints" / "latest" / f"{which}.safetensors"
     if not weights.is_file():
-        raise UserError(f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}")
+        raise UserError(
+            f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}"
+        )
     settings = config.load(str(folder / "config.yaml"))
     encoder = untrained_encoder(settings)
     load_strictly(encoder, read_tensors(weights), weights)
@@ -139,7 +157,11 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"{name}/{kind}": value for name, parameter in _trained(model).items() for kind, value in optimizer.state.get(parameter, {}).items()}
+    return {
+        f"{name}/{kind}": value
+        for name, parameter in _trained(model).items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

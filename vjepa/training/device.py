@@ -18,7 +18,8 @@ _M_MMAP_THRESHOLD: Final = -3
 
 
 def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of matrix products, on a CPU with memory that is kept; of several GPUs the one of this rank.
+    """The device and the dtype of matrix products, on a CPU with memory that is kept; of several GPUs the one of this
+    rank.
 
     Raises UserError for a device that this machine lacks.
     """
@@ -34,11 +35,20 @@ def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
 
 
 def check_compiler(run: config.Run, device: torch.device) -> None:
-    """Raises UserError where `run.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a GPU."""
-    variable, names = ("CC", ["gcc", "clang"]) if device.type == "cuda" else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    """Raises UserError where `run.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a
+    GPU.
+    """
+    variable, names = (
+        ("CC", ["gcc", "clang"])
+        if device.type == "cuda"
+        else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    )
     names = [os.environ[variable]] if os.environ.get(variable) else names
     if run.compile and not any(shutil.which(name) for name in names):
-        raise UserError(f"run.compile: torch.compile needs a compiler, and {' or '.join(names)} is not found; install it or use run.compile=false")
+        raise UserError(
+            f"run.compile: torch.compile needs a compiler, and {' or '.join(names)} is not found; install it "
+            "or use run.compile=false"
+        )
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -51,7 +61,8 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep blocks of up to 1 GiB that are freed, up to 2 GiB of them, for the next tensors, as allocators of GPUs do.
+    """Have the C library keep blocks of up to 1 GiB that are freed, up to 2 GiB of them, for the next tensors, as
+    allocators of GPUs do.
 
     By default it gives large blocks back to the system at once, and each activation costs page faults (RESULTS.md).
     """

@@ -29,8 +29,8 @@ def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
 class Shadow:
     """The target encoder as its forward pass wants it: matrices in `dtype`, cast once per update and not in every pass.
 
-    The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself. Buffers are shared:
-    what BatchNorm measures in a pass of the one is the other's.
+    The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
+    Buffers are shared: what BatchNorm measures in a pass of the one is the other's.
     """
 
     def __init__(self, target: Encoder, dtype: torch.dtype) -> None:
@@ -40,7 +40,10 @@ class Shadow:
             return
         self.encoder = copy.deepcopy(target, {id(buffer): buffer for buffer in target.buffers()})
         cast_matrices(self.encoder, dtype)
-        self.pairs = [parameter.data for parameter in self.encoder.parameters()], [parameter.data for parameter in target.parameters()]
+        self.pairs = (
+            [parameter.data for parameter in self.encoder.parameters()],
+            [parameter.data for parameter in target.parameters()],
+        )
 
     def refresh(self) -> None:
         """Copy the average as it is now."""

@@ -15,12 +15,16 @@ from vjepa.models.encoder import Patches
 from vjepa.records import TokenGrid, TokenMask
 
 
-def step_flops(settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMask], teacher: config.Model | None = None) -> int:
-    """Of one step on one batch: targets, then context encoder, predictor and projector forward and backward (twice the forward).
+def step_flops(
+    settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMask], teacher: config.Model | None = None
+) -> int:
+    """Of one step on one batch: targets, then context encoder, predictor and projector forward and backward (twice the
+    forward).
 
-    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Position tables, norms, softmax,
-    the optimizer and SIGReg are left out, as `torch.utils.flop_counter` leaves out all but SIGReg; else this equals it, but for the gradient
-    of the input pixels. teacher: settings of the frozen target encoder, where that is one.
+    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Position tables,
+    norms, softmax, the optimizer and SIGReg are left out, as `torch.utils.flop_counter` leaves out all but SIGReg; else
+    this equals it, but for the gradient of the input pixels. teacher: settings of the frozen target encoder, where that
+    is one.
     """
     model, objective = settings.model, settings.objective
     clips = len(masks[0].context_ids)
@@ -28,9 +32,16 @@ def step_flops(settings: config.Config, grid: TokenGrid, masks: Sequence[TokenMa
     for mask in masks:
         num_context, num_target = mask.context_ids.shape[1], mask.target_ids.shape[1] // mask.num_targets
         total += encoder_flops(model, grid, num_context, backward=True)
-        total += 3 * sum(2 * before * after for before, after in pairwise([model.levels * encoder_width(model), *objective.projector_widths]))
+        total += 3 * sum(
+            2 * before * after
+            for before, after in pairwise([model.levels * encoder_width(model), *objective.projector_widths])
+        )
         if objective.predicts:
-            total += 3 * mask.num_targets * predictor_flops(model, num_context, num_target, dense=objective.context_weight > 0)
+            total += (
+                3
+                * mask.num_targets
+                * predictor_flops(model, num_context, num_target, dense=objective.context_weight > 0)
+            )
         if objective.cycle:
             total += 3 * predictor_flops(model, mask.target_ids.shape[1], num_context, dense=False)
     return clips * total
@@ -45,7 +56,8 @@ def _target_flops(settings: config.Config, grid: TokenGrid, teacher: config.Mode
 
 
 def encoder_flops(model: config.Model, grid: TokenGrid, num_tokens: int, backward: bool = False) -> int:
-    """One clip, of which the encoder sees `num_tokens`: forward, or forward and backward, save the gradient of pixels, which nothing asks for.
+    """One clip, of which the encoder sees `num_tokens`: forward, or forward and backward, save the gradient of pixels,
+    which nothing asks for.
 
     Of other backbones than `vit` it is what `torch.utils.flop_counter` counts.
     """
@@ -90,7 +102,9 @@ def _patch_flops(model: config.Model, grid: TokenGrid, num_tokens: int) -> int:
 
 
 def _blocks_flops(shape: config.Transformer, num_tokens: int) -> int:
-    """Queries, keys, values and output 8 N D^2, attention 4 N^2 D, MLP 4 N D H (gated: three matrices of two thirds of H)."""
+    """Queries, keys, values and output 8 N D^2, attention 4 N^2 D, MLP 4 N D H (gated: three matrices of two thirds of
+    H).
+    """
     hidden = round(shape.width * shape.mlp_ratio)
     mlp = 4 * hidden if shape.mlp == "gelu" else 6 * 8 * -(-(2 * hidden // 3) // 8)
     return shape.depth * num_tokens * shape.width * (8 * shape.width + 4 * num_tokens + mlp)

@@ -25,13 +25,18 @@ EXECUTION: Final = {
 
 
 def open_run(settings: config.Config) -> Path:
-    """Make the run folder, or accept one that the same config made. Raises UserError rather than touch anything else."""
+    """Make the run folder, or accept one that the same config made. Raises UserError rather than touch
+    anything else.
+    """
     folder = Path(settings.run.dir or "runs/unnamed")
     stored = folder / "config.yaml"
     if stored.is_file():
         different = _differences(config.load(str(stored)), settings)
         if different:
-            raise UserError(f"{folder}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., nothing was changed")
+            raise UserError(
+                f"{folder}: made with another config ({'; '.join(different)}); give this run its own "
+                "run.dir=..., nothing was changed"
+            )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not a run folder; choose another run.dir=..., nothing was changed")
     else:
@@ -100,7 +105,9 @@ def write_atomically(path: Path, text: str) -> None:
 def _differences(stored: config.Config, wanted: config.Config) -> list[str]:
     before, after = (_flat(yaml.safe_load(config.dump(settings))) for settings in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
-    changed = [key for key in sorted(before.keys() | after.keys()) if key not in ignored and before.get(key) != after.get(key)]
+    changed = [
+        key for key in sorted(before.keys() | after.keys()) if key not in ignored and before.get(key) != after.get(key)
+    ]
     return [f"{key} was {before.get(key)}, now {after.get(key)}" for key in changed]
 
 

@@ -1,4 +1,6 @@
-"""Schedules: pure functions of the step, so that resuming has nothing to replay. The last step reaches the final value."""
+"""Schedules: pure functions of the step, so that resuming has nothing to replay. The last step reaches
+the final value.
+"""
 
 from __future__ import annotations
 

@@ -19,9 +19,22 @@ from vjepa.training.optim import set_schedules
 class TrainingStep:
     """Everything random in it is a function of (seed, step), so there is nothing to save beside weights and moments."""
 
-    def __init__(self, settings: config.Config, model: Jepa, optimizer: torch.optim.Optimizer, dtype: torch.dtype, total_steps: int) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        model: Jepa,
+        optimizer: torch.optim.Optimizer,
+        dtype: torch.dtype,
+        total_steps: int,
+    ) -> None:
         """dtype: precision of matrix products; weights, moments, EMA and loss are fp32."""
-        self.settings, self.model, self.optimizer, self.dtype, self.total_steps = settings, model, optimizer, dtype, total_steps
+        self.settings, self.model, self.optimizer, self.dtype, self.total_steps = (
+            settings,
+            model,
+            optimizer,
+            dtype,
+            total_steps,
+        )
         self.device = next(model.parameters()).device
         self.largest_batch = max(data.global_batch for data in settings.data.sources.values())
         model.train()
@@ -38,7 +51,9 @@ class TrainingStep:
                     block.compile(dynamic=False if static else None)
 
     def __call__(self, step: int, clips: Tensor) -> dict[str, Tensor]:
-        """clips uint8 [B, 3, T, S, S], on any device -> the loss terms of `Jepa.forward`, still on the device, and `grad_norm` where it is clipped."""
+        """clips uint8 [B, 3, T, S, S], on any device -> the loss terms of `Jepa.forward`, still on the device, and
+        `grad_norm` where it is clipped.
+        """
         optim = self.settings.optim
         set_schedules(self.optimizer, optim, step, schedules.laid_out(self.total_steps, optim))
         terms = self.forward(step, clips)
@@ -62,7 +77,9 @@ class TrainingStep:
         context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
         target_encoder = self.shadow.encoder if self.shadow else None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            terms: dict[str, Tensor] = self.model(video, [mask.to(self.device) for mask in masks], context_weight, self.directions(step), target_encoder)
+            terms: dict[str, Tensor] = self.model(
+                video, [mask.to(self.device) for mask in masks], context_weight, self.directions(step), target_encoder
+            )
         return terms
 
     def directions(self, step: int) -> Tensor | None:
@@ -75,4 +92,6 @@ class TrainingStep:
 
     def ema_decay(self, step: int) -> float:
         optim = self.settings.optim
-        return schedules.linear(step, schedules.laid_out(self.total_steps, optim), optim.ema_decay, optim.final_ema_decay)
+        return schedules.linear(
+            step, schedules.laid_out(self.total_steps, optim), optim.ema_decay, optim.final_ema_decay
+        )
