@@ -15,19 +15,36 @@ import pytest
 from vjepa import config
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("vjepa/**/*.py"), *ROOT.glob("data_prep/*.py")])
-BASE = {"vjepa", "vjepa.records", "vjepa.errors", "vjepa.config", "vjepa.counter_rng", "vjepa.ranks"}
-# What each room may import beside itself. Commands may import everything in vjepa.
+SOURCES = sorted([*ROOT.glob("vjepa/**/*.py"), *ROOT.glob("data_prep/**/*.py")])
+GROUND = {
+    "vjepa",
+    "vjepa.records",
+    "vjepa.errors",
+    "vjepa.counter_rng",
+    "vjepa.ranks",
+    "vjepa.files",
+    "vjepa.run_folder",
+}
+SETTINGS = GROUND | {"vjepa.config", "vjepa.device", "vjepa.schedules"}
+NETWORKS = {"vjepa.masking", "vjepa.models", "vjepa.objectives"}
+# What each room may import beside itself, from the ground up. Commands may import everything in vjepa.
 ROOMS = {
-    "vjepa.data": BASE,
-    "vjepa.masking": BASE,
-    "vjepa.models": BASE,
-    "vjepa.objectives": BASE,
-    "vjepa.jepa": BASE | {"vjepa.models", "vjepa.objectives"},
-    "vjepa.training": BASE | {"vjepa.jepa", "vjepa.models", "vjepa.objectives", "vjepa.data", "vjepa.masking"},
-    "vjepa.interop": BASE | {"vjepa.models"},
-    "vjepa.probing": BASE | {"vjepa.data", "vjepa.models"},
-    "data_prep": BASE | {"vjepa.command", "vjepa.data"},
+    **dict.fromkeys(sorted(GROUND - {"vjepa"}), GROUND),
+    "vjepa.config": GROUND,
+    "vjepa.device": SETTINGS,
+    "vjepa.schedules": SETTINGS,
+    "vjepa.data": SETTINGS,
+    "vjepa.masking": SETTINGS,
+    "vjepa.models": SETTINGS,
+    "vjepa.objectives": SETTINGS,
+    "vjepa.jepa": SETTINGS | NETWORKS | {"vjepa.data"},
+    "vjepa.interop": SETTINGS | {"vjepa.models"},
+    "vjepa.probing": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.interop"},
+    "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.probing"},
+    "vjepa.training": SETTINGS
+    | NETWORKS
+    | {"vjepa.data", "vjepa.jepa", "vjepa.interop", "vjepa.probing", "vjepa.reporting", "vjepa.command", "data_prep"},
+    "data_prep": SETTINGS | {"vjepa.command", "vjepa.data"},
 }
 ONLY_IN = {"decord": {"vjepa.data.decode", "data_prep.scan"}, "timm": {"vjepa.models"}}
 

@@ -8,12 +8,12 @@ import os
 import pytest
 import torch
 
-from vjepa import config
+from vjepa import config, device, schedules
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
-from vjepa.training import checkpoint, device, ema, optim, run_log, schedules
+from vjepa.training import checkpoint, ema, optim, run_log
 from vjepa.training.step import TrainingStep
 
 pytestmark = pytest.mark.fast

@@ -38,7 +38,7 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     """
     import torch
 
-    from vjepa.training import device
+    from vjepa import device
 
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)

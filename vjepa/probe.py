@@ -338,8 +338,7 @@ def how_to_read(options: argparse.Namespace, encoder: Encoder) -> tuple[Data, to
     """
     from pydantic import ValidationError
 
-    from vjepa import config
-    from vjepa.training import device
+    from vjepa import config, device
 
     run = _run_of(Path(options.model_path))
     trained = config.load(str(run / "config.yaml")) if run else None

@@ -80,13 +80,14 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
+    from vjepa import device
     from vjepa.data.clips import open_sources
     from vjepa.interop.teacher import keep_teacher, read_teacher
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
     from vjepa.models.backbone import encoder_width
     from vjepa.probing.evidence import read_splits
-    from vjepa.training import checkpoint, device, run_log
+    from vjepa.training import checkpoint, run_log
 
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)

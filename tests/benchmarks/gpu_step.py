@@ -30,12 +30,12 @@ from transformers import VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer
 
 import vjepa
-from vjepa import config
+from vjepa import config, device
 from vjepa.bench import alternating_medians, matmul_peak, median_seconds, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.models.layers import Block, gather_tokens
-from vjepa.training import device, flops
+from vjepa.training import flops
 
 Step = Callable[[int, torch.Tensor], Any]
 Runs = dict[str, Callable[[int], torch.Tensor]]

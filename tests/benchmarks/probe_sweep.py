@@ -17,13 +17,12 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from vjepa import config
+from vjepa import config, device
 from vjepa.models.encoder import VisionTransformer
 from vjepa.probing import sweep
 from vjepa.probing.protocol import Examples, Method, answer
 from vjepa.probing.recipes import Reading, encoder_recipe, weights_hash
 from vjepa.probing.store import Bank
-from vjepa.training import device
 
 ENCODER_BATCH = 8
 

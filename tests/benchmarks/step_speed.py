@@ -18,12 +18,11 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, apply_masks
 
-from vjepa import config
+from vjepa import config, device
 from vjepa.bench import alternating_medians, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.records import TokenMask
-from vjepa.training import device
 
 
 def published_networks(settings: config.Config) -> VJEPA2Config:

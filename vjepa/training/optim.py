@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vjepa import config
-from vjepa.training import schedules
+from vjepa import config, schedules
 
 
 def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:

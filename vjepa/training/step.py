@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vjepa import config
+from vjepa import config, schedules
 from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
 from vjepa.jepa import Jepa
 from vjepa.masking.draw import plan
 from vjepa.models.layers import Block
 from vjepa.objectives import sigreg
-from vjepa.training import ema, schedules
+from vjepa.training import ema
 from vjepa.training.optim import set_schedules
 
 

@@ -1,0 +1,66 @@
+"""Files and folders that appear whole: readers see the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to, beside `path` and with its ending; what is there at the end is synced and renamed.
+
+    The folder of `path` is made. An error inside the block removes what was written and leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new, empty folder beside `path` to fill; at the end it takes the place of `path`, with what lay there.
+
+    An error inside the block removes what was written and leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, whole."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has the bytes of a file: a rename may outlive what it names."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".partial-{os.getpid()}-{path.name}")

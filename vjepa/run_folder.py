@@ -1,0 +1,140 @@
+"""What lies where in the folder of a run. Nothing else knows these names.
+
+config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
+checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
+                          optimizer.safetensors, state.json                the training state
+checkpoints/latest        a link to the newest
+checkpoints/best          a link to the one that measured best during training, where that was measured
+checkpoints/best.pth      the networks of `best`, else of `latest`, in one file (safetensors) to pass on
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vjepa.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder checkpoints/step-*, whatever the name it was reached by."""
+
+    path: Path
+
+    def network(self, name: str) -> Path:
+        """Name the weights file of a network, such as `encoder`."""
+        return self.path / f"{name}.safetensors"
+
+    @property
+    def moments(self) -> Path:
+        return self.path / "optimizer.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def is_one(self) -> bool:
+        """Tell whether there is a checkpoint here."""
+        return self.network("encoder").is_file() and self.state.is_file()
+
+    @property
+    def step(self) -> int | None:
+        """Read the step off the name; None for a copy under another name."""
+        number = self.path.resolve().name.removeprefix("step-")
+        return int(number) if number.isdigit() else None
+
+    @property
+    def run(self) -> RunFolder | None:
+        """Find the run that it lies in; None for a copy elsewhere."""
+        parents = self.path.resolve().parents
+        run = RunFolder(parents[1]) if len(parents) > 1 else None
+        return run if run and run.config.is_file() else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, there or to be made."""
+
+    path: Path
+
+    @classmethod
+    def above(cls, path: Path) -> RunFolder | None:
+        """Find the run that `path` is, or lies in as a checkpoint or a file of one; None for other paths."""
+        path = path.resolve()
+        runs = (cls(folder) for folder in (path, *path.parents[:3]))
+        return next((run for run in runs if run.config.is_file() and run.checkpoints.is_dir()), None)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def teacher(self) -> Path:
+        """Name the copy of a frozen teacher: what it was at the first step, whatever becomes of its own run."""
+        return self.path / "teacher.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best_file(self) -> Path:
+        return self.checkpoints / "best.pth"
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Name the checkpoint of `step` steps done, there or to be made."""
+        return Checkpoint(self.checkpoints / f"step-{step:08d}")
+
+    @property
+    def all_checkpoints(self) -> list[Checkpoint]:
+        """List the checkpoints that are there, the oldest first."""
+        return [Checkpoint(path) for path in sorted(self.checkpoints.glob("step-*"))]
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """Find the newest checkpoint; None before the first."""
+        return self._linked("latest")
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """Find the checkpoint that measured best; None where none was measured."""
+        return self._linked("best")
+
+    def require(self) -> Checkpoint:
+        """Find the newest checkpoint. Raises UserError for a folder that is no run, or a run without a checkpoint."""
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.path}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train"
+            )
+        latest = self.latest
+        if latest is None:
+            raise UserError(
+                f"{self.path}: no checkpoint yet; train it first with python -m vjepa.train --config {self.config}"
+            )
+        return latest
+
+    def _linked(self, name: str) -> Checkpoint | None:
+        link = self.checkpoints / name
+        return Checkpoint(link.resolve()) if link.is_dir() else None
