@@ -22,7 +22,7 @@ from data_prep.index import build_index
 from vjepa import command, config, load_encoder, probe
 from vjepa.errors import UserError
 from vjepa.report import closing_table
-from vjepa.train import train
+from vjepa.training.pretraining import train
 
 
 @pytest.fixture
