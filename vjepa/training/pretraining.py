@@ -202,6 +202,8 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
     index = ClipIndex.open(source.index)
     shown = index.select(source.where)[:4]
     videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
+    if videos.shape[2] == 1 and settings.model.image_mode == "repeat":  # as the encoder sees it
+        videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
     mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
     with torch.inference_mode():
         tokens = method.networks[settings.eval.encoder](normalise(videos.to(run.device), torch.float32))
