@@ -19,7 +19,7 @@ from vjepa.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder checkpoints/step-*, whatever the name it was reached by."""
+    """Name what lies in a folder checkpoints/step-*, whatever the name it was reached by."""
 
     path: Path
 
@@ -56,7 +56,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run, there or to be made."""
+    """Name what lies in the folder of a run, there or to be made."""
 
     path: Path
 
