@@ -129,7 +129,7 @@ class Jepa(nn.Module):
         context_weight: float = 0.0,
         directions: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Compare predictions with targets and views with each other: named fp32 scalars; `loss` is their sum by weight.
+        """Compare predictions with targets and views with each other: named fp32 scalars, `loss` their sum.
 
         video: [B, 3, T, H, W], normalised. masks: one TokenMask for each mask set.
 
