@@ -28,7 +28,7 @@ FORMAT: Final = "vjepa.probe"
 Classifier = AttentiveClassifier | LinearClassifier
 FILE_HEADS = 16  # in every published probe, whatever the width; the files do not say it
 UNUSED = "pooler.cross_attention_block.xattn.proj."  # V-JEPA has this layer and never applies it
-HEAD = huggingface.Layout(
+HEAD = huggingface.TensorNames(
     block="pooler.self_attention_layers.{}",
     parts={
         "norm1": ("layer_norm1",),

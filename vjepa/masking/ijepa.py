@@ -21,7 +21,7 @@ EXPECTATION_DRAWS = 256
 
 
 @dataclass(frozen=True)
-class Counts:
+class CellCounts:
     """Cells of the context, and of each target block."""
 
     context: int
@@ -29,7 +29,7 @@ class Counts:
 
 
 @lru_cache(maxsize=256)
-def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
+def counts(mask: config.IjepaMask, grid: TokenGrid) -> CellCounts:
     """Exact counts: the area of the smallest target block, and the expected area of the context block outside the
     targets.
 
@@ -41,7 +41,7 @@ def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
     drawn = generator(0, "masks", 0).random((EXPECTATION_DRAWS, (mask.num_targets + 1) * blocks.NUM_UNIFORMS))
     context_depth, target_depths = _depths(mask, grid, drawn)
     seen = (context_depth > 0) & (target_depths.max(axis=1) < 0)
-    return Counts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
+    return CellCounts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
 
 
 def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:

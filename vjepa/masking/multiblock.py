@@ -28,7 +28,7 @@ EXPECTATION_DRAWS = 256  # masks that the expected counts are averaged over: wit
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """Tokens per clip: outside the cuboids (`visible`), and of these seen, and of the others predicted."""
 
     visible: int
@@ -37,7 +37,7 @@ class Counts:
 
 
 @lru_cache(maxsize=256)
-def counts(mask: config.MultiblockMask, grid: TokenGrid) -> Counts:
+def counts(mask: config.MultiblockMask, grid: TokenGrid) -> TokenCounts:
     """The exact counts of `mask` on `grid`; by default whole cells, and context and target together are the grid.
 
     Raises UserError, which begins with the name of the setting, where there are not so many tokens.
@@ -61,9 +61,9 @@ def counts(mask: config.MultiblockMask, grid: TokenGrid) -> Counts:
         )
     visible = max(visible, context)
     if mask.full_complement:
-        return Counts(visible, context, grid.num_tokens - context)
+        return TokenCounts(visible, context, grid.num_tokens - context)
     target = mask.num_target or grid.num_tokens - visible
-    return Counts(min(visible, grid.num_tokens - target), context, target)
+    return TokenCounts(min(visible, grid.num_tokens - target), context, target)
 
 
 def draw(mask: config.MultiblockMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
