@@ -415,11 +415,13 @@ def test_predictions_do_not_depend_on_the_order_of_context_and_follow_the_target
 
 @pytest.mark.fast
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 3, 5), (3, 1, 4)])
-def test_predictors_work_on_grids_that_are_not_square(shape: tuple[int, int, int]) -> None:
+def test_predictors_work_on_grids_that_are_not_square_and_take_three_numbers(shape: tuple[int, int, int]) -> None:
     grid = TokenGrid(*shape)
-    ids = torch.arange(grid.num_tokens)[None]
+    ids, context = torch.arange(grid.num_tokens)[None], torch.randn(1, 2, 48)
     for predictor in (Predictor(small(), 1), MlpPredictor(small(), 1)):
-        assert predictor(torch.randn(1, 2, 48), ids[:, :2], ids[:, 2:], grid).shape == (1, grid.num_tokens - 2, 48)
+        predictions = predictor(context, ids[:, :2], ids[:, 2:], grid)
+        assert predictions.shape == (1, grid.num_tokens - 2, 48)
+        assert torch.equal(predictor(context, ids[:, :2], ids[:, 2:], shape), predictions)
 
 
 @pytest.mark.fast

@@ -22,7 +22,6 @@ from vjepa.interop import huggingface, meta, own
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.models.state import load_strictly, read_tensors
-from vjepa.records import TokenGrid
 
 FORMAT: Final = "vjepa.probe"
 Classifier = AttentiveClassifier | LinearClassifier
@@ -157,7 +156,7 @@ def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> Attentiv
 def _linear(path: Path, stored: Mapping[str, Tensor], told: Mapping[str, Any]) -> LinearClassifier:
     """Likewise. Files of older versions say no `pool`, for they knew the mean alone."""
     num_classes, width = _tensor(path, stored, "linear.weight").shape
-    pooling = Pooling.parse(told["pool"], TokenGrid(*told["grid"])) if "pool" in told else MEAN
+    pooling = Pooling.parse(told["pool"], told["grid"]) if "pool" in told else MEAN
     return LinearClassifier(width, num_classes, pooling)
 
 

@@ -22,7 +22,7 @@ EXPECTATION_DRAWS = 256
 
 @dataclass(frozen=True)
 class CellCounts:
-    """Cells of the context, and of each target block."""
+    """Count the cells of the context, and of each target block."""
 
     context: int
     target: int
@@ -30,8 +30,7 @@ class CellCounts:
 
 @lru_cache(maxsize=256)
 def counts(mask: config.IjepaMask, grid: TokenGrid) -> CellCounts:
-    """Exact counts: the area of the smallest target block, and the expected area of the context block outside the
-    targets.
+    """Count exactly: the smallest target block, and the expected area of the context block outside the targets.
 
     Raises UserError, which begins with the name of the setting, where a target leaves no context.
     """
@@ -45,12 +44,12 @@ def counts(mask: config.IjepaMask, grid: TokenGrid) -> CellCounts:
 
 
 def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target], block after
-    block.
+    """Draw one mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target].
 
-    The context is drawn from the cells of its block outside all targets; where these are too few it takes in the cells
-    around the block, then the rims of targets. Each target is drawn from the cells of its block that are not context;
-    where these are too few, the block grows. So both are always possible, whatever the blocks.
+    The ids of targets stand block after block. The context is drawn from the cells of its block outside all targets;
+    where these are too few it takes in the cells around the block, then the rims of targets. Each target is drawn from
+    the cells of its block that are not context; where these are too few, the block grows. So both are always possible,
+    whatever the blocks.
     """
     num = counts(mask, grid)
     places, ties, picks = uniforms(
@@ -70,8 +69,9 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
 
 
 def _depths(mask: config.IjepaMask, grid: TokenGrid, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, ((1 + M) 6)] -> how deep each cell lies in the context block [B, h w], and in each target block
-    [B, M, h w].
+    """Measure how deep each cell lies in the context block [B, h w] and in each target block [B, M, h w].
+
+    places: [B, ((1 + M) 6)] in [0, 1).
     """
     first, *others = rearrange(places, "b (m u) -> m b u", u=blocks.NUM_UNIFORMS)
     context = blocks.depth(first, grid, mask.context_scale, (1.0, 1.0))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, untrained_encoder
+from vjepa.models.backbone import load_pretrained
 from vjepa.models.encoder import Encoder
 from vjepa.models.state import load_strictly, read_tensors
-from vjepa.models.timm_backbone import TimmEncoder, load_pretrained
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION = 1
@@ -118,7 +118,7 @@ def initialise(model: Jepa, settings: config.Config) -> None:
     """
     if settings.run.init_from is not None:
         load_networks(Path(settings.run.init_from), model)
-    if settings.model.pretrained and isinstance(model.encoder, TimmEncoder):
+    if settings.model.pretrained:
         load_pretrained(model.encoder)
         if model.target_encoder is not None and model.objective.targets == "ema":
             model.target_encoder.load_state_dict(model.encoder.state_dict())
