@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vjepa import config
-from vjepa.jepa import Jepa
+from vjepa.jepa import build
 from vjepa.models import layers
 from vjepa.models.encoder import PatchEmbed, VisionTransformer, patchify
 from vjepa.models.layers import Attention, Block, SwiGlu, attend, gather_tokens
@@ -382,11 +382,9 @@ def test_published_predictors_and_ijepa_have_their_numbers_of_parameters() -> No
 
 def test_initialisation_is_scaled_down_with_depth_and_stays_so() -> None:
     for mlp in ("gelu", "swiglu"):
-        model = Jepa(
-            config.Model(encoder=config.EncoderSettings(width=384, depth=4, heads=6, mlp=mlp)),
-            config.Objective(),
-            num_masks=1,
-        )
+        shape = {"width": 384, "depth": 4, "heads": 6, "mlp": mlp}
+        run = {"data": {"train": "x"}, "model": {"encoder": shape}, "optim": {"total_steps": 1}}
+        model = build(config.validate(run, "test"))
         for number, block in enumerate(model.encoder.blocks, start=1):
             for weight in (block.attn.proj.weight, block.mlp.output.weight):
                 assert weight.std().item() == pytest.approx(

@@ -18,7 +18,6 @@ from vjepa.models import timm_backbone
 from vjepa.models.backbone import encoder_width, make_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.models.timm_backbone import TimmMap, TimmVit
-from vjepa.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +166,7 @@ def test_published_weights_start_both_encoders(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("timm.models._builder.load_pretrained", fill)
     jepa = build(pretrained())
     assert not any(torch.all(parameter == 0.5) for parameter in jepa.encoder.parameters())
-    checkpoint.initialise(jepa, pretrained())
+    jepa.load_pretrained()
     for network in (jepa.encoder, jepa.target_encoder):
         assert all(torch.all(parameter == 0.5) for parameter in network.parameters())
 
@@ -179,7 +178,7 @@ def test_published_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyP
         UserError,
         match=r"model.pretrained: the weights of test_resnet cannot be fetched \(.+\); set model.pretrained: false",
     ) as caught:
-        checkpoint.initialise(build(pretrained()), pretrained())
+        build(pretrained()).load_pretrained()
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"run.init_from: model.pretrained names other weights"):
         pretrained(run={"init_from": "runs/x"})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vjepa import command, config
 from vjepa.errors import UserError
+from vjepa.records import ClipBatch
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +45,11 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     device.check_compiler(settings.run, where)
     step, flops = training_step(settings, where, dtype)
     data = settings.data
-    clips = torch.randint(
-        256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8
-    ).to(where)
+    size = (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
+    noise = torch.randint(256, size, dtype=torch.uint8).to(where)
+    batch = ClipBatch(noise, torch.arange(len(noise)))
     peak = matmul_peak(where, dtype)
-    train_s = median_seconds(lambda number: step(number, clips), num_steps, where)
+    train_s = median_seconds(lambda number: step(number, batch), num_steps, where)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads(),
@@ -85,7 +86,9 @@ def training_step(settings: config.Config, where: torch.device, dtype: torch.dty
     model = build(settings, teacher.build_encoder() if teacher else None).to(where)
     total = settings.optim.total_steps or 1000
     masks = plan(settings.masks, settings.grid).draw(settings.data.global_batch, settings.run.seed, 0, 0, total)
-    step = TrainingStep(settings, model, optim.make_optimizer(model, settings.optim), dtype, total)
+    step = TrainingStep(
+        model, optim.make_optimizer(model, settings.optim), settings.optim, dtype, total, settings.run.compile
+    )
     return step, flops.step_flops(settings, settings.grid, masks, teacher.model if teacher else None)
 
 
@@ -171,7 +174,7 @@ def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -
         def one(number: int, batches: Any = batches, use: TrainingStep | None = use) -> None:
             batch = next(batches)
             if use is not None:
-                use(number, batch.video)
+                use(number, batch)
 
         # workers run ahead while the first batches are awaited, so that a mean over all, not a median, is honest here
         for number in range(WARM_STEPS):

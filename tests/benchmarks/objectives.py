@@ -178,10 +178,11 @@ def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder |
     machine do not count.
     """
     model = build(settings, teacher)
-    step = TrainingStep(settings, model, make_optimizer(model, settings.optim), torch.float32, len(batches))
+    optimizer = make_optimizer(model, settings.optim)
+    step = TrainingStep(model, optimizer, settings.optim, torch.float32, len(batches))
     started = process_time()
     for number, batch in enumerate(batches):
-        step(number, batch)
+        step(number, ClipBatch(batch, torch.arange(len(batch))))
     return model, sum(map(len, batches)) / (process_time() - started)
 
 
