@@ -202,13 +202,13 @@ def test_exports(tmp_path: Path) -> None:
     run = settings("resnet")
     jepa = build(run).eval()
     weights = Weights("trained", run.model, jepa.encoder.state_dict(), jepa.predictor.state_dict())
-    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.Clips(4, 32)) == 0
+    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.ClipSize(4, 32)) == 0
     video = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(load_encoder(tmp_path / "resnet.safetensors")(video), jepa.encoder(video))
     with pytest.raises(
         UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"
     ):
-        export.export(weights, "huggingface", tmp_path / "theirs", export.Clips(4, 32))
+        export.export(weights, "huggingface", tmp_path / "theirs", export.ClipSize(4, 32))
 
 
 def test_a_run_of_a_network_of_timm_from_end_to_end(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -136,6 +139,16 @@ def test_what_timm_does_not_have_is_one_line(name: str, patch_px: int, message: 
     with pytest.raises(UserError, match=message) as caught:
         encoder_width(config.Model(backbone=name, patch_px=patch_px))
     assert "\n" not in str(caught.value)
+
+
+def test_timm_is_imported_only_where_a_run_uses_it() -> None:
+    """It takes a second."""
+    code = (
+        "import sys; from vjepa import config; from vjepa.models.backbone import encoder_width, make_encoder; "
+        "make_encoder(config.Model()), encoder_width(config.Model()); print('timm' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.strip() == "False"
 
 
 def pretrained(**settings: object) -> config.Config:

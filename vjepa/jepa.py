@@ -21,12 +21,11 @@ from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.models import ema
-from vjepa.models.backbone import make_encoder
+from vjepa.models.backbone import load_pretrained, make_encoder
 from vjepa.models.encoder import Encoder, Patches, patchify
 from vjepa.models.layers import Block, gather_tokens
 from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.models.projector import make_projector
-from vjepa.models.timm_backbone import TimmEncoder, load_pretrained
 from vjepa.objectives import sigreg, vicreg
 from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
@@ -63,10 +62,9 @@ class Jepa(nn.Module):
 
     def load_pretrained(self) -> None:
         """Start both encoders from the weights that timm publishes (`model.pretrained`)."""
-        if isinstance(self.encoder, TimmEncoder):
-            load_pretrained(self.encoder)
-            if self.target_encoder is not None and self.objective.targets == "ema":
-                self.target_encoder.load_state_dict(self.encoder.state_dict())
+        load_pretrained(self.encoder)
+        if self.target_encoder is not None and self.objective.targets == "ema":
+            self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     def begin(self, dtype: torch.dtype, total_steps: int) -> None:
         """Get ready to train for `total_steps` with matrix products in `dtype`; weights and the average stay fp32."""

@@ -151,7 +151,7 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
         of_teacher = config.validate({**settings.model_dump(mode="json"), "objective": TEACHER}, "teacher")
         teacher = learn(of_teacher, first)[0].encoder.requires_grad_(False)
     model, clips_per_s = learn(settings, batches, teacher)
-    untrained = settings.model.model_copy(update={"predictor": config.Predictor()}).model_dump_json()
+    untrained = settings.model.model_copy(update={"predictor": config.PredictorSettings()}).model_dump_json()
     if untrained not in clips.untrained:
         clips.untrained[untrained] = measure(untrained_encoder(settings), clips)
     return {
