@@ -26,7 +26,7 @@ from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
-from vjepa.probing import recipes
+from vjepa.probing import extractors
 from vjepa.probing.windows import Cut
 
 MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=24, depth=3, heads=2))
@@ -114,7 +114,7 @@ def test_a_file_holds_the_mean_features_of_every_row_in_order(run, files, capsys
     assert (views["num_frames"], views["clip_fps"], views["num_clips"], views["window_s"]) == (4, 4.0, 1, None)
     assert (metadata["pool"], metadata["level"], metadata["dtype"]) == ("mean", "last", "fp32")
     assert json.loads(metadata["encoder"])["encoder"]["width"] == 24
-    assert metadata["weights_sha256"] == recipes.weights_hash(vjepa.load_encoder(files[1]))
+    assert metadata["weights_sha256"] == extractors.weights_hash(vjepa.load_encoder(files[1]))
     assert not list(files[0].parent.glob("*.parts")) and "10 clips of 10 videos, 24 float32" in capsys.readouterr().out
 
 

@@ -27,12 +27,12 @@ from vjepa.interop.weights import Weights
 from vjepa.jepa import build
 from vjepa.models.encoder import VisionTransformer, patchify
 from vjepa.models.predictor import make_predictor
-from vjepa.probing import recipes
+from vjepa.probing import extractors
 from vjepa.probing.anticipation import ActionSource, RollOut, ahead, observed_frames
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Looks, compare
 from vjepa.probing.datasets import Request, open_dataset
 from vjepa.probing.passes import Passes
-from vjepa.probing.protocol import Method
+from vjepa.probing.protocol import ProbeMethod
 from vjepa.probing.store import Store
 from vjepa.probing.sweep import Grid
 from vjepa.records import TokenGrid
@@ -245,13 +245,18 @@ def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS
     dataset = replace(dataset, labels=labels) if labels else dataset
     encoder = Sums()
     roll_out = RollOut.of(encoder, Onward(encoder.model), data, anticipation_s, trained_frames=2 * SEEN)
-    reading = recipes.Reading((0,), ("pooled", "tokens"), CPU, torch.float32)
+    reading = extractors.Readout((0,), ("pooled", "tokens"), CPU, torch.float32)
     made = {
-        TRAINED: recipes.encoder_recipe(encoder, "sums", reading),
-        ROLLOUT: roll_out.recipe(reading),
+        TRAINED: extractors.encoder_extractor(encoder, "sums", reading),
+        ROLLOUT: roll_out.extractor(reading),
     }
     return compare(
-        dataset, made, method or Method("linear"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 32
+        dataset,
+        made,
+        method or ProbeMethod("linear"),
+        Looks(Views(), Views()),
+        Store(tmp_path, say=lambda line: None),
+        32,
     )
 
 
@@ -270,7 +275,7 @@ def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_pa
 
 def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
     found = measured(
-        actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
+        actions, tmp_path, method=ProbeMethod("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
     )
     assert found.kinds[ROLLOUT].scores.top1.value > found.kinds[TRAINED].scores.top1.value + 0.2
 
@@ -332,10 +337,10 @@ def test_features_depend_on_both_networks_and_on_how_far():
     roll_out = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.0, 8)
     other = roll_out.with_untrained_predictor()
     farther = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.5, 8)
-    reading = recipes.Reading((1,), ("pooled",), CPU, torch.float32)
-    facts = [json.dumps(dict(one.recipe(reading).facts)) for one in (roll_out, other, farther, roll_out)]
+    reading = extractors.Readout((1,), ("pooled",), CPU, torch.float32)
+    facts = [json.dumps(dict(one.extractor(reading).facts)) for one in (roll_out, other, farther, roll_out)]
     assert len(set(facts)) == 3 and facts[0] == facts[3]
-    again = json.dumps(dict(other.with_untrained_predictor().recipe(reading).facts))
+    again = json.dumps(dict(other.with_untrained_predictor().extractor(reading).facts))
     assert again == facts[1]
 
 

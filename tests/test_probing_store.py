@@ -11,9 +11,10 @@ import torch
 
 from vjepa.data.clips import Views
 from vjepa.errors import UserError
+from vjepa.probing.banks import Extractor, InMemory
+from vjepa.probing.extractors import in_time, plain_extractor
 from vjepa.probing.passes import Passes
-from vjepa.probing.recipes import in_time, plain_recipe
-from vjepa.probing.store import Recipe, Store, default_folder
+from vjepa.probing.store import Store, default_folder
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -51,7 +52,7 @@ def level(factor=1.0, outputs=("pooled",)):
         pooled = factor * video.float().mean((1, 2, 3, 4))[:, None, None].expand(-1, 1, 2)
         return {name: pooled if name == "pooled" else pooled.expand(-1, 3, -1) for name in outputs}
 
-    return Recipe({"factor": factor}, outputs, run)
+    return Extractor({"factor": factor}, outputs, run)
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ def test_features_are_made_once_and_mapped(store, said):
         assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
         assert banks["a"]["pooled"].values.dtype is torch.float16
     assert samples.passes == [IDS.tolist(), [12]] and "7 clips x 2 views" in said[0] and "found" in said[1]
+
+
+def test_memory_holds_what_a_store_keeps(store):
+    extractors = {"a": level(1.1), "b": level(0.3, ("tokens",))}
+    for views in (Views(num_clips=2), Passes(3)):
+        kept, held = (
+            one.banks(Samples((12,)), IDS, views, extractors, batch) for one, batch in ((store, 4), (InMemory(), 6))
+        )
+        for name, output in (("a", "pooled"), ("b", "tokens")):
+            one, other = kept[name][output], held[name][output]
+            assert torch.equal(one.values, other.values) and one.values.dtype is other.values.dtype
+            assert one.clip_ids.tolist() == other.clip_ids.tolist() and one.failures == other.failures
 
 
 def test_a_clip_that_was_repaired_is_measured_again(store, said):
@@ -129,7 +142,7 @@ def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, b
 def test_what_differs_is_made_anew(store):
     samples = Samples()
     keys = set()
-    for views, recipe, dtype in [
+    for views, extractor, dtype in [
         (Views(), level(), "fp16"),
         (Views(num_crops=2), level(), "fp16"),
         (Passes(2, seed=1), level(), "fp16"),
@@ -137,7 +150,9 @@ def test_what_differs_is_made_anew(store):
         (Views(), level(3.0), "fp16"),
         (Views(), level(), "bf16"),
     ]:
-        keys.add(Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": recipe}, 4)["a"]["pooled"].key)
+        keys.add(
+            Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": extractor}, 4)["a"]["pooled"].key
+        )
     store.banks(samples, IDS[:3], Views(), {"a": level()}, 4)
     assert len(keys) == 6 and len(samples.passes) == 7
 
@@ -149,7 +164,7 @@ def test_a_pass_makes_what_is_missing_alone(store):
         samples,
         IDS,
         Views(),
-        {"a": Recipe({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
+        {"a": Extractor({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
         4,
     )
     assert banks["b"]["pooled"].key == banks["same as b"]["pooled"].key
@@ -216,4 +231,8 @@ def test_clips_in_another_order_are_those_of_the_loader(make_video):
     for time, batch in read.items():
         assert torch.equal(in_time(read["forward"].video, batch.clip_ids, time), batch.video)
     assert not torch.equal(read["forward"].video, read["shuffled"].video)
-    assert plain_recipe("pixels").run(read["forward"].video, batch.clip_ids)["pooled"].shape == (2, 1, 8 * 3 * 16 * 16)
+    assert plain_extractor("pixels").run(read["forward"].video, batch.clip_ids)["pooled"].shape == (
+        2,
+        1,
+        8 * 3 * 16 * 16,
+    )

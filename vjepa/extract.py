@@ -269,7 +269,7 @@ def _tensors(
 
 def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, clips_per_part: int) -> dict[str, Any]:
     """All that the features depend on. Equal plans give equal files, whatever the number of processes."""
-    from vjepa.probing import recipes
+    from vjepa.probing import extractors
 
     data = videos.data
     frames = {
@@ -279,7 +279,7 @@ def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, c
     return {
         "format": "vjepa.extract 1",
         "model_path": str(options.model_path),
-        "weights_sha256": recipes.weights_hash(encoding.encoder),
+        "weights_sha256": extractors.weights_hash(encoding.encoder),
         "encoder": encoding.encoder.model.model_dump(mode="json"),
         "dataset": str(videos.index.path),
         "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),

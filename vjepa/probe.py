@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from vjepa.config import Data
     from vjepa.models.encoder import Encoder
     from vjepa.probing.anticipation import RollOut
+    from vjepa.probing.banks import Extractor
     from vjepa.probing.comparison import Comparison
     from vjepa.probing.datasets import Dataset
-    from vjepa.probing.protocol import Method, Mode
-    from vjepa.probing.recipes import Reading, Time
-    from vjepa.probing.store import Recipe
+    from vjepa.probing.extractors import Readout, Time
+    from vjepa.probing.protocol import Mode, ProbeMethod
 
 # the name on the command line -> the name in the code
 MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
@@ -56,8 +56,8 @@ _PUBLISHED_PX: Final = {"rotation": 224, "vjepa2": 256}
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     from vjepa.interop import probes  # after --help, which must not wait for it
-    from vjepa.probing import summary
     from vjepa.probing.comparison import TRAINED
+    from vjepa.reporting import pictures, tables
 
     run = _run_of(Path(options.model_path))
     path = Path(options.out or Path(run or ".", "probe.json"))
@@ -67,13 +67,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     dataset, comparison, result = measured
     stem = path.with_name(_stem(path, options, result["pool"]))
-    result["pictures"] = summary.write_pictures(stem, dataset, comparison, options.batch)
-    chosen = [answer.head for answer in comparison.kinds[TRAINED].answers if answer.head]
+    trained = comparison.kinds[TRAINED]
+    result["pictures"] = pictures.save_probe_pictures(stem, trained.scores, dataset.source, options.batch)
+    chosen = [one.head for one in trained.fitted if one.head]
     result["chosen_heads"] = str(stem.with_name(f"{stem.name}.safetensors")) if chosen else None
     if chosen:
         probes.write_probes(Path(result["chosen_heads"]), chosen, {name: result[name] for name in OF_HEADS})
     _save(path, result)
-    print(summary.table(comparison, dataset, result))
+    print(tables.probe_table(result))
     print(f"-> {path}")
     return 0
 
@@ -93,7 +94,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     """
     from vjepa import ranks
     from vjepa.data.clips import Views
-    from vjepa.probing import anticipation, comparison, datasets, recipes, store, summary
+    from vjepa.probing import anticipation, comparison, datasets, extractors, results, store
     from vjepa.probing.datasets_images import IMAGE_SETS
     from vjepa.probing.passes import Passes
 
@@ -118,7 +119,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     reading = _reading(options, encoder, data, device, dtype)
     method = _method(options, reading)
     roll_out = _roll_out(options, encoder.to(device), data)
-    sha256 = recipes.weights_hash(encoder)
+    sha256 = extractors.weights_hash(encoder)
     with ExitStack() as stack:
         mine = stack.enter_context(ranks.join())
         if options.no_cache and mine.num > 1:
@@ -158,7 +159,8 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
             "time_slots": roll_out.time_slots(data) if roll_out else None,
             "model_path": str(path.absolute()),
             "step": _step(path),
-            **summary.to_dict(found, dataset, method),
+            **results.to_dict(found, method, dataset.source.uri),
+            **results.unreadable(f"{dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in found.failures),
             "views": {"learn": str(looks.learn), "test": str(looks.test)},
             "data": {
                 name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")
@@ -393,12 +395,12 @@ def _native_px(options: argparse.Namespace, encoder: Encoder) -> int:
 
 def _reading(
     options: argparse.Namespace, encoder: Encoder, data: Data, device: torch.device, dtype: torch.dtype
-) -> Reading:
+) -> Readout:
     """What is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its tokens
     or the probe do not have.
     """
     from vjepa.models.pooling import Pooling
-    from vjepa.probing import recipes
+    from vjepa.probing import extractors
 
     pooling = Pooling.parse(options.pool, encoder.grid(data.num_frames, data.crop_px, data.crop_px))
     attentive = MODES[options.eval_mode] == "attentive"
@@ -409,8 +411,8 @@ def _reading(
             f"--pool {options.pool}: a roll-out has time slots of its own, so only means are read beside each "
             "other; leave --pool or --rollout out"
         )
-    return recipes.Reading(
-        recipes.levels(encoder, options.levels),
+    return extractors.Readout(
+        extractors.levels(encoder, options.levels),
         ("tokens", "pooled") if attentive else ("pooled",),
         device,
         dtype,
@@ -418,9 +420,9 @@ def _reading(
     )
 
 
-def _method(options: argparse.Namespace, reading: Reading) -> Method:
+def _method(options: argparse.Namespace, reading: Readout) -> ProbeMethod:
     from vjepa.probing import knn, sweep
-    from vjepa.probing.protocol import Method
+    from vjepa.probing.protocol import ProbeMethod
 
     grid = sweep.Grid(
         options.lr or sweep.LEARNING_RATES,
@@ -429,7 +431,7 @@ def _method(options: argparse.Namespace, reading: Reading) -> Method:
         options.probe_batch,
         options.seed,
     )
-    return Method(
+    return ProbeMethod(
         mode=MODES[options.eval_mode],
         choices=options.k or knn.K_CHOICES,
         head=options.head,
@@ -472,15 +474,16 @@ def _recipes(
     encoder: Encoder,
     roll_out: RollOut | None,
     sha256: str,
-    reading: Reading,
+    reading: Readout,
     *,
     single_frames: bool,
-) -> dict[str, Recipe]:
+) -> dict[str, Extractor]:
     """Kind of features -> how clips become them; `trained` first. Single images have no order of time.
 
     With --rollout predictor, whatever uses the encoder has the roll-out too; with both, one kind of its own has it.
     """
-    from vjepa.probing import recipes
+    from vjepa import config
+    from vjepa.probing import extractors
     from vjepa.probing.comparison import ROLLOUT, TRAINED
 
     names = (
@@ -498,30 +501,33 @@ def _recipes(
         )
     if single_frames:
         names = tuple(name for name in names if name in ("random_init", "pixels"))
+    run = _run_of(Path(options.model_path))
+    seed = config.load(str(run / "config.yaml")).run.seed if run else 0
     everywhere = roll_out if options.rollout == "predictor" else None
 
-    def recipe(time: Time = "forward") -> Recipe:
+    def recipe(time: Time = "forward") -> Extractor:
         if everywhere:
-            return everywhere.recipe(reading, time)
-        return recipes.encoder_recipe(encoder.to(reading.device), sha256, reading, time)
+            return everywhere.extractor(reading, time)
+        return extractors.encoder_extractor(encoder.to(reading.device), sha256, reading, time)
 
     made = {TRAINED: recipe()}
     if options.rollout == "both" and roll_out:
-        made[ROLLOUT] = roll_out.recipe(reading)
+        made[ROLLOUT] = roll_out.extractor(reading)
     for name in names:
-        if name in recipes.PLAIN:
-            made[name] = recipes.plain_recipe(name)
+        if name in extractors.PLAIN:
+            made[name] = extractors.plain_extractor(name)
         elif name == "random_init":
             if everywhere:
                 untrained = replace(
-                    everywhere.with_untrained_predictor(), encoder=recipes.untrained(encoder).to(reading.device)
+                    everywhere.with_untrained_predictor(),
+                    encoder=extractors.untrained(encoder, seed).to(reading.device),
                 )
-                made[name] = untrained.recipe(reading)
+                made[name] = untrained.extractor(reading)
             else:
-                made[name] = recipes.untrained_recipe(encoder, reading)
+                made[name] = extractors.untrained_extractor(encoder, reading, seed)
         elif name == "untrained_predictor":
             if roll_out:
-                made[name] = roll_out.with_untrained_predictor().recipe(reading)
+                made[name] = roll_out.with_untrained_predictor().extractor(reading)
         else:
             made[name] = recipe(_ORDERS[name])
     return made

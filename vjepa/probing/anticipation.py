@@ -27,10 +27,10 @@ from vjepa.data.loader import ClipLoader
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder, patchify
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
+from vjepa.probing.banks import Extractor
 from vjepa.probing.datasets import ClipSource, Dataset
+from vjepa.probing.extractors import Readout, Time, levels_extractor, network_hash, read_levels, weights_hash
 from vjepa.probing.passes import AugmentedClips, Passes
-from vjepa.probing.recipes import Reading, Time, levels_recipe, network_hash, read_levels, weights_hash
-from vjepa.probing.store import Recipe
 from vjepa.records import TokenGrid
 
 MASK_INDEX: Final = 0  # the mask token of the first mask set; of published V-JEPA 2 files the only one that was trained
@@ -210,8 +210,8 @@ class RollOut:
             "trained": self.trained_slots,
         }
 
-    def recipe(self, reading: Reading, time: Time = "forward") -> Recipe:
-        """As `recipes.encoder_recipe`, with what is predicted as one more level, so that only the mean can pool
+    def extractor(self, readout: Readout, time: Time = "forward") -> Extractor:
+        """As `extractors.encoder_extractor`, with what is predicted as one more level, so that only the mean can pool
         both.
         """
         ahead = {
@@ -220,7 +220,7 @@ class RollOut:
             "mask_index": MASK_INDEX,
         }
         facts = {"weights": weights_hash(self.encoder), "rollout": ahead}
-        return levels_recipe(facts, lambda clips: self.read(clips, reading.blocks), reading, time)
+        return levels_extractor(facts, lambda clips: self.read(clips, readout.blocks), readout, time)
 
     def with_untrained_predictor(self) -> RollOut:
         """The same encoder, and a predictor of the same architecture with initial weights of seed 0."""

@@ -22,8 +22,8 @@ from vjepa.data.clips import Views
 from vjepa.data.loader import ClipLoader, eval_loader
 from vjepa.errors import UserError
 from vjepa.probing.datasets_images import IMAGE_SETS, ImageClips, ImageSet, open_images
-from vjepa.probing.evidence import Split, hold_out, read_splits
 from vjepa.probing.passes import AugmentedClips, Passes
+from vjepa.probing.splits import Split, hold_out, read_splits
 from vjepa.records import ClipBatch
 
 # What a clip depends on beside its file.
