@@ -193,7 +193,7 @@ def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: i
 
 
 def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn misses and hits of every class [R, 2 C] into [R] share of hits and [R] mean of it over classes with clips."""
+    """Turn misses and hits of every class [R, 2 C] into share of hits, and its mean over classes with clips: [R] each."""
     hits, total = counts[:, 1::2], counts[:, 0::2] + counts[:, 1::2]
     present = total > 0
     recalls = np.divide(hits, total, out=np.zeros(hits.shape), where=present)
