@@ -193,7 +193,7 @@ def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: i
 
 
 def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn misses and hits of every class [R, 2 C] into share of hits, and its mean over classes with clips: [R] each."""
+    """Turn misses and hits of every class [R, 2 C] into share of hits [R], and its mean over classes with clips [R]."""
     hits, total = counts[:, 1::2], counts[:, 0::2] + counts[:, 1::2]
     present = total > 0
     recalls = np.divide(hits, total, out=np.zeros(hits.shape), where=present)
