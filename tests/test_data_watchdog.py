@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import scanned
-from hang import DeadOnArrival, TroubledEvalClips, TroubledTrainClips
+from hang import DeadOnArrival, Trouble
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import Part, TrainClips, TrainSource, Views
-from vjepa.data.loader import ClipLoader, eval_loader, train_loader
+from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
+from vjepa.data.plan_rows import RowPlan, Views
+from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import quarantine_path, quarantined
+from vjepa.data.reader import Reader
+from vjepa.data.sources import Part, TrainSource
 from vjepa.errors import UserError
 
 
@@ -48,10 +51,12 @@ def source(index, data):
     return [TrainSource("data.train", data, (Part("data.train", index, index.select({})),))]
 
 
+def plain(index, data):
+    return Reader(TrainPlan(source(index, data), data, 0))
+
+
 def troubled(index, tmp_path, how, data):
-    clips = TroubledTrainClips(source(index, data), data, 0)
-    clips.how, clips.notes = how, tmp_path / "notes"
-    return clips
+    return Reader(TrainPlan(source(index, data), data, 0), Trouble(tmp_path / "notes", how))
 
 
 def equal(one, other):
@@ -63,10 +68,10 @@ def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_n
     index, tmp_path, capfd, how, reason
 ):
     data = settings()
-    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(10)]
+    expected = [plain(index, data)[step] for step in range(10)]
     batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), 2, data.deadline_s))
     assert len(batches) == 10
-    for batch, without_trouble in zip(batches, plain, strict=True):
+    for batch, without_trouble in zip(batches, expected, strict=True):
         same = without_trouble.clip_ids != 2
         assert not (batch.clip_ids == 2).any() and batch.num_replaced == int((~same).sum())
         assert equal_at(batch, without_trouble, same)
@@ -102,14 +107,15 @@ def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index,
 def test_a_process_that_was_killed_once_for_want_of_memory_does_not_cost_its_clip(index, tmp_path):
     data = settings()
     batches = list(ClipLoader(troubled(index, tmp_path, "killed", data), range(6), 2, data.deadline_s))
-    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(6)]
-    assert all(equal(*pair) for pair in zip(batches, plain, strict=True)) and not quarantine_path(index.path).exists()
+    expected = [plain(index, data)[step] for step in range(6)]
+    assert (
+        all(equal(*pair) for pair in zip(batches, expected, strict=True)) and not quarantine_path(index.path).exists()
+    )
 
 
 def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
-    clips = TroubledEvalClips(index, np.arange(5), settings(), 2, Views())
-    clips.notes = tmp_path / "notes"
-    batches = list(ClipLoader(clips, range(3), 1, 1.0))
+    plan = RowPlan(index, np.arange(5), settings(workers=1), 2, Views())
+    batches = list(plan_loader(plan, plan.data, Trouble(tmp_path / "notes")))
     assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[
         1
     ].failures[0][1]
@@ -118,7 +124,7 @@ def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
 def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):
     data = settings()
     with pytest.raises(UserError, match=r"a decoding process died \(exit code 3\)"):
-        list(ClipLoader(DeadOnArrival(source(index, data), data, 0), range(3), 2, 60.0))
+        list(ClipLoader(Reader(DeadOnArrival(source(index, data), data, 0)), range(3), 2, 60.0))
 
 
 def test_no_process_is_left_when_the_reader_goes_away(index):

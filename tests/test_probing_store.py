@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
 from vjepa.probing.recipes import in_time, plain_recipe
 from vjepa.probing.store import Recipe, Store, default_folder
 from vjepa.ranks import Ranks

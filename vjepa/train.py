@@ -20,7 +20,7 @@ from vjepa.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from vjepa.data.clips import Part, TrainSource
+    from vjepa.data.sources import Part, TrainSource
     from vjepa.jepa import Jepa
     from vjepa.models.encoder import Encoder
     from vjepa.probing.evidence import Split
@@ -81,7 +81,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 def prepare(settings: config.Config, progress: bool) -> Job:
     """Check everything that can be wrong before the first step, then open the run folder."""
     from vjepa import device
-    from vjepa.data.clips import open_sources
+    from vjepa.data.sources import open_sources
     from vjepa.interop.teacher import keep_teacher, read_teacher
     from vjepa.jepa import build
     from vjepa.masking.draw import plan
