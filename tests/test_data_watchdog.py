@@ -4,7 +4,12 @@ would be.
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +141,79 @@ def test_no_process_is_left_when_the_reader_goes_away(index):
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from hang import Trouble
+from vjepa.config import Data
+from vjepa.data.loader import ClipLoader
+from vjepa.data.plan_training import TrainPlan
+from vjepa.data.reader import Reader
+from vjepa.data.sources import open_sources
+
+if __name__ == "__main__":
+    data = Data(train={"index": sys.argv[1]}, num_frames=4, crop_px=16, global_batch=4)
+    reader = Reader(TrainPlan(open_sources(data), data, 0), Trouble(Path(sys.argv[2]), bad_row=int(sys.argv[3])))
+    batches = iter(ClipLoader(reader, range(1000), 2, 600.0))
+    next(batches)
+    print("running", flush=True)
+    time.sleep(600)
+"""
+
+
+def descendants(pid):
+    """The processes that are there below `pid`; those that are dead and wait for their parent do not count."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            parents[int(stat.parent.name)] = int(parent) if state != "Z" else None
+    found, seen = {pid}, 0
+    while len(found) > seen:
+        seen = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("doing", ["waiting", "spinning with the GIL"])
+def test_no_process_outlives_a_trainer_that_is_killed(index, tmp_path, doing):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    bad_row = 2 if doing != "waiting" else -1
+    command = [sys.executable, str(tmp_path / "trainer.py"), str(index.path), str(tmp_path / "notes"), str(bad_row)]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    try:
+        if doing == "waiting":
+            assert trainer.stdout.readline() == "running\n"
+        else:
+            wait_until((tmp_path / "notes").exists, 60)
+        below = descendants(trainer.pid)
+        assert len(below) >= 3  # the fork server and two processes that decode
+    finally:
+        trainer.kill()
+        trainer.wait()
+        trainer.stdout.close()
+    wait_until(lambda: not any(map(is_alive, below)), 5)
+    left = [pid for pid in below if is_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_file_that_changed_leaves_quarantine(index):

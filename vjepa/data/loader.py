@@ -7,8 +7,10 @@ that both sides hold from the start: nothing that a dying process owns is ever w
 
 from __future__ import annotations
 
+import fcntl
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -223,12 +225,13 @@ class _Worker:
     def start(self, reader: Reader) -> None:
         """Start a new process, which makes again what the one before it had not finished."""
         self.connection, theirs = context().Pipe()
+        lifeline, self._our_end = context().Pipe(duplex=False)  # nothing is ever sent
         self.watch = Watch(beat=context().RawArray("d", 3))
-        self.process = context().Process(
-            target=_work, args=(theirs, reader, self._memory, self.watch.beat), daemon=True
-        )
+        arguments = (theirs, lifeline, reader, self._memory, self.watch.beat)
+        self.process = context().Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
+        lifeline.close()
         for step, slot in self.taken.items():
             if step not in self.made:
                 self._send((step, slot))
@@ -268,6 +271,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+        self._our_end.close()
         code: int | None = self.process.exitcode
         return code
 
@@ -282,10 +286,11 @@ def context() -> Any:
     return multiprocessing.get_context("forkserver")
 
 
-def _work(answers: Connection, reader: Reader, memory: Sequence[Any], beat: Any) -> None:
+def _work(answers: Connection, lifeline: Connection, reader: Reader, memory: Sequence[Any], beat: Any) -> None:
     """Make batches until the other end of the pipe is closed."""
     # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(lifeline)
     torch.set_num_threads(1)
     reader.watch.beat = beat
     slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in memory]
@@ -298,6 +303,19 @@ def _work(answers: Connection, reader: Reader, memory: Sequence[Any], beat: Any)
             reader.watch.quarantine[key] = value
             continue
         answers.send((key, _make(reader, key, slots[value])))
+
+
+def _die_with(lifeline: Connection) -> None:
+    """Have the kernel end this process when the other end of the pipe is closed: when the trainer is gone, however.
+
+    Python code could not, while a decoder holds the GIL; and the parent, whose death Linux can tell of, is the fork
+    server, which lives as long as its children.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which is to end
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if lifeline.poll():  # closed before there was a signal to send
+        os._exit(1)
 
 
 def _make(reader: Reader, step: int, slot: torch.Tensor) -> _Made | UserError | str:
