@@ -103,15 +103,12 @@ class ImagePlan:
         return clip_bytes(self.data) * self.rows_per_batch * self.num_crops
 
     def quarantine(self) -> dict[tuple[int, int], str]:
-        """See `Plan`."""
         return {}
 
     def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int] | None:
-        """See `Plan`."""
         return None
 
     def uri(self, source: int, clip_id: int) -> str:
-        """See `Plan`."""
         return self.images.uri(clip_id)
 
     def batch(self, number: int) -> BatchPlan:

@@ -85,15 +85,12 @@ class RowPlan:
         return clip_bytes(self.data) * self.rows_per_batch * self.looks.num_views
 
     def quarantine(self) -> dict[tuple[int, int], str]:
-        """See `Plan`."""
         return {(0, row): reason for row, reason in quarantined(self.index).items()}
 
     def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int]:
-        """See `Plan`."""
         return self.index, clip_id
 
     def uri(self, source: int, clip_id: int) -> str:
-        """See `Plan`."""
         return self.index.row(clip_id).uri
 
     def batch(self, number: int) -> BatchPlan:

@@ -49,7 +49,6 @@ class TrainPlan:
         return max(clip_bytes(source.data) * source.data.global_batch for source in self.sources) // self.num_ranks
 
     def quarantine(self) -> dict[tuple[int, int], str]:
-        """See `Plan`."""
         return {
             (number, part.first_id + row): reason
             for number, source in enumerate(self.sources)
@@ -58,11 +57,9 @@ class TrainPlan:
         }
 
     def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int]:
-        """See `Plan`."""
         return self.sources[source].place(clip_id)
 
     def uri(self, source: int, clip_id: int) -> str:
-        """See `Plan`."""
         return self.sources[source].uri(clip_id)
 
     def batch(self, step: int) -> BatchPlan:

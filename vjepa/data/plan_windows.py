@@ -55,7 +55,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutVideos:
-    """Number all clips of some rows of an index, in order.
+    """Count all clips of some rows of an index through, in order.
 
     Clip number u is clip `numbers[u]` of row `rows[u]`; both int64 [U].
     """
@@ -105,15 +105,13 @@ class WindowPlan:
         return clip_bytes(self.videos.data) * max(map(len, self.batches), default=0)
 
     def quarantine(self) -> dict[tuple[int, int], str]:
-        """See `Plan`. Rows are watched, not clips."""
+        """Read why rows must not be decoded: a row is what is watched, not a clip."""
         return {(0, row): reason for row, reason in quarantined(self.videos.index).items()}
 
     def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int]:
-        """See `Plan`."""
         return self.videos.index, clip_id
 
     def uri(self, source: int, clip_id: int) -> str:
-        """See `Plan`."""
         return self.videos.index.row(clip_id).uri
 
     def batch(self, number: int) -> BatchPlan:
