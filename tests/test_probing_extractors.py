@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vjepa.data.augment import normalise
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Views
 from vjepa.errors import UserError
 from vjepa.probing.banks import Extractor, InMemory
 from vjepa.probing.extractors import Readout, encoder_extractor, motion_energy, pixels, plain_extractor

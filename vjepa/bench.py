@@ -155,8 +155,8 @@ def peak_memory_bytes(where: torch.device) -> int:
 
 def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -> dict[str, float]:
     """Clips per second of the loader alone, then of loading and training together."""
-    from vjepa.data.clips import open_sources
     from vjepa.data.loader import train_loader
+    from vjepa.data.sources import open_sources
 
     sources = open_sources(settings.data)
     rates = {}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vjepa import command, probe
+from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
     from vjepa.config import Data
     from vjepa.data.clip_index import ClipIndex
+    from vjepa.data.plan_windows import CutVideos
     from vjepa.models.encoder import Encoder
     from vjepa.models.pooling import Pooling
     from vjepa.probing.feature_files import Parts
-    from vjepa.probing.windows import CutVideos
 
 DTYPES: Final = ("fp32", "bf16", "fp16")
 _NUM_PARTS: Final = (
@@ -65,11 +66,13 @@ def extract(options: argparse.Namespace) -> str:
 
     share = _share(options.shard)
     index = ClipIndex.open(options.dataset)
-    selected = index.select(_where(options.where))  # what is wrong so far should show before seconds of loading
+    selected = index.select(
+        parse_where(options.where, "where")
+    )  # what is wrong so far should show before seconds of loading
 
     import vjepa
+    from vjepa.data.plan_windows import Cut, CutVideos
     from vjepa.probing import feature_files
-    from vjepa.probing.windows import Cut, CutVideos
 
     encoder = vjepa.load_encoder(options.model_path, options.format, which=options.encoder)
     data, device, computed = probe.how_to_read(options, encoder)
@@ -233,15 +236,12 @@ def _fill(
     options: argparse.Namespace,
 ) -> None:
     """Make the parts `numbers` from one pass over their clips."""
-    from vjepa.data.loader import ClipLoader
-    from vjepa.probing.windows import CutClips
+    from vjepa.data.loader import plan_loader
+    from vjepa.data.plan_windows import WindowPlan
 
     spans = [range(part * clips_per_part, min(len(videos), (part + 1) * clips_per_part)) for part in numbers]
     batches = [[span[first : first + options.batch] for first in range(0, len(span), options.batch)] for span in spans]
-    clips = CutClips(videos, [batch for part in batches for batch in part])
-    loader = iter(
-        ClipLoader(clips, range(len(clips.batches)), videos.data.workers, videos.data.deadline_s, videos.data.prefetch)
-    )
+    loader = iter(plan_loader(WindowPlan(videos, [batch for part in batches for batch in part]), videos.data))
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []
@@ -283,7 +283,7 @@ def _plan(options: argparse.Namespace, encoding: _Encoding, videos: CutVideos, c
         "encoder": encoding.encoder.model.model_dump(mode="json"),
         "dataset": str(videos.index.path),
         "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),
-        "where": _where(options.where),
+        "where": parse_where(options.where, "where"),
         "views": {**frames, "crop": "centre", **asdict(videos.cut)},
         "level": "last" if encoding.depths is None else list(encoding.depths),
         "pool": str(encoding.pooling),
@@ -321,17 +321,6 @@ def _share(shard: str | None) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard {shard}: write I/N with I from 1 to N, such as 2/8")
     return int(match[1]) - 1, int(match[2])
-
-
-def _where(given: Sequence[str]) -> dict[str, str | int | list[str | int]]:
-    """`COL=V1,V2` of each option as the `where` of a source."""
-    where: dict[str, str | int | list[str | int]] = {}
-    for text in given:
-        column, equals, values = text.partition("=")
-        if not (column and equals and values):
-            raise UserError(f"--where {text}: rows are written COLUMN=VALUE or COLUMN=VALUE1,VALUE2")
-        where[column] = list(values.split(","))
-    return where
 
 
 def _parser() -> argparse.ArgumentParser:

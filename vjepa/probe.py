@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     import torch
 
     from vjepa.config import Data
+    from vjepa.data.time_order import Time
     from vjepa.models.encoder import Encoder
     from vjepa.probing.anticipation import RollOut
     from vjepa.probing.banks import Extractor
     from vjepa.probing.comparison import Comparison
     from vjepa.probing.datasets import Dataset
-    from vjepa.probing.extractors import Readout, Time
+    from vjepa.probing.extractors import Readout
     from vjepa.probing.protocol import Mode, ProbeMethod
 
 # the name on the command line -> the name in the code
@@ -93,10 +94,9 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     return None.
     """
     from vjepa import ranks
-    from vjepa.data.clips import Views
+    from vjepa.data.plan_rows import Passes, Views
     from vjepa.probing import anticipation, comparison, datasets, extractors, results, store
     from vjepa.probing.datasets_images import IMAGE_SETS
-    from vjepa.probing.passes import Passes
 
     path = Path(options.model_path)
     if not path.exists():

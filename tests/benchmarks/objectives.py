@@ -29,8 +29,9 @@ from torch import Tensor
 from data_prep import demo
 from data_prep.index import build_index
 from vjepa import config
-from vjepa.data.clips import Views, open_sources
 from vjepa.data.loader import eval_loader, train_loader
+from vjepa.data.plan_rows import Views
+from vjepa.data.sources import open_sources
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.probing.banks import InMemory

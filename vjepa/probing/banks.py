@@ -11,9 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
 from vjepa.records import ClipBatch
 
 # kind of features -> output of its extractor -> [n, V, K, D]
@@ -49,7 +48,7 @@ class Bank:
 
 
 class Readable(Protocol):
-    """Read clips. See `datasets.Source`."""
+    """Read clips. See `datasets.SampleSource`."""
 
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]: ...
 
@@ -114,7 +113,7 @@ def extract(
     Returns the ids of the clips that were read, int64 [N] in the order of their features, and (clip id, reason) of
     the others. watch: wraps the batches.
     """
-    num_views = count_views(views)
+    num_views = views.num_views
     ids, failures = [np.empty(0, np.int64)], list[tuple[int, str]]()
     for clips in watch(source.loader(clip_ids, views, max(1, batch // num_views))):
         failures += clips.failures
@@ -129,11 +128,6 @@ def extract(
             }
         )
     return np.concatenate(ids), failures
-
-
-def count_views(views: Views | Passes) -> int:
-    """Count the views of one clip."""
-    return views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
 
 
 def check_finite(values: Tensor, name: str) -> None:

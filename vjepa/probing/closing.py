@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from vjepa import config
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Views
 from vjepa.models.encoder import Encoder
 from vjepa.probing import metrics
 from vjepa.probing.banks import Bank, Extractor, InMemory

@@ -8,12 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.probing.banks import Bank, BankMaker, Banks, Extractor
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.extractors import PLAIN
 from vjepa.probing.metrics import Floats
-from vjepa.probing.passes import Passes
 from vjepa.probing.protocol import Examples, FittedProbe, Inputs, ProbeMethod, Watch, fit_probe
 from vjepa.probing.scores import TOP, Scores, Share, class_mean_recall, score, share_right
 

@@ -9,22 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
+from vjepa.data.time_order import Time, in_time
 from vjepa.errors import UserError
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing.banks import Extractor
 
-Time = Literal["forward", "shuffled", "reversed"]
 # kinds of features of the trained encoder -> the order of the frames that it sees
 ORDERS: Final[dict[str, Time]] = {
     "trained": "forward",
@@ -176,19 +175,6 @@ def _table(network: nn.Module) -> Tensor | None:
 def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def in_time(video: Tensor, clip_ids: Tensor, time: Time) -> Tensor:
-    """Put the frames of [B, 3, T, S, S], read forward, in another order: that which `Views(time=...)` reads."""
-    if time == "reversed":
-        return video.flip(2)
-    if time == "shuffled":
-        orders = [
-            torch.from_numpy(generator(0, "shuffled_frames", clip_id).permutation(video.shape[2]))
-            for clip_id in clip_ids.tolist()
-        ]
-        return torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
-    return video
 
 
 def plain_extractor(name: str) -> Extractor:

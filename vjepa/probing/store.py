@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.files import sync, whole_folder
 from vjepa.probing.banks import Bank, Banks, Extractor, Readable, Values, check_finite, extract, nothing_readable
-from vjepa.probing.passes import Passes
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 

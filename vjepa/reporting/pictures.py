@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Views
 from vjepa.probing.banks import Readable
 from vjepa.probing.scores import Mistake, Scores, Share
 from vjepa.records import ClipBatch, TokenGrid
