@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
     """
     from vjepa import ranks
     from vjepa.data.plan_rows import Passes, Views
-    from vjepa.probing import anticipation, comparison, datasets, extractors, results, store
+    from vjepa.probing import anticipation, comparison, datasets, entries, extractors, store
     from vjepa.probing.datasets_images import IMAGE_SETS
 
     path = Path(options.model_path)
@@ -159,8 +159,8 @@ def measure(options: argparse.Namespace) -> tuple[Dataset, Comparison, dict[str,
             "time_slots": roll_out.time_slots(data) if roll_out else None,
             "model_path": str(path.absolute()),
             "step": _step(path),
-            **results.to_dict(found, method, dataset.source.uri),
-            **results.unreadable(f"{dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in found.failures),
+            **entries.to_dict(found, method, dataset.source.uri),
+            **entries.unreadable(f"{dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in found.failures),
             "views": {"learn": str(looks.learn), "test": str(looks.test)},
             "data": {
                 name: getattr(data, name) for name in ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")

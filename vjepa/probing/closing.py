@@ -23,7 +23,7 @@ from vjepa.probing.comparison import TRAINED, Comparison, ProbeResult, count_cli
 from vjepa.probing.datasets import ClipSource
 from vjepa.probing.extractors import Readout, extractor_of
 from vjepa.probing.protocol import Examples, Inputs, Mode, ProbeMethod
-from vjepa.probing.results import to_dict, unreadable
+from vjepa.probing.entries import to_dict, unreadable
 from vjepa.probing.splits import Split, read_splits
 
 METHODS: Final[dict[Mode, ProbeMethod]] = {"knn": ProbeMethod("knn"), "linear": ProbeMethod("linear")}
@@ -40,7 +40,7 @@ def evaluate_run(
     """Measure the frozen `encoder` of `step` as the settings `data` and `eval` say.
 
     Returns what summary.json holds of it: {"measured": {"encoder": its name, "step": step}, "probes": {label: {"knn" |
-    "linear": entry of `results.to_dict`}}, "collapse": {"effective_rank", "feature_std", "num_features"} of val,
+    "linear": entry of `entries.to_dict`}}, "collapse": {"effective_rank", "feature_std", "num_features"} of val,
     "num_unreadable", "unreadable"}. Raises UserError as `read_splits` does, where no clip can be read, and for features
     that are not finite.
     """
@@ -76,7 +76,7 @@ def split_banks(splits: Parts, settings: config.Config, extractors: Mapping[str,
 
 
 def probe_labels(splits: Parts, banks: PartBanks, wanted: config.Eval) -> dict[str, dict[str, Any]]:
-    """Measure every label by every probe: label -> `knn` | `linear` -> entry of `results.to_dict`."""
+    """Measure every label by every probe: label -> `knn` | `linear` -> entry of `entries.to_dict`."""
     index = splits["val"].index
     groups = index.column(wanted.group)
 
