@@ -257,7 +257,7 @@ def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(run, files, monk
         run("a.safetensors")
     parts = files[0].parent / "a.safetensors.parts"
     assert len(list(parts.glob("part-*.safetensors"))) == 1
-    (parts / ".part-00001-of-00003.safetensors.1234.tmp").write_bytes(b"half")
+    (parts / ".partial-1234-part-00001-of-00003.safetensors").write_bytes(b"half")
     seen.clear()
     monkeypatch.setattr(
         extraction.Encoding, "__call__", lambda self, video: (seen.extend(range(len(video))), encode(self, video))[1]
