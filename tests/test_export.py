@@ -20,8 +20,8 @@ CLIPS = ["--num-frames", "4", "--crop-px", "16"]
 def weights(**settings: object) -> Weights:
     torch.manual_seed(0)
     shapes = {
-        "encoder": config.Encoder(width=48, depth=2, heads=4),
-        "predictor": config.Predictor(width=24, depth=2, heads=2),
+        "encoder": config.EncoderSettings(width=48, depth=2, heads=4),
+        "predictor": config.PredictorSettings(width=24, depth=2, heads=2),
     }
     model = config.Model(patch_px=4, **{"rope": "vjepa2", **shapes, **settings})
     return Weights("source", model, VisionTransformer(model).state_dict(), Predictor(model, 1).state_dict())
@@ -98,17 +98,17 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there: exists; nothing is overwritten"):
         run(tmp_path / "absent", "onnx", out, *CLIPS)  # refused before anything is read
     with pytest.raises(UserError, match="exists"):
-        export.export(weights(), "onnx", out, export.Clips(4, 16))
+        export.export(weights(), "onnx", out, export.ClipSize(4, 16))
     assert out.read_text() == "precious"
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot express positions"):
-        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.Clips(4, 16))
+        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.ClipSize(4, 16))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.Clips(4, 16))
+        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.ClipSize(4, 16))
 
 
 def test_formats_for_one_size_want_to_know_it(tmp_path: Path, source: Path) -> None:
@@ -121,4 +121,4 @@ def test_a_predictor_that_changed_on_the_way_is_an_error() -> None:
     source = weights()
     changed = dataclasses.replace(source, predictor={**source.predictor, "predictor_norm.bias": torch.ones(24)})
     with pytest.raises(UserError, match="the predictor that was written is not that of source"):
-        export._difference(source, changed, export.Clips(4, 16))
+        export._difference(source, changed, export.ClipSize(4, 16))

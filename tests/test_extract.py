@@ -29,7 +29,7 @@ from vjepa.models.encoder import VisionTransformer
 from vjepa.probing import extraction, recipes
 from vjepa.probing.windows import Cut
 
-MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.Encoder(width=24, depth=3, heads=2))
+MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=24, depth=3, heads=2))
 LENGTHS = (24, 40, 17, 9, 64, 24, 24, 24, 30, 12)  # frames, at 8 fps
 
 

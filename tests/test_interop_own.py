@@ -20,6 +20,7 @@ from vjepa.interop.meta import Hints
 from vjepa.jepa import Jepa
 from vjepa.jepa import build as build_networks
 from vjepa.records import TokenGrid
+from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim
 
 IDS = torch.tensor([[0, 3, 5]]), torch.tensor([[1, 2]])
@@ -51,7 +52,7 @@ def make_run(folder: Path, objective: dict | None = None, **model: object) -> Je
             nn.init.normal_(parameter, std=0.1)
         sum(parameter.sum() for parameter in networks.parameters() if parameter.requires_grad).backward()
         optimizer.step()
-        checkpoint.save(folder, networks, optimizer, checkpoint.TrainingState(step), keep=2)
+        checkpoint.save(RunFolder(folder), networks, optimizer, checkpoint.TrainingState(step), keep=2)
     return networks.eval()
 
 

@@ -205,7 +205,9 @@ class Sums(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.model = config.Model(patch_px=8, tubelet_frames=2, encoder=config.Encoder(width=18, depth=1, heads=1))
+        self.model = config.Model(
+            patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=18, depth=1, heads=1)
+        )
         self.width, self.depth = 18, 1
 
     def encode(self, patches, ids=None):

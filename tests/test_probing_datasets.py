@@ -16,7 +16,7 @@ from vjepa.data.augment import crop_resize
 from vjepa.data.loader import ClipLoader
 from vjepa.errors import UserError
 from vjepa.probing.datasets_images import ImageClips, hash_split, open_images
-from vjepa.train import train
+from vjepa.training.pretraining import train
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from vjepa import config
 from vjepa.jepa import build
 from vjepa.masking.draw import plan
+from vjepa.records import ClipBatch
 from vjepa.training.flops import count, step_flops
 
 BLOCKS = {"kind": "multiblock", "num_blocks": 2, "spatial_scale": [0.4, 0.4]}
@@ -52,9 +53,9 @@ def test_a_step_without_values_needs_what_a_real_one_does(
         "objective": objective,
     }
     settings = config.validate(tree | {"optim": {"total_steps": 8}}, "test")
-    jepa, drawn = build(settings), plan(settings.masks, settings.grid).draw(3, 0, 0, 0, 8)
-    video = torch.randn(3, 3, num_frames, 32, 32)
-    assert step_flops(settings) == count(lambda: jepa(video, drawn, 0.1)["loss"].backward())
+    jepa = build(settings)
+    batch = ClipBatch(torch.randint(256, (3, 3, num_frames, 32, 32), dtype=torch.uint8), torch.arange(3))
+    assert step_flops(settings) == count(lambda: jepa.terms(batch, 0)["loss"].backward())
 
 
 def transformer(depth: int, width: int, num_tokens: int) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipSize:
     """Clips that the exported networks are for: their frames, and the side of their square pictures in pixels."""
 
     num_frames: int
@@ -32,9 +32,9 @@ class Clips:
         return self.num_frames, self.crop_px, self.crop_px
 
 
-def export(weights: Weights, to: str, out: Path, clips: Clips) -> float:
+def export(weights: Weights, to: str, out: Path, clip: ClipSize) -> float:
     """Write `out` in the format `to`; returns the largest difference between features of the source and of what was
-    written, on random clips.
+    written, on one random clip.
 
     Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format
     cannot express the networks.
@@ -43,7 +43,7 @@ def export(weights: Weights, to: str, out: Path, clips: Clips) -> float:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
-            difference = WRITERS[to](weights, Path(workshop, out.name), clips)
+            difference = WRITERS[to](weights, Path(workshop, out.name), clip)
             made = sorted(Path(workshop).iterdir())  # an ONNX file may have its weights beside it
             for item in made:
                 refuse_existing(out.with_name(item.name))
@@ -54,34 +54,34 @@ def export(weights: Weights, to: str, out: Path, clips: Clips) -> float:
     return difference
 
 
-def _safetensors(weights: Weights, path: Path, clips: Clips) -> float:
+def _safetensors(weights: Weights, path: Path, clip: ClipSize) -> float:
     from vjepa.interop import own
 
     own.write(weights, path)
-    return _difference(weights, own.read(path), clips)
+    return _difference(weights, own.read(path), clip)
 
 
-def _huggingface(weights: Weights, path: Path, clips: Clips) -> float:
+def _huggingface(weights: Weights, path: Path, clip: ClipSize) -> float:
     from vjepa.interop import huggingface
 
-    huggingface.write(weights, path, clips.crop_px, clips.num_frames)
-    return _difference(weights, huggingface.read(path), clips)
+    huggingface.write(weights, path, clip.crop_px, clip.num_frames)
+    return _difference(weights, huggingface.read(path), clip)
 
 
-def _onnx(weights: Weights, path: Path, clips: Clips) -> float:
+def _onnx(weights: Weights, path: Path, clip: ClipSize) -> float:
     from vjepa.interop import onnx
 
-    return onnx.export(weights.build_encoder(), clips.size, path)
+    return onnx.export(weights.build_encoder(), clip.size, path)
 
 
-WRITERS: dict[str, Callable[[Weights, Path, Clips], float]] = {
+WRITERS: dict[str, Callable[[Weights, Path, ClipSize], float]] = {
     "safetensors": _safetensors,
     "huggingface": _huggingface,
     "onnx": _onnx,
 }
 
 
-def _difference(source: Weights, written: Weights, clips: Clips) -> float:
+def _difference(source: Weights, written: Weights, clip: ClipSize) -> float:
     """The largest difference of the encoders' features of one random clip; the predictors have to be equal."""
     import torch
 
@@ -92,7 +92,7 @@ def _difference(source: Weights, written: Weights, clips: Clips) -> float:
             f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
             "defect, please report it"
         )
-    video = torch.randn(1, 3, *clips.size, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(1, 3, *clip.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())
 
@@ -103,15 +103,15 @@ def refuse_existing(path: Path) -> None:
         raise UserError(f"{path}: exists; nothing is overwritten, name another --out")
 
 
-def _clips(arguments: argparse.Namespace, weights: Weights) -> Clips:
+def _clip_size(arguments: argparse.Namespace, weights: Weights) -> ClipSize:
     """Those of the command line; a safetensors file is for any size and is checked on a small one."""
     if arguments.num_frames and arguments.crop_px:
-        return Clips(arguments.num_frames, arguments.crop_px)
+        return ClipSize(arguments.num_frames, arguments.crop_px)
     if arguments.to != "safetensors":
         raise UserError(
             f"--to {arguments.to} needs --num-frames and --crop-px: what it writes is for clips of one size"
         )
-    return Clips(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
+    return ClipSize(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,11 +167,11 @@ def main(arguments: Sequence[str]) -> int:
     weights = load.read(
         given.source, given.format, meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid)
     )
-    clips = _clips(given, weights)
-    difference = export(weights, given.to, out, clips)
+    clip = _clip_size(given, weights)
+    difference = export(weights, given.to, out, clip)
     what = "encoder and predictor" if weights.predictor and given.to != "onnx" else "encoder"
     print(
-        f"{out}: {what} as {given.to}; features of clips of {'x'.join(map(str, clips.size))} differ from "
+        f"{out}: {what} as {given.to}; features of clips of {'x'.join(map(str, clip.size))} differ from "
         f"those of {given.source} by at most {difference:.2g}"
     )
     return 0

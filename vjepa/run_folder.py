@@ -10,6 +10,7 @@ checkpoints/best.pth      the networks of `best`, else of `latest`, in one file 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vjepa.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder checkpoints/step-*, whatever the name it was reached by."""
+    """Name what lies in a folder checkpoints/step-*, whatever the name it was reached by."""
 
     path: Path
 
@@ -55,7 +56,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run, there or to be made."""
+    """Name what lies in the folder of a run, there or to be made."""
 
     path: Path
 
@@ -130,6 +131,14 @@ class RunFolder:
         """Find the checkpoint that measured best; None where none was measured."""
         return self._linked("best")
 
+    def point_latest(self, checkpoint: Checkpoint) -> None:
+        """Make `checkpoint` the newest."""
+        self._link("latest", checkpoint)
+
+    def point_best(self, checkpoint: Checkpoint) -> None:
+        """Make `checkpoint` the best."""
+        self._link("best", checkpoint)
+
     def require(self) -> Checkpoint:
         """Find the newest checkpoint. Raises UserError for a folder that is no run, or a run without a checkpoint."""
         if not self.config.is_file():
@@ -142,6 +151,12 @@ class RunFolder:
                 f"{self.path}: no checkpoint yet; train it first with python -m vjepa.train --config {self.config}"
             )
         return latest
+
+    def _link(self, name: str, checkpoint: Checkpoint) -> None:
+        link = self.checkpoints / f".{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.path.name)
+        os.replace(link, self.checkpoints / name)
 
     def _linked(self, name: str) -> Checkpoint | None:
         link = self.checkpoints / name

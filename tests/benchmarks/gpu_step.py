@@ -34,10 +34,11 @@ from vjepa import config, device
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.models.layers import Block, gather_tokens
+from vjepa.records import ClipBatch
 from vjepa.training import flops
 from vjepa.training.benchmark import alternating_medians, matmul_peak, median_seconds, peak_memory_bytes, training_step
 
-Step = Callable[[int, torch.Tensor], Any]
+Step = Callable[[int, ClipBatch], Any]
 Runs = dict[str, Callable[[int], torch.Tensor]]
 USABLE = 0.97  # of the memory of a GPU: what fragments of it leave
 
@@ -62,6 +63,9 @@ class Bench:
         return torch.randint(
             256, (batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8, device=self.where
         )
+
+    def batch(self, num_clips: int) -> ClipBatch:
+        return ClipBatch(self.clips(num_clips), torch.arange(num_clips))
 
     def row(self, name: str, batch: int, seconds: float, clip_flops: int, memory: int) -> str:
         achieved = batch * clip_flops / seconds
@@ -189,7 +193,7 @@ def trial(step: Step, bench: Bench, batch: int, steps: int) -> tuple[int, float 
     if bench.where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.where)
     try:
-        seconds = median_seconds(partial(step, clips=bench.clips(batch)), steps, bench.where)
+        seconds = median_seconds(partial(step, batch=bench.batch(batch)), steps, bench.where)
         return peak_memory_bytes(bench.where), seconds
     except torch.OutOfMemoryError:
         pass

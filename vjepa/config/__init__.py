@@ -8,7 +8,7 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 from vjepa.config.data import Data, MixedSource, Source
 from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
-from vjepa.config.model import PRESETS, Backbone, Encoder, Model, Predictor, Transformer
+from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config, Eval, Optim, Run
@@ -20,7 +20,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Data",
-    "Encoder",
+    "EncoderSettings",
     "Eval",
     "IjepaMask",
     "Mask",
@@ -29,7 +29,7 @@ __all__ = [
     "MultiblockMask",
     "Objective",
     "Optim",
-    "Predictor",
+    "PredictorSettings",
     "RandomMask",
     "RatioMask",
     "Run",

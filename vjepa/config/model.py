@@ -67,7 +67,7 @@ class Transformer(Section):
         return self
 
 
-class Encoder(Transformer):
+class EncoderSettings(Transformer):
     """Shape of the ViT, or of the energy transformer, that is context encoder and target encoder.
 
     Of an energy transformer depth is the number of steps, and the hidden width of the MLP that of the Hopfield
@@ -87,7 +87,7 @@ class Encoder(Transformer):
         return {**PRESETS.get(str(value.get("preset")), {}), **value} if isinstance(value, dict) else value
 
 
-class Predictor(Transformer):
+class PredictorSettings(Transformer):
     """Narrow network from context features and mask tokens to predictions (V-JEPA section 3.1)."""
 
     kind: Literal["transformer", "mlp"] = Field(
@@ -176,8 +176,8 @@ class Model(Section):
     level_norms: bool = Field(
         False, description="a norm for each of 4 levels, in place of a single last one (V-JEPA 2.1; levels: 4 needs it)"
     )
-    encoder: Encoder = Encoder()
-    predictor: Predictor = Predictor()
+    encoder: EncoderSettings = EncoderSettings()
+    predictor: PredictorSettings = PredictorSettings()
 
     @model_validator(mode="after")
     def _of_backbone(self) -> Self:

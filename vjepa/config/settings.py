@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from vjepa.config.model import Model
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError, Section
 from vjepa.records import TokenGrid
+from vjepa.run_folder import RunFolder
 
 
 class Run(Section):
@@ -37,6 +39,11 @@ class Run(Section):
         100, ge=1, description="a checkpoint is written after so many steps, and after the last"
     )
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
+
+    @property
+    def folder(self) -> RunFolder:
+        """Give the folder of this run: `dir`, or runs/unnamed for settings that came from no file."""
+        return RunFolder(Path(self.dir or "runs/unnamed"))
 
 
 class Optim(Section):

@@ -33,7 +33,7 @@ NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorNames:
     """Names of theirs for names of ours, without `.weight` and `.bias`; several are stacked. block: where their block
     number {} is.
     """
@@ -59,12 +59,12 @@ VJEPA2_PARTS = {
     "mlp.fc1": ("mlp.fc1",),
     "mlp.fc2": ("mlp.fc2",),
 }
-VJEPA2_ENCODER = Layout(
+VJEPA2_ENCODER = TensorNames(
     block="encoder.layer.{}",
     parts=VJEPA2_PARTS,
     names={"patch_embed.proj": ("encoder.embeddings.patch_embeddings.proj",), "norm": ("encoder.layernorm",)},
 )
-VJEPA2_PREDICTOR = Layout(
+VJEPA2_PREDICTOR = TensorNames(
     block="predictor.layer.{}",
     parts=VJEPA2_PARTS,
     names={
@@ -77,7 +77,7 @@ VJEPA2_PREDICTOR = Layout(
 IJEPA_NAMES = {"patch_embed.proj": ("embeddings.patch_embeddings.projection",), "norm": ("layernorm",)}
 # I-JEPA files hold the names of the library's ViT before version 5, which version 5 still writes; in memory it has
 # other ones.
-IJEPA_FILE = Layout(
+IJEPA_FILE = TensorNames(
     block="encoder.layer.{}",
     parts={
         "norm1": ("layernorm_before",),
@@ -89,7 +89,7 @@ IJEPA_FILE = Layout(
     },
     names=IJEPA_NAMES,
 )
-IJEPA_MEMORY = Layout(
+IJEPA_MEMORY = TensorNames(
     block="layers.{}",
     parts={
         "norm1": ("layernorm_before",),
@@ -197,10 +197,10 @@ def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> W
     kernel = "embeddings.patch_embeddings.projection.weight"
     if kernel in stored:
         stored[kernel] = stored[kernel].unsqueeze(2)  # 2D -> 3D with one tap
-    layout = IJEPA_MEMORY if any(key.startswith("layers.") for key in stored) else IJEPA_FILE
-    encoder = take(stored, _networks(model)[0], layout, path)
-    table = _pop(stored, "embeddings.position_embeddings", (1, cells * cells, settings["hidden_size"]), path)
-    return Weights(str(path), model, encoder, tables={"encoder": table[0].float()})
+    table = IJEPA_MEMORY if any(key.startswith("layers.") for key in stored) else IJEPA_FILE
+    encoder = take(stored, _networks(model)[0], table, path)
+    positions = _pop(stored, "embeddings.position_embeddings", (1, cells * cells, settings["hidden_size"]), path)
+    return Weights(str(path), model, encoder, tables={"encoder": positions[0].float()})
 
 
 def _shape(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -281,13 +281,13 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def take(stored: dict[str, Tensor], network: nn.Module, layout: Layout, path: Path) -> dict[str, Tensor]:
+def take(stored: dict[str, Tensor], network: nn.Module, table: TensorNames, path: Path) -> dict[str, Tensor]:
     """The tensors of `network` under our names, taken out of `stored`. Raises UserError that names a key which is
     missing or misshapen.
     """
     ours = {}
     for key, wanted in network.state_dict().items():
-        names = layout.theirs(key)
+        names = table.theirs(key)
         shape = (wanted.shape[0] // len(names), *wanted.shape[1:])
         parts = [_pop(stored, name, shape, path) for name in names]
         ours[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -325,9 +325,9 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
         )
     networks = ((weights.build_encoder(), VJEPA2_ENCODER), (weights.build_predictor(), VJEPA2_PREDICTOR))
     theirs: dict[str, Tensor] = {}
-    for network, layout in networks:
+    for network, table in networks:
         for key, tensor in network.state_dict().items():
-            names = layout.theirs(key)
+            names = table.theirs(key)
             theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
     num_masks = sum(name.startswith(MASK_TOKENS) for name in theirs)
     theirs[MASK_TOKENS] = torch.stack([theirs.pop(f"{MASK_TOKENS}.{number}") for number in range(num_masks)])

@@ -22,13 +22,12 @@ from vjepa.interop import huggingface, meta, own
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.models.state import load_strictly, read_tensors
-from vjepa.records import TokenGrid
 
 FORMAT: Final = "vjepa.probe"
 Classifier = AttentiveClassifier | LinearClassifier
 FILE_HEADS = 16  # in every published probe, whatever the width; the files do not say it
 UNUSED = "pooler.cross_attention_block.xattn.proj."  # V-JEPA has this layer and never applies it
-HEAD = huggingface.Layout(
+HEAD = huggingface.TensorNames(
     block="pooler.self_attention_layers.{}",
     parts={
         "norm1": ("layer_norm1",),
@@ -157,7 +156,7 @@ def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> Attentiv
 def _linear(path: Path, stored: Mapping[str, Tensor], told: Mapping[str, Any]) -> LinearClassifier:
     """Likewise. Files of older versions say no `pool`, for they knew the mean alone."""
     num_classes, width = _tensor(path, stored, "linear.weight").shape
-    pooling = Pooling.parse(told["pool"], TokenGrid(*told["grid"])) if "pool" in told else MEAN
+    pooling = Pooling.parse(told["pool"], told["grid"]) if "pool" in told else MEAN
     return LinearClassifier(width, num_classes, pooling)
 
 

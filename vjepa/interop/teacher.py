@@ -27,7 +27,7 @@ def read_teacher(settings: config.Config) -> Weights | None:
     """
     if settings.objective.teacher is None:
         return None
-    kept = Path(settings.run.dir or "", COPY)
+    kept = settings.run.folder.teacher
     teacher = replace(load.read(kept if kept.is_file() else settings.objective.teacher, predictor=False), predictor={})
     ours, theirs = settings.model, teacher.model
     for name in ("patch_px", "tubelet_frames", "input"):

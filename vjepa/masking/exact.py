@@ -1,4 +1,4 @@
-"""From chance to exact counts of sorted token ids, for all clips of a batch at once."""
+"""Exact counts of sorted token ids out of random numbers, for all clips of a batch at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from vjepa.records import TokenGrid
 
 
 def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarray]:
-    """One float64 [B, size] in [0, 1) per size; row i comes from generator i in a single call, which is what keeps
-    masks fast.
+    """Draw one float64 [B, size] in [0, 1) per size.
+
+    Row i comes from generator i in a single call, which is what keeps masks fast.
     """
     drawn = np.stack([rng.random(sum(sizes)) for rng in rngs])
     return np.split(drawn, np.cumsum(sizes)[:-1], axis=1)
 
 
 def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
-    """key [B, N] -> context ids [B, num_context], those of the highest keys, and target ids [B, num_target], of the
-    lowest; sorted.
+    """Split key [B, N] into context ids [B, num_context], of the highest keys, and target ids [B, num_target], of the
+    lowest; both sorted.
 
     The counts are at least 1 and at most N together.
     """
@@ -34,7 +35,7 @@ def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray,
 
 
 def whole_cells(priority: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """priority [B, h w] and slots in [0, 1) [B, t] -> key [B, N], which ranks cell by cell and within a cell by slot.
+    """Rank tokens cell by cell, and within a cell by slot: priority [B, h w], slots in [0, 1) [B, t] -> key [B, N].
 
     So every `cut` takes whole cells through time, and the remainder of one cell at chance times: no time is favoured.
     """
@@ -43,5 +44,5 @@ def whole_cells(priority: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 
 def tubes(cells: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """Sorted cells [..., K] -> sorted token ids [..., t K]: every cell at every time."""
+    """Take sorted cells [..., K] at every time -> sorted token ids [..., t K]."""
     return rearrange(cells[..., None, :] + grid.cells * np.arange(grid.t)[:, None], "... t k -> ... (t k)")

@@ -21,17 +21,16 @@ EXPECTATION_DRAWS = 256
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Cells of the context, and of each target block."""
+class CellCounts:
+    """Count the cells of the context, and of each target block."""
 
     context: int
     target: int
 
 
 @lru_cache(maxsize=256)
-def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
-    """Exact counts: the area of the smallest target block, and the expected area of the context block outside the
-    targets.
+def counts(mask: config.IjepaMask, grid: TokenGrid) -> CellCounts:
+    """Count exactly: the smallest target block, and the expected area of the context block outside the targets.
 
     Raises UserError, which begins with the name of the setting, where a target leaves no context.
     """
@@ -41,16 +40,16 @@ def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
     drawn = generator(0, "masks", 0).random((EXPECTATION_DRAWS, (mask.num_targets + 1) * blocks.NUM_UNIFORMS))
     context_depth, target_depths = _depths(mask, grid, drawn)
     seen = (context_depth > 0) & (target_depths.max(axis=1) < 0)
-    return Counts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
+    return CellCounts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
 
 
 def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target], block after
-    block.
+    """Draw one mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target].
 
-    The context is drawn from the cells of its block outside all targets; where these are too few it takes in the cells
-    around the block, then the rims of targets. Each target is drawn from the cells of its block that are not context;
-    where these are too few, the block grows. So both are always possible, whatever the blocks.
+    The ids of targets stand block after block. The context is drawn from the cells of its block outside all targets;
+    where these are too few it takes in the cells around the block, then the rims of targets. Each target is drawn from
+    the cells of its block that are not context; where these are too few, the block grows. So both are always possible,
+    whatever the blocks.
     """
     num = counts(mask, grid)
     places, ties, picks = uniforms(
@@ -70,8 +69,9 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
 
 
 def _depths(mask: config.IjepaMask, grid: TokenGrid, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, ((1 + M) 6)] -> how deep each cell lies in the context block [B, h w], and in each target block
-    [B, M, h w].
+    """Measure how deep each cell lies in the context block [B, h w] and in each target block [B, M, h w].
+
+    places: [B, ((1 + M) 6)] in [0, 1).
     """
     first, *others = rearrange(places, "b (m u) -> m b u", u=blocks.NUM_UNIFORMS)
     context = blocks.depth(first, grid, mask.context_scale, (1.0, 1.0))

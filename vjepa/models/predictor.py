@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,21 +13,24 @@ from vjepa.models.layers import LayerNorm, Mlp, initialise, make_blocks
 from vjepa.models.positions import SinCos, rotation
 from vjepa.records import TokenGrid
 
+Grid = TokenGrid | Sequence[int]  # (t, h, w)
+
 
 class Predictor(nn.Module):
-    """Context features and one mask token per target place in, predictions out (V-JEPA section 3.1)."""
+    """Predict from context features and one mask token per target place (V-JEPA section 3.1)."""
 
     def __init__(self, model: config.Model, num_masks: int, dense: bool = False) -> None:
-        """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA
-        2.1).
+        """Make the network at random weights.
+
+        num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA 2.1).
         """
         super().__init__()
         shape, levels, width = model.predictor, model.levels, encoder_width(model)
         self.model, self.width = model, shape.width
         features = levels * width
-        embed = nn.Linear(features, shape.width)
+        embed: nn.Module = nn.Linear(features, shape.width)
         if levels > 1:
-            embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))  # type: ignore[assignment]
+            embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))
         self.predictor_embed = embed
         self.mask_tokens = nn.ParameterList(
             torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
@@ -43,11 +48,12 @@ class Predictor(nn.Module):
         initialise(self)
 
     def forward(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
-        place of D.
+        """Predict from context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> [B, Kt, levels * D].
 
+        `predictor.out_width` stands in place of the last D where it is set. grid: that of all tokens, as
+        `encoder.grid(T, H, W)` gives it, or its three numbers (t, h, w). mask_index: which mask token.
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
         tokens = self._run(context, context_ids, target_ids, grid, mask_index)
@@ -55,18 +61,16 @@ class Predictor(nn.Module):
         return predictions
 
     def dense(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the predictions of the visible tokens too: [B, Kt, levels * D], [B, Kc, levels * D]."""
+        """Predict hidden and visible tokens: [B, Kt, levels * D] as `forward` does, and [B, Kc, levels * D]."""
         tokens = self._run(context, context_ids, target_ids, grid, mask_index)
         num_visible = context_ids.shape[1]
         return self.predictor_proj(tokens[:, num_visible:]), self.predictor_proj_context(tokens[:, :num_visible])
 
-    def _run(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int
-    ) -> Tensor:
-        """Normed tokens [B, Kc + Kt, width], visible ones first."""
-        ids = torch.cat([context_ids, target_ids], dim=1)
+    def _run(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int) -> Tensor:
+        """Give the normed tokens [B, Kc + Kt, width], visible ones first."""
+        grid, ids = TokenGrid.of(grid), torch.cat([context_ids, target_ids], dim=1)
         seen = self.predictor_embed(context)
         hidden = self.mask_tokens[mask_index].expand(len(ids), target_ids.shape[1], -1)
         tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
@@ -85,12 +89,13 @@ class Predictor(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """No attention: each target is predicted from the mean of the context, its mask token and its place, by residual
-    MLPs.
+    """Predict each target from the mean of the context, its mask token and its place, by residual MLPs.
+
+    There is no attention.
     """
 
     def __init__(self, model: config.Model, num_masks: int) -> None:
-        """`num_masks`: mask sets, each of which has its own mask token."""
+        """Make the network at random weights. num_masks: mask sets, each of which has its own mask token."""
         super().__init__()
         shape, width = model.predictor, encoder_width(model)
         self.predictor_embed = nn.Linear(model.levels * width, shape.width)
@@ -110,18 +115,19 @@ class MlpPredictor(nn.Module):
         initialise(self)
 
     def forward(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
-        place of D.
+        """Predict from context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> [B, Kt, levels * D].
+
+        The arguments are those of `Predictor.forward`.
         """
         tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
-        tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
+        tokens = tokens + self.positions(TokenGrid.of(grid), target_ids.device)[target_ids]
         for layer in self.layers:
             tokens = tokens + layer(tokens)
         return self.predictor_proj(self.predictor_norm(tokens))  # type: ignore[no-any-return]
 
 
 def make_predictor(model: config.Model, num_masks: int, dense: bool) -> Predictor | MlpPredictor:
-    """The predictor that the settings name."""
+    """Make the predictor that the settings name. The arguments are those of `Predictor`."""
     return MlpPredictor(model, num_masks) if model.predictor.kind == "mlp" else Predictor(model, num_masks, dense)

@@ -39,9 +39,10 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     teacher, data = read_teacher(settings), settings.data
     step = training_step(settings, where, dtype, teacher)
     shape = (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
-    clips = torch.randint(256, shape, dtype=torch.uint8).to(where)
+    noise = torch.randint(256, shape, dtype=torch.uint8).to(where)
+    batch = ClipBatch(noise, torch.arange(len(noise)))
     peak = matmul_peak(where, dtype)
-    train_s = median_seconds(lambda number: step(number, clips), num_steps, where)
+    train_s = median_seconds(lambda number: step(number, batch), num_steps, where)
     memory = peak_memory_bytes(where)
     flops = step_flops(settings, teacher.model if teacher else None)
     report: dict[str, Any] = {
@@ -78,8 +79,8 @@ def training_step(
 ) -> TrainingStep:
     """Make the step of `settings` as training runs it. teacher: that of `objective.teacher`."""
     model = build(settings, teacher.build_encoder() if teacher else None).to(where)
-    optimizer = optim.make_optimizer(model, settings.optim)
-    return TrainingStep(settings, model, optimizer, dtype, settings.optim.total_steps or 1000)
+    optimizer, total = optim.make_optimizer(model, settings.optim), settings.optim.total_steps or 1000
+    return TrainingStep(model, optimizer, settings.optim, dtype, total, settings.run.compile)
 
 
 def median_seconds(run: Callable[[int], Any], times: int, where: torch.device) -> float:
@@ -142,7 +143,7 @@ def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -
     """Measure clips per second of the loader alone, then of loading and training together."""
     runs: dict[str, Callable[[int, ClipBatch], Any]] = {
         "loader_clips_per_s": lambda number, batch: None,
-        "together_clips_per_s": lambda number, batch: step(number, batch.video),
+        "together_clips_per_s": step,
     }
     return {name: _clips_per_s(settings, num_steps, step.device.type == "cuda", use) for name, use in runs.items()}
 

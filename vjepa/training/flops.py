@@ -12,30 +12,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa import config
 from vjepa.jepa import build
-from vjepa.masking.draw import plan
 from vjepa.models.backbone import make_encoder
 from vjepa.models.layers import Block
 from vjepa.models.positions import forget_tables
+from vjepa.records import ClipBatch
 
 
 def step_flops(settings: config.Config, teacher: config.Model | None = None) -> int:
-    """Count the products of the first step, forward and backward, on tensors without values: 1 to 2 s, no memory.
+    """Count the products of the first step, forward and backward, on tensors without values: 1 to 3 s, no memory.
 
-    What is recomputed in the backward pass to save memory does not count: it is no work of the model. SIGReg, norms,
-    softmax, tables of positions and the optimizer are left out. teacher: settings of the frozen target encoder, where
-    that is one.
+    What is recomputed in the backward pass to save memory does not count: it is no work of the model. Norms, softmax,
+    tables of positions and the optimizer are left out. teacher: settings of the frozen target encoder, where that is
+    one.
     """
-    data, total = settings.data, settings.optim.total_steps or 1000
-    masks = plan(settings.masks, settings.grid).draw(data.global_batch, settings.run.seed, 0, 0, total)
+    data = settings.data
     with torch.device("meta"):  # no initial weights are drawn
-        model = build(settings, make_encoder(teacher) if teacher else None)
-    for block in (module for module in model.modules() if isinstance(module, Block)):
+        method = build(settings, make_encoder(teacher) if teacher else None)
+    for block in (module for module in method.modules() if isinstance(module, Block)):
         block.recompute = "none"
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model.to_empty(device="cpu")
-            video = torch.empty(data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
-            return count(lambda: model(video, masks, settings.objective.context_weight)["loss"].backward())
+            method.to_empty(device="cpu")
+            video = torch.empty(data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px, dtype=torch.uint8)
+            batch = ClipBatch(video, torch.arange(len(video)))
+            return count(lambda: method.terms(batch, 0)["loss"].backward())  # type: ignore[no-untyped-call]
     finally:
         forget_tables()
 
