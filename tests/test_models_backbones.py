@@ -22,6 +22,7 @@ from vjepa.masking.draw import plan
 from vjepa.models import ema
 from vjepa.models.encoder import patchify
 from vjepa.probing import extractors
+from vjepa.probing.subject import blocks
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim
 from vjepa.training.pretraining import train
@@ -116,7 +117,7 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
             patches, grid=replace(patches.grid, t=patches.grid.t + 1)
         )  # the clip as the start of a longer one, as a roll-out has it
         torch.testing.assert_close(encoder.encode(longer, ids), expected, atol=1e-5, rtol=1e-4)
-        assert extractors.levels(encoder, "quarters")[-1] == encoder.depth - 1
+        assert blocks("--levels", "quarters", encoder.depth)[-1] == encoder.depth - 1
 
 
 @every_backbone

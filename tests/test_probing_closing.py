@@ -14,9 +14,8 @@ from runs import metrics, settings
 from vjepa import config, probe
 from vjepa.errors import UserError
 from vjepa.jepa import build
-from vjepa.probing import closing, linear
+from vjepa.probing import closing, extractors, linear
 from vjepa.probing.banks import Bank
-from vjepa.probing.extractors import untrained
 from vjepa.probing.online import OnlineProbe
 from vjepa.probing.splits import Split
 from vjepa.records import ClipBatch
@@ -169,7 +168,7 @@ def test_shuffled_frames_fail_where_the_order_of_time_tells_classes_apart(monkey
         "read_splits",
         lambda *_: SimpleNamespace(**{name: Split(index, rows, labels) for name, rows in parts.items()}),
     )
-    monkeypatch.setattr(closing, "extractor_of", with_brightness(closing.extractor_of))
+    monkeypatch.setattr(extractors, "untrained", lambda encoder, seed: encoder)
     wanted = config.Config(
         data=config.Data(train="clips.parquet", num_frames=4, crop_px=16),
         optim=config.Optim(total_steps=1),
@@ -183,11 +182,6 @@ def test_shuffled_frames_fail_where_the_order_of_time_tells_classes_apart(monkey
     assert found["num_unreadable"] == 1 and found["unreadable"] == ["clip 61: broken"]
     assert entry["num_clips"] == {"train": 48, "selection": 12, "val": 29}
     assert found["measured"] == {"encoder": "encoder", "step": 12} and found["collapse"]["num_features"] == 3
-
-
-def with_brightness(real):
-    """`extractor_of`, of which the untrained encoder is the given one."""
-    return lambda kind, *rest: real("trained" if kind == "random_init" else kind, *rest)
 
 
 @pytest.fixture
@@ -227,7 +221,7 @@ def test_the_closing_table_and_the_probe_command_say_the_same(index, tmp_path, m
 def test_the_untrained_encoder_is_the_start_of_the_run(index):
     run = settings(index, "run", run={"seed": 5})
     start = build(run).encoder
-    again = untrained(build(settings(index, "run", run={"seed": 6})).encoder, 5)
+    again = extractors.untrained(build(settings(index, "run", run={"seed": 6})).encoder, 5)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in start.state_dict().items())
 
 

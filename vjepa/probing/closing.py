@@ -19,11 +19,12 @@ from vjepa.data.plan_rows import Views
 from vjepa.models.encoder import Encoder
 from vjepa.probing import metrics
 from vjepa.probing.banks import Bank, Extractor, InMemory
+from vjepa.probing.baselines import kinds_of_features
 from vjepa.probing.comparison import TRAINED, Comparison, ProbeResult, count_clips, measure, measure_chance
 from vjepa.probing.datasets import ClipSource
-from vjepa.probing.extractors import Readout, extractor_of
-from vjepa.probing.protocol import Examples, Inputs, Mode, ProbeMethod
 from vjepa.probing.entries import to_dict, unreadable
+from vjepa.probing.extractors import Readout
+from vjepa.probing.protocol import Examples, Inputs, Mode, ProbeMethod
 from vjepa.probing.splits import Split, read_splits
 
 METHODS: Final[dict[Mode, ProbeMethod]] = {"knn": ProbeMethod("knn"), "linear": ProbeMethod("linear")}
@@ -47,8 +48,7 @@ def evaluate_run(
     splits: dict[str, Split] = vars(read_splits(settings.data, settings.eval.labels, settings.eval.group))
     readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
     encoder = encoder.to(device).eval()
-    kinds = (TRAINED, *settings.eval.baselines)
-    extractors = {kind: extractor_of(kind, encoder, readout, settings.run.seed) for kind in kinds}
+    extractors = kinds_of_features(encoder, "", readout, settings.eval.baselines, settings.run.seed)
     banks = split_banks(splits, settings, extractors)
     return {
         "measured": {"encoder": settings.eval.encoder, "step": step},

@@ -18,18 +18,11 @@ from torch.nn import functional
 
 from vjepa.data.augment import normalise
 from vjepa.data.time_order import Time, in_time
-from vjepa.errors import UserError
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing.banks import Extractor
 
-# kinds of features of the trained encoder -> the order of the frames that it sees
-ORDERS: Final[dict[str, Time]] = {
-    "trained": "forward",
-    "shuffled_frames": "shuffled",
-    "reversed_frames": "reversed",
-}
 _PLAIN_VERSION: Final = 1  # raise it when what `pixels` or `motion_energy` computes changes
 _UNTRAINED_VERSION: Final = 1  # raise it when an encoder draws other initial weights
 _PLAIN_PX: Final = 32
@@ -49,18 +42,6 @@ class Readout:
     device: torch.device
     dtype: torch.dtype
     pooling: Pooling = MEAN
-
-
-def extractor_of(kind: str, encoder: Encoder, readout: Readout, seed: int, weights: str = "") -> Extractor:
-    """Make the extractor of a kind of features: `trained`, or the baseline of that name.
-
-    seed: of the untrained encoder. weights: `weights_hash(encoder)`, needed where features are stored.
-    """
-    if kind in PLAIN:
-        return plain_extractor(kind)
-    if kind == "random_init":
-        return untrained_extractor(encoder, readout, seed)
-    return encoder_extractor(encoder, weights, readout, ORDERS[kind])
 
 
 def encoder_extractor(encoder: Encoder, weights: str, readout: Readout, time: Time = "forward") -> Extractor:
@@ -117,24 +98,6 @@ def read_levels(encoder: Encoder, clips: Tensor, blocks: Sequence[int]) -> list[
     The last block goes through `forward`, which is what every other use of an encoder sees.
     """
     return [encoder(clips)] if list(blocks) == [encoder.depth - 1] else encoder.intermediate(clips, blocks)
-
-
-def levels(encoder: Encoder, wish: str) -> tuple[int, ...]:
-    """List the blocks after which features are read: `last`, `quarters` (of the depth), or numbers such as 2,5,8,11.
-
-    Raises UserError for blocks that the encoder does not have.
-    """
-    depth = encoder.depth
-    if wish == "last":
-        return (depth - 1,)
-    if wish == "quarters":
-        return tuple(sorted({max(0, quarter * depth // 4 - 1) for quarter in (1, 2, 3, 4)}))
-    numbers = wish.split(",")
-    if not all(number.isdigit() and int(number) < depth for number in numbers):
-        raise UserError(
-            f"--levels {wish}: give last, quarters, or blocks from 0 to {depth - 1}, such as {depth // 2},{depth - 1}"
-        )
-    return tuple(sorted({int(number) for number in numbers}))
 
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
