@@ -85,18 +85,22 @@ class InMemory:
         batch: int,
     ) -> Banks:
         """Make every bank in one pass. Raises UserError where no clip can be read, or features are not finite."""
-        parts: list[Values] = []
-        ids, failures = extract(source, clip_ids, views, extractors, batch, parts.append)
+        parts: dict[tuple[str, str], list[Tensor]] = {}
+
+        def add(found: Values) -> None:
+            for name, outputs in found.items():
+                for output, values in outputs.items():
+                    parts.setdefault((name, output), []).append(_halved(values, name).cpu())
+
+        ids, failures = extract(source, clip_ids, views, extractors, batch, add)
         if not parts:
             raise nothing_readable(failures)
-        joined = {
-            name: {output: torch.cat([part[name][output].cpu() for part in parts]) for output in one.outputs}
-            for name, one in extractors.items()
-        }
-        return {
-            name: {output: Bank(_halved(values, name), ids, tuple(failures)) for output, values in outputs.items()}
-            for name, outputs in joined.items()
-        }
+        banks: Banks = {name: {} for name in extractors}
+        for (name, output), values in parts.items():
+            joined = torch.cat(values)  # fp32 where the parts differ
+            stored = joined.bfloat16() if joined.dtype is torch.float32 else joined
+            banks[name][output] = Bank(stored, ids, tuple(failures))
+        return banks
 
 
 def extract(
