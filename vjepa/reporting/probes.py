@@ -19,7 +19,7 @@ _OF_HEADS: Final = (
 
 
 def measure_and_report(settings: ProbeSettings) -> str | None:
-    """Measure, write into probe.json what was found, and give the table to print. Raises UserError.
+    """Measure what the options ask for, write it into probe.json, and give the table to print. Raises UserError.
 
     Under torchrun the first process alone has something to report; the others give None.
     """
