@@ -21,7 +21,8 @@ from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.models import ema
 from vjepa.models.encoder import patchify
-from vjepa.probing import recipes
+from vjepa.probing import extractors
+from vjepa.probing.subject import blocks
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim
 from vjepa.training.pretraining import train
@@ -116,7 +117,7 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
             patches, grid=replace(patches.grid, t=patches.grid.t + 1)
         )  # the clip as the start of a longer one, as a roll-out has it
         torch.testing.assert_close(encoder.encode(longer, ids), expected, atol=1e-5, rtol=1e-4)
-        assert recipes.levels(encoder, "quarters")[-1] == encoder.depth - 1
+        assert blocks("--levels", "quarters", encoder.depth)[-1] == encoder.depth - 1
 
 
 @every_backbone
@@ -194,7 +195,7 @@ def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(
     for which in ("encoder", "target_encoder"):
         encoder, trained = load_encoder(tmp_path, which=which), getattr(whole, which).eval()
         assert not encoder.training and torch.equal(encoder(video), trained(video))
-        untrained = recipes.untrained(encoder)
+        untrained = extractors.untrained(encoder, 0)
         assert type(untrained) is type(encoder) and not torch.equal(untrained(video), encoder(video))
 
 

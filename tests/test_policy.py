@@ -40,7 +40,7 @@ ROOMS = {
     "vjepa.jepa": SETTINGS | NETWORKS | {"vjepa.data"},
     "vjepa.interop": SETTINGS | {"vjepa.models"},
     "vjepa.probing": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.interop", "vjepa.command"},
-    "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.probing"},
+    "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.interop", "vjepa.probing"},
     "vjepa.training": SETTINGS
     | NETWORKS
     | {"vjepa.data", "vjepa.jepa", "vjepa.interop", "vjepa.probing", "vjepa.reporting", "vjepa.command", "data_prep"},

@@ -22,7 +22,7 @@ from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.probes import load_probe
 from vjepa.jepa import untrained_encoder
-from vjepa.probing.recipes import untrained, weights_hash
+from vjepa.probing.extractors import untrained, weights_hash
 
 
 @pytest.fixture
@@ -336,6 +336,6 @@ def test_help_loads_no_tensor_library():
 def test_the_same_weights_have_one_hash(run):
     encoder = load_encoder(run)
     assert weights_hash(encoder) == weights_hash(load_encoder(run))
-    other = untrained(encoder)
-    assert weights_hash(untrained(encoder)) == weights_hash(other) != weights_hash(encoder)
+    other = untrained(encoder, 0)
+    assert weights_hash(untrained(encoder, 0)) == weights_hash(other) != weights_hash(encoder)
     assert np.all([not parameter.requires_grad for parameter in other.parameters()])

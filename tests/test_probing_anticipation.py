@@ -19,20 +19,20 @@ from data_prep.scan import ScanOptions, scan
 from data_prep.sources import Entry
 from vjepa import config, load_encoder, load_predictor, probe
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
-from vjepa.data.clips import Views
-from vjepa.data.decode import DecodeError
+from vjepa.data.decode import READERS, DecodeError
+from vjepa.data.frame_times import observed_frames
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
 from vjepa.jepa import build
 from vjepa.models.encoder import VisionTransformer, patchify
 from vjepa.models.predictor import make_predictor
-from vjepa.probing import recipes
-from vjepa.probing.anticipation import ActionSource, RollOut, ahead, observed_frames
+from vjepa.probing import extractors
+from vjepa.probing.anticipation import RollOut, ahead
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Looks, compare
-from vjepa.probing.datasets import Request, open_dataset
-from vjepa.probing.passes import Passes
-from vjepa.probing.protocol import Method
+from vjepa.probing.datasets import ClipSource, Request, open_dataset
+from vjepa.probing.protocol import ProbeMethod
 from vjepa.probing.store import Store
 from vjepa.probing.sweep import Grid
 from vjepa.records import TokenGrid
@@ -177,7 +177,7 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     write_index(
         tmp_path / "i.parquet", [row | {"uri": "a.mp4"} for entry in entries for row in scan(entry, ScanOptions())]
     )  # as of a manifest
-    source = ActionSource(ClipIndex.open(tmp_path / "i.parquet"), data_of("i", num_frames=4), 1.0)
+    source = ClipSource(ClipIndex.open(tmp_path / "i.parquet"), data_of("i", num_frames=4), 1.0)
     asked = []
 
     def read(pixels, row, ids, size):
@@ -187,7 +187,8 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     other, batches = frames.copy(), []
     other[16:] = 255 - other[16:]
     for pixels in (frames, other):
-        monkeypatch.setattr("vjepa.data.clips.read_frames", partial(read, pixels))
+        for decoder in list(READERS):
+            monkeypatch.setitem(READERS, decoder, partial(read, pixels))
         batches += source.loader(np.arange(3), looks, 3)
     first, second = ([batch.video[batch.clip_ids == action] for batch in batches] for action in (0, 1))
     assert len(first[0]) and torch.equal(*first) and not torch.equal(*second)
@@ -245,13 +246,18 @@ def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS
     dataset = replace(dataset, labels=labels) if labels else dataset
     encoder = Sums()
     roll_out = RollOut.of(encoder, Onward(encoder.model), data, anticipation_s, trained_frames=2 * SEEN)
-    reading = recipes.Reading((0,), ("pooled", "tokens"), CPU, torch.float32)
+    reading = extractors.Readout((0,), ("pooled", "tokens"), CPU, torch.float32)
     made = {
-        TRAINED: recipes.encoder_recipe(encoder, "sums", reading),
-        ROLLOUT: roll_out.recipe(reading),
+        TRAINED: extractors.encoder_extractor(encoder, "sums", reading),
+        ROLLOUT: roll_out.extractor(reading),
     }
     return compare(
-        dataset, made, method or Method("linear"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 32
+        dataset,
+        made,
+        method or ProbeMethod("linear"),
+        Looks(Views(), Views()),
+        Store(tmp_path, say=lambda line: None),
+        32,
     )
 
 
@@ -270,7 +276,7 @@ def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_pa
 
 def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
     found = measured(
-        actions, tmp_path, method=Method("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
+        actions, tmp_path, method=ProbeMethod("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
     )
     assert found.kinds[ROLLOUT].scores.top1.value > found.kinds[TRAINED].scores.top1.value + 0.2
 
@@ -332,10 +338,10 @@ def test_features_depend_on_both_networks_and_on_how_far():
     roll_out = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.0, 8)
     other = roll_out.with_untrained_predictor()
     farther = RollOut.of(encoder, predictor, data_of("x", num_frames=8), 1.5, 8)
-    reading = recipes.Reading((1,), ("pooled",), CPU, torch.float32)
-    facts = [json.dumps(dict(one.recipe(reading).facts)) for one in (roll_out, other, farther, roll_out)]
+    reading = extractors.Readout((1,), ("pooled",), CPU, torch.float32)
+    facts = [json.dumps(dict(one.extractor(reading).facts)) for one in (roll_out, other, farther, roll_out)]
     assert len(set(facts)) == 3 and facts[0] == facts[3]
-    again = json.dumps(dict(other.with_untrained_predictor().recipe(reading).facts))
+    again = json.dumps(dict(other.with_untrained_predictor().extractor(reading).facts))
     assert again == facts[1]
 
 

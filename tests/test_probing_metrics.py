@@ -1,4 +1,4 @@
-"""Intervals, chance and collapse measures against known values."""
+"""Intervals and collapse measures against known values."""
 
 import numpy as np
 import pytest
@@ -21,17 +21,6 @@ pytestmark = pytest.mark.fast
 )
 def test_wilson_interval_has_the_published_values(correct, total, low, high):
     assert metrics.wilson_interval(correct, total) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_accuracy_counts_and_lies_in_its_interval():
-    accuracy = metrics.Accuracy.of(np.array(["a", "b", "b", "c"]), np.array(["a", "b", "a", "d"]))
-    assert (accuracy.accuracy, accuracy.num) == (0.5, 4)
-    assert accuracy.low < 0.5 < accuracy.high
-    assert set(accuracy.to_dict()) == {"accuracy", "low", "high"}
-
-
-def test_chance_answers_the_most_frequent_class_of_train():
-    assert metrics.chance(np.array(["a", "b", "b"]), np.array(["a", "a", "a", "b"])).accuracy == 0.25
 
 
 @pytest.mark.parametrize("rank", [1, 4, 32])

@@ -4,9 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from vjepa.probing import heads, knn
+from vjepa.probing import knn, linear
+from vjepa.probing.banks import Bank
+from vjepa.probing.protocol import Examples, ProbeMethod, fit_probe
 from vjepa.probing.sweep import choose
 
 
@@ -33,10 +36,15 @@ def naive_knn(bank, classes, queries, k):
     return np.array(answers)
 
 
-def linear(train, names, selection, wanted, val):
-    """The linear probe from raw features, as `evidence` runs it."""
-    train, selection, val = heads.prepare(train, selection, val)
-    return heads.probe(train, names, selection, wanted, val)
+def probe(mode, train, names, selection, wanted, val):
+    """The answers for `val`, and the setting that was chosen, of a probe that sees nothing but arrays."""
+    parts = [(train, names), (selection, wanted), (val, np.full(len(val), "unknown"))]
+    examples = [
+        Examples(Bank(torch.from_numpy(x)[:, None, None], np.arange(len(x)), ()), np.arange(len(x)), classes)
+        for x, classes in parts
+    ]
+    found = fit_probe(ProbeMethod(mode), *examples[:2], examples[2:])
+    return found.names[found.probabilities[0].argmax(1)], found.chosen
 
 
 @pytest.mark.fast
@@ -46,16 +54,16 @@ def test_knn_agrees_with_a_naive_twin():
         clusters(30, 8, 1.5, 1),
         clusters(40, 8, 1.5, 2),
     )
-    probed = knn.probe(train, names, selection, wanted, val)
+    predicted, chosen = probe("knn", train, names, selection, wanted, val)
     best = choose({k: naive_knn(train, names, selection, k) for k in knn.K_CHOICES}, wanted)
-    assert probed.setting == best
-    assert (probed.predicted == naive_knn(train, names, val, int(best))).all()
+    assert chosen == {"k": best}
+    assert (predicted == naive_knn(train, names, val, int(best))).all()
 
 
 @pytest.mark.fast
 def test_knn_works_on_fewer_clips_than_the_largest_k():
     (train, names), (val, wanted) = clusters(7, 8, 0.01, 0), clusters(20, 8, 0.01, 1)
-    assert knn.probe(train, names, val, wanted, val).setting in (1, 5)
+    assert probe("knn", train, names, val, wanted, val)[1]["k"] in (1, 5)
 
 
 @pytest.mark.fast
@@ -65,18 +73,18 @@ def test_choose_takes_the_first_of_equals():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, linear])
-def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(probe):
+@pytest.mark.parametrize("mode", ["knn", "linear"])
+def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(mode):
     (train, names), (selection, wanted), (val, truth) = (
         clusters(200, 16, 0.3, 0),
         clusters(60, 16, 0.3, 1),
         clusters(400, 16, 0.3, 2),
     )
-    assert np.mean(probe(train, names, selection, wanted, val).predicted == truth) > 0.95
+    assert np.mean(probe(mode, train, names, selection, wanted, val)[0] == truth) > 0.95
     shuffled = np.random.default_rng(0).permutation(names)
     # the truth is shuffled too: clusters that got one majority class by luck would otherwise be all right or all wrong
     accuracy = np.mean(
-        probe(train, shuffled, selection, wanted, val).predicted == np.random.default_rng(1).permutation(truth)
+        probe(mode, train, shuffled, selection, wanted, val)[0] == np.random.default_rng(1).permutation(truth)
     )
     assert accuracy == pytest.approx(0.25, abs=0.1)
 
@@ -84,8 +92,8 @@ def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(probe):
 @pytest.mark.fast
 def test_rotation_leaves_the_predictions_of_logistic_regression_as_they_were():
     (train, names), (val, _) = clusters(40, 300, 4, 0), clusters(80, 300, 4, 1)
-    wide = heads.standardise(train, val)
-    narrow = heads.rotate(*wide)
+    wide = linear.standardise(train, val)
+    narrow = linear.rotate(*wide)
     assert narrow[0].shape[1] < 40  # standardised rows sum to zero
     assert narrow[0] @ narrow[0].T == pytest.approx(wide[0] @ wide[0].T)
     for c in (1.0, 100.0):
@@ -108,13 +116,13 @@ def test_fits_agree_with_scikit_learn(num_classes, width, noise):
     # directions of very unequal strength, as features have them
     strength = np.geomspace(1, 0.01, width) * 10
     (train, names), (val, _) = (clusters(150, width, noise * width**0.5 / 4, seed, num_classes) for seed in (0, 1))
-    train, val = heads.prepare(
+    train, val = linear.prepare(
         train + strength * clusters(150, width, 1, 2)[0], val + strength * clusters(150, width, 1, 3)[0]
     )
-    for c, model in zip(heads.C_CHOICES, heads.fit(train, names, heads.C_CHOICES), strict=True):
+    for c, model in zip(linear.C_CHOICES, linear.fit(train, names, linear.C_CHOICES), strict=True):
         reference = LogisticRegression(C=c, tol=1e-9, max_iter=100_000).fit(train, names)
         assert model.loss == pytest.approx(loss_of(reference, train, names, c), rel=1e-4)
-        assert np.mean(model.predict(val) == reference.predict(val)) >= 0.99
+        assert np.mean(model.names[model.scores(val).argmax(1)] == reference.predict(val)) >= 0.99
 
 
 @pytest.mark.fast
@@ -123,25 +131,26 @@ def test_linear_probe_is_silent_and_ignores_constant_dimensions():
     train[:, 3], val[:, 3] = 7.1, 1e6  # constant where it learns, wild where it is measured
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        probed = linear(train, names, val, truth, val)
-    assert np.mean(probed.predicted == truth) > 0.95
+        predicted, _ = probe("linear", train, names, val, truth, val)
+    assert np.mean(predicted == truth) > 0.95
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, linear])
-def test_a_class_that_train_lacks_counts_as_wrong(probe):
+@pytest.mark.parametrize("mode", ["knn", "linear"])
+def test_a_class_that_train_lacks_counts_as_wrong(mode):
     (train, names), (val, truth) = clusters(80, 8, 0.2, 0), clusters(50, 8, 0.2, 1)
     known = names != "class 3"
-    predicted = probe(train[known], names[known], val, truth, val).predicted
+    predicted, _ = probe(mode, train[known], names[known], val, truth, val)
     assert "class 3" not in predicted
     assert np.mean(predicted == truth) == pytest.approx(np.mean(truth != "class 3"), abs=0.05)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("probe", [knn.probe, linear])
-def test_features_that_say_nothing_give_an_answer_all_the_same(probe):
+@pytest.mark.parametrize("mode", ["knn", "linear"])
+def test_features_that_say_nothing_give_an_answer_all_the_same(mode):
     equal = np.full((20, 50), 0.3, dtype=np.float32)
-    assert set(probe(equal, np.array(["a", "b"] * 10), equal, np.array(["a"] * 20), equal).predicted) <= {"a", "b"}
+    predicted, _ = probe(mode, equal, np.array(["a", "b"] * 10), equal, np.array(["a"] * 20), equal)
+    assert set(predicted) <= {"a", "b"}
 
 
 @pytest.mark.fast
@@ -149,17 +158,17 @@ def test_features_that_say_nothing_give_an_answer_all_the_same(probe):
 def test_ridge_agrees_with_scikit_learn(width):
     (train, names), (val, _) = clusters(60, width, 2.0, 0), clusters(40, width, 2.0, 1)
     targets = np.eye(4)[np.unique(names, return_inverse=True)[1]]
-    for alpha, model in zip(heads.ALPHA_CHOICES, heads.fit_ridge(train, names, heads.ALPHA_CHOICES), strict=True):
+    for alpha, model in zip(linear.ALPHA_CHOICES, linear.fit_ridge(train, names, linear.ALPHA_CHOICES), strict=True):
         twin = Ridge(alpha=alpha).fit(train.astype(np.float64), targets)
         assert model.scores(val) == pytest.approx(twin.predict(val), abs=1e-3)
         assert model.scores(val).sum(1) == pytest.approx(1)
-        shares = heads.as_shares(model.scores(val))
+        shares = linear.as_shares(model.scores(val))
         assert (shares.argmax(1) == model.scores(val).argmax(1)).all() and shares.min() >= 0
 
 
 @pytest.mark.fast
 def test_without_batch_norm_features_are_scaled_by_one_number():
     train, val = clusters(60, 8, 2.0, 0)[0], clusters(40, 8, 2.0, 1)[0]
-    scaled = heads.scale(train, val)
+    scaled = linear.scale(train, val)
     assert np.mean((scaled[0] ** 2).sum(1)) == pytest.approx(1)
     assert scaled[1] / val == pytest.approx(scaled[0][0, 0] / train[0, 0])

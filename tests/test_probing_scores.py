@@ -10,8 +10,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision
 
 from vjepa.data.decode import read_image
 from vjepa.errors import UserError
-from vjepa.probing import pictures, scores
+from vjepa.probing import scores
 from vjepa.records import ClipBatch
+from vjepa.reporting import pictures
 
 NAMES = [f"class {i}" for i in range(8)]
 
@@ -227,3 +228,14 @@ def test_what_cannot_be_scored_is_refused(answers):
             scores.score(*arguments)
     with pytest.raises(ValueError, match="2 groups for 300 clips"):
         scores.score(probabilities, NAMES, truth, clip_ids, groups=["a", "b"])
+
+
+@pytest.mark.fast
+def test_a_share_that_is_right_has_the_interval_of_the_same_accuracy():
+    probabilities = np.tile([[0.9, 0.1]], (60, 1))
+    truth = ["a"] * 40 + ["b"] * 20
+    for groups in (None, [f"{i // 3}" for i in range(60)]):
+        found = scores.score(probabilities, ["a", "b"], truth, np.arange(60), groups).top1
+        share = scores.share_right(np.array(truth) == "a", groups)
+        assert share.value == found.value == 2 / 3
+        assert (share.low, share.high) == pytest.approx((found.low, found.high), abs=0.02)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
-from vjepa.probing.recipes import in_time, plain_recipe
-from vjepa.probing.store import Recipe, Store, default_folder
+from vjepa.probing.banks import Extractor, InMemory
+from vjepa.probing.store import Store, default_folder
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -51,7 +50,7 @@ def level(factor=1.0, outputs=("pooled",)):
         pooled = factor * video.float().mean((1, 2, 3, 4))[:, None, None].expand(-1, 1, 2)
         return {name: pooled if name == "pooled" else pooled.expand(-1, 3, -1) for name in outputs}
 
-    return Recipe({"factor": factor}, outputs, run)
+    return Extractor({"factor": factor}, outputs, run)
 
 
 @pytest.fixture
@@ -75,6 +74,18 @@ def test_features_are_made_once_and_mapped(store, said):
         assert banks["b"]["tokens"].values[:, 1, 2, 0].tolist() == [20, 22, 26, 28, 30, 32]
         assert banks["a"]["pooled"].values.dtype is torch.float16
     assert samples.passes == [IDS.tolist(), [12]] and "7 clips x 2 views" in said[0] and "found" in said[1]
+
+
+def test_memory_holds_what_a_store_keeps(store):
+    extractors = {"a": level(1.1), "b": level(0.3, ("tokens",))}
+    for views in (Views(num_clips=2), Passes(3)):
+        kept, held = (
+            one.banks(Samples((12,)), IDS, views, extractors, batch) for one, batch in ((store, 4), (InMemory(), 6))
+        )
+        for name, output in (("a", "pooled"), ("b", "tokens")):
+            one, other = kept[name][output], held[name][output]
+            assert torch.equal(one.values, other.values) and one.values.dtype is other.values.dtype
+            assert one.clip_ids.tolist() == other.clip_ids.tolist() and one.failures == other.failures
 
 
 def test_a_clip_that_was_repaired_is_measured_again(store, said):
@@ -129,7 +140,7 @@ def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, b
 def test_what_differs_is_made_anew(store):
     samples = Samples()
     keys = set()
-    for views, recipe, dtype in [
+    for views, extractor, dtype in [
         (Views(), level(), "fp16"),
         (Views(num_crops=2), level(), "fp16"),
         (Passes(2, seed=1), level(), "fp16"),
@@ -137,7 +148,9 @@ def test_what_differs_is_made_anew(store):
         (Views(), level(3.0), "fp16"),
         (Views(), level(), "bf16"),
     ]:
-        keys.add(Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": recipe}, 4)["a"]["pooled"].key)
+        keys.add(
+            Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": extractor}, 4)["a"]["pooled"].key
+        )
     store.banks(samples, IDS[:3], Views(), {"a": level()}, 4)
     assert len(keys) == 6 and len(samples.passes) == 7
 
@@ -149,7 +162,7 @@ def test_a_pass_makes_what_is_missing_alone(store):
         samples,
         IDS,
         Views(),
-        {"a": Recipe({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
+        {"a": Extractor({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
         4,
     )
     assert banks["b"]["pooled"].key == banks["same as b"]["pooled"].key
@@ -196,24 +209,3 @@ def test_nothing_readable_is_one_line(store):
 def test_the_folder_follows_the_convention(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "vjepa" / "features"
-
-
-def test_clips_in_another_order_are_those_of_the_loader(make_video):
-    from data_prep.index import build_index
-    from vjepa import config
-    from vjepa.data.clip_index import ClipIndex
-    from vjepa.data.loader import eval_loader
-
-    folder = make_video("clips/a.mp4", 12, size=(32, 32)).parent
-    make_video("clips/b.mp4", 9, size=(32, 32))
-    build_index(folder, folder.parent / "clips.parquet", workers=1, progress=False)
-    index = ClipIndex.open(folder.parent / "clips.parquet")
-    data = config.Data(train="x", num_frames=8, crop_px=16, workers=0)
-    read = {
-        time: next(iter(eval_loader(index, np.arange(2), data, 2, 0, Views(time=time))))
-        for time in ("forward", "shuffled", "reversed")
-    }
-    for time, batch in read.items():
-        assert torch.equal(in_time(read["forward"].video, batch.clip_ids, time), batch.video)
-    assert not torch.equal(read["forward"].video, read["shuffled"].video)
-    assert plain_recipe("pixels").run(read["forward"].video, batch.clip_ids)["pooled"].shape == (2, 1, 8 * 3 * 16 * 16)

@@ -18,9 +18,9 @@ _PURPOSE: Final = "Measure a frozen encoder by a probe, beside its baselines."
 
 def main(arguments: Sequence[str]) -> int:
     settings = command.parse(ProbeSettings, "probe", _PURPOSE, arguments)
-    from vjepa.probing import measuring  # imports torch, which --help must not wait for
+    from vjepa.reporting import probes  # imports torch, which --help must not wait for
 
-    table = measuring.measure(settings)
+    table = probes.measure_and_report(settings)
     if table is not None:  # under torchrun the first process alone has one
         print(table)
     return 0

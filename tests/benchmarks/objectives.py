@@ -29,13 +29,17 @@ from torch import Tensor
 from data_prep import demo
 from data_prep.index import build_index
 from vjepa import config
-from vjepa.data.clips import open_sources
 from vjepa.data.loader import eval_loader, train_loader
+from vjepa.data.plan_rows import Views
+from vjepa.data.sources import open_sources
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.encoder import Encoder
+from vjepa.probing.banks import InMemory
+from vjepa.probing.closing import METHODS, collapse, probe_labels
+from vjepa.probing.comparison import TRAINED
 from vjepa.probing.datasets_images import open_images
-from vjepa.probing.evidence import PROBES, evidence, read_splits
-from vjepa.probing.features import encode, extract
+from vjepa.probing.extractors import Readout, encoder_extractor
+from vjepa.probing.splits import Split, read_splits
 from vjepa.records import ClipBatch
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
@@ -118,14 +122,13 @@ VARIANTS: Final[dict[str, Tree]] = {
 class Clips:
     """Decoded once for all variants of a seed, as vjepa.train reads them.
 
-    batches: uint8 [B, 3, T, S, S] of each step. labels: split (train, selection, val) -> column -> one value per row.
-    evaluated: split -> batches.
+    batches: uint8 [B, 3, T, S, S] of each step. splits: train, selection and val; evaluated: the batches of each.
     untrained: settings of an encoder -> what it shows before the first step.
     """
 
     batches: list[Tensor]
     evaluated: dict[str, list[ClipBatch]]
-    labels: dict[str, dict[str, list[str | None]]]
+    splits: dict[str, Split]
     untrained: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -139,7 +142,20 @@ class Clips:
             name: list(eval_loader(split.index, split.rows, settings.data, 64, workers=0))
             for name, split in splits.items()
         }
-        return cls(batches, evaluated, {name: split.labels for name, split in splits.items()})
+        return cls(batches, evaluated, splits)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A source of clips that are decoded already."""
+
+    batches: list[ClipBatch]
+
+    def loader(self, clip_ids: Any, views: Any, batch: int) -> list[ClipBatch]:
+        return self.batches
+
+    def facts(self, clip_ids: Any, views: Any) -> dict[str, Any]:
+        return {}
 
 
 def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
@@ -164,13 +180,15 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
 
 def measure(encoder: Encoder, clips: Clips) -> dict[str, Any]:
     """Label -> probe -> accuracy on val; effective rank and deviation of features."""
-    extractor = encode(encoder.eval(), torch.device("cpu"), torch.float32)
-    features = {name: extract(batches, {"trained": extractor}) for name, batches in clips.evaluated.items()}
-    found = evidence(features, clips.labels)
-    accuracies = {
-        label: {probe: found[label][probe]["trained"]["accuracy"] for probe in PROBES} for label in clips.labels["val"]
-    }
-    return {**accuracies, "effective_rank": found["effective_rank"], "feature_std": found["feature_std"]}
+    readout = Readout((encoder.depth - 1,), ("pooled",), torch.device("cpu"), torch.float32)
+    extractors = {TRAINED: encoder_extractor(encoder.eval(), "", readout)}
+    banks = {}
+    for name, batches in clips.evaluated.items():
+        made = InMemory().banks(Kept(batches), clips.splits[name].rows, Views(), extractors, 64)
+        banks[name] = {TRAINED: made[TRAINED]["pooled"]}
+    entries = probe_labels(clips.splits, banks, config.Eval(labels=list(clips.splits["val"].labels)))
+    accuracies = {label: {probe: one[probe]["accuracy"] for probe in METHODS} for label, one in entries.items()}
+    return {**accuracies, **collapse(banks["val"][TRAINED], clips.splits["val"].rows)}
 
 
 def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder | None = None) -> tuple[Jepa, float]:
@@ -231,7 +249,7 @@ def table(rows: list[dict[str, Any]], data: str) -> Iterator[str]:
     untrained.
     """
     labels = DATA[data].get("eval", config.Eval().model_dump())["labels"]
-    columns = [(label, probe) for label in labels for probe in PROBES]
+    columns = [(label, probe) for label in labels for probe in METHODS]
     yield (
         "| objective, targets | "
         + " | ".join(f"{label}, {'k-NN' if probe == 'knn' else probe}" for label, probe in columns)

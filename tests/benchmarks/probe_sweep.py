@@ -20,9 +20,9 @@ import torch
 from vjepa import config, device
 from vjepa.models.encoder import VisionTransformer
 from vjepa.probing import sweep
-from vjepa.probing.protocol import Examples, Method, answer
-from vjepa.probing.recipes import Reading, encoder_recipe, weights_hash
-from vjepa.probing.store import Bank
+from vjepa.probing.banks import Bank
+from vjepa.probing.extractors import Readout, encoder_extractor, weights_hash
+from vjepa.probing.protocol import Examples, ProbeMethod, fit_probe
 
 ENCODER_BATCH = 8
 
@@ -40,22 +40,22 @@ def main() -> None:
     encoder = (
         VisionTransformer(config.Model(encoder=config.EncoderSettings(preset="small"))).requires_grad_(False).eval()
     )
-    recipe = encoder_recipe(encoder, weights_hash(encoder), Reading((11,), ("tokens",), where, dtype))
+    extractor = encoder_extractor(encoder, weights_hash(encoder), Readout((11,), ("tokens",), where, dtype))
     clips = torch.randint(0, 256, (ENCODER_BATCH, 3, 16, 112, 112), dtype=torch.uint8)
-    tokens = recipe.run(clips, torch.arange(ENCODER_BATCH))["tokens"]
+    tokens = extractor.run(clips, torch.arange(ENCODER_BATCH))["tokens"]
     stored = tokens.half().repeat(-(-options.clips // ENCODER_BATCH), 1, 1)[: options.clips, None].cpu()
     labels = [f"{i % options.classes}" for i in range(options.clips)]
-    train = Examples.of(Bank(stored, np.arange(options.clips), (), ""), np.arange(options.clips), labels, "train")
+    train = Examples.of(Bank(stored, np.arange(options.clips), ()), np.arange(options.clips), labels, "train")
     one = Examples(train.bank, train.places[:1], train.classes[:1])
 
     encoder_s, sweep_s = [], []
     for _ in range(options.rounds):
         started = perf_counter()
-        recipe.run(clips, torch.arange(ENCODER_BATCH))
+        extractor.run(clips, torch.arange(ENCODER_BATCH))
         encoder_s.append((perf_counter() - started) / ENCODER_BATCH * options.clips)
         grid = sweep.Grid(epochs=options.timed_epochs, batch=min(options.probe_batch, options.clips))
         started = perf_counter()
-        answer(Method("attentive", grid=grid, device=where, dtype=dtype), train, one, [one])
+        fit_probe(ProbeMethod("attentive", grid=grid, device=where, dtype=dtype), train, one, [one])
         sweep_s.append((perf_counter() - started) / options.timed_epochs * options.epochs)
     one_pass, whole = statistics.median(encoder_s), statistics.median(sweep_s)
     print(

@@ -2,10 +2,9 @@
 computes, in few large products.
 
 One query per head reads all tokens, and no token is projected (see models/attentive_pool.py), so H heads of h attention
-heads
-cost H h products with each token: all scores are one product, [H h, D] with [D, K]. The norm of the tokens is computed
-without its weights, once for all heads; these fold into the query and, after the weighted sum, into the values. No
-gradient reaches a token.
+heads cost H h products with each token: all scores are one product, [H h, D] with [D, K]. The norm of the tokens is
+computed without its weights, once for all heads; these fold into the query and, after the weighted sum, into the
+values. No gradient reaches a token.
 """
 
 from __future__ import annotations
@@ -27,28 +26,31 @@ _ACTIVATIONS_AT_ONCE: Final = 1 << 27
 
 
 class Heads(Protocol):
-    """H heads on the same tokens."""
+    """Train and apply H heads on the same tokens."""
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """[B, K, D] -> fp32 [H, B, C]"""
+        """Apply every head: [B, K, D] -> fp32 [H, B, C]."""
         ...
 
     def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
-        """Of `share` times the mean cross-entropy of each head, for tokens [B, K, D] of classes int64 [B]."""
+        """Add the gradients of `share` times the mean cross-entropy of each head.
+
+        tokens: [B, K, D] of classes int64 [B].
+        """
         ...
 
     def parameters(self) -> list[list[nn.Parameter]]:
-        """Those of each head, with the gradients so far."""
+        """List the parameters of each head, with the gradients so far."""
         ...
 
     def head(self, number: int) -> AttentiveClassifier:
-        """A copy of one of them, frozen, on the CPU."""
+        """Copy one head, frozen, to the CPU."""
         ...
 
     def zero_gradients(self) -> None: ...
 
     def clips_at_once(self, num_tokens: int) -> int:
-        """How many clips of K tokens `add_gradients` takes without much memory."""
+        """Count the clips of K tokens that `add_gradients` takes without much memory."""
         ...
 
 
@@ -62,9 +64,10 @@ def make_heads(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Heads:
-    """`num` heads that start from the same weights, drawn by `seed`. dtype: of matrix products; weights are fp32.
+    """Make `num` heads that start from the same weights, drawn by `seed`.
 
-    depth: 1, the query alone; 4, after 3 self-attention blocks (V-JEPA 2, section 4.1), which no two heads share.
+    dtype: of matrix products; weights are fp32. depth: 1, the query alone; 4, after 3 self-attention blocks (V-JEPA 2,
+    section 4.1), which no two heads share.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
@@ -77,10 +80,10 @@ def make_heads(
 
 
 class StackedHeads:
-    """Heads of depth 1: every weight is one tensor [H, ...]."""
+    """Stack heads of depth 1: every weight is one tensor [H, ...]."""
 
     def __init__(self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> None:
-        """`num` copies of `first`."""
+        """Start from `num` copies of `first`."""
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
         self.first, self.device, self.dtype = first, device, dtype
@@ -92,7 +95,7 @@ class StackedHeads:
         ]
 
     def parameters(self) -> list[list[nn.Parameter]]:
-        """Views of the stacked weights, so that an optimizer may give each head its own learning rate."""
+        """Give views of the stacked weights, so that an optimizer may give each head its own learning rate."""
         for number, views in enumerate(self._views):
             for view, weight in zip(views, self.weights.values(), strict=True):
                 view.grad = None if weight.grad is None else weight.grad[number]
@@ -122,7 +125,7 @@ class StackedHeads:
             return logits
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        """Normed tokens without the weights of the norm [B, K, D] -> [H, B, D]."""
+        """Attend to tokens that were normed without the weights of the norm: [B, K, D] -> [H, B, D]."""
         block, h = "pooler.cross_attention_block", self.attention_heads
         query = self._linear(self._weight("pooler.query_tokens").flatten(1)[:, None], f"{block}.xattn.q")  # [H, 1, D]
         query = rearrange(query, "H 1 (h d) -> (H h) 1 d", h=h)
@@ -152,7 +155,7 @@ class StackedHeads:
         return normed * self._weight(f"{name}.weight")[:, None] + self._weight(f"{name}.bias")[:, None]
 
     def _linear(self, inputs: Tensor, name: str) -> Tensor:
-        """[H, B, D] -> [H, B, E], each head by its own weights."""
+        """Apply the linear layer of each head: [H, B, D] -> [H, B, E]."""
         return torch.baddbmm(
             self._weight(f"{name}.bias")[:, None], inputs, self._weight(f"{name}.weight").transpose(1, 2)
         )
@@ -162,8 +165,9 @@ class StackedHeads:
 
 
 class SeparateHeads:
-    """Heads one after the other, so that the activations of only one are held at a time; their self-attention blocks
-    share nothing.
+    """Run heads one after the other, so that the activations of only one are held at a time.
+
+    Their self-attention blocks share nothing.
     """
 
     def __init__(self, heads: list[AttentiveClassifier], dtype: torch.dtype) -> None:
@@ -197,7 +201,7 @@ class SeparateHeads:
 
 
 def _losses(logits: Tensor, classes: Tensor) -> Tensor:
-    """fp32 [H, B, C], int64 [B] -> [H]"""
+    """Average the cross-entropy of each head: logits fp32 [H, B, C], classes int64 [B] -> [H]."""
     each = functional.cross_entropy(logits.flatten(0, 1), classes.repeat(len(logits)), reduction="none")
     return each.view(len(logits), -1).mean(1)
 

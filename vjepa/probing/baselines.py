@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
+from vjepa.data.time_order import Time
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder
-from vjepa.probing import recipes
+from vjepa.probing import extractors
 from vjepa.probing.anticipation import RollOut
+from vjepa.probing.banks import Extractor
 from vjepa.probing.comparison import ROLLOUT, TRAINED
-from vjepa.probing.recipes import Reading, Time
+from vjepa.probing.extractors import Readout
 from vjepa.probing.settings import BASELINES
-from vjepa.probing.store import Recipe
 
 _OF_IMAGES: Final = ("random_init", "pixels")  # single images have no order of time, and no motion
 # of the baselines that show clips to the trained encoder in another order
@@ -32,40 +33,42 @@ def choose(wish: str, *, of_images: bool) -> tuple[str, ...]:
     return tuple(name for name in names if not of_images or name in _OF_IMAGES)
 
 
-def feature_recipes(
+def kinds_of_features(
     encoder: Encoder,
-    sha256: str,
-    reading: Reading,
+    weights: str,
+    readout: Readout,
     baselines: Sequence[str],
-    roll_out: RollOut | None,
-    rollout: Literal["none", "predictor", "both"],
-) -> dict[str, Recipe]:
-    """Map each kind of features to how clips become them; `trained` comes first.
+    seed: int,
+    roll_out: RollOut | None = None,
+    rollout: Literal["none", "predictor", "both"] = "none",
+) -> dict[str, Extractor]:
+    """Map each kind of features to its extractor; `trained` comes first.
 
-    sha256: `recipes.weights_hash(encoder)`. rollout: with `predictor` whatever uses the encoder has the roll-out too;
-    with `both` one kind of its own has it. Without a roll-out there is no `untrained_predictor`.
+    weights: `extractors.weights_hash(encoder)`; empty where nothing is stored. seed: of the untrained encoder, that of
+    its run. rollout: with `predictor` whatever uses the encoder has the roll-out too; with `both` one kind of its own
+    has it. Without a roll-out there is no `untrained_predictor`.
     """
     everywhere = roll_out if rollout == "predictor" else None
 
-    def trained(time: Time = "forward") -> Recipe:
+    def trained(time: Time = "forward") -> Extractor:
         if everywhere:
-            return everywhere.recipe(reading, time)
-        return recipes.encoder_recipe(encoder, sha256, reading, time)
+            return everywhere.extractor(readout, time)
+        return extractors.encoder_extractor(encoder, weights, readout, time)
 
-    def baseline(name: str) -> Recipe:
-        if name in recipes.PLAIN:
-            return recipes.plain_recipe(name)
+    def baseline(name: str) -> Extractor:
+        if name in extractors.PLAIN:
+            return extractors.plain_extractor(name)
         if name in _ORDERS:
             return trained(_ORDERS[name])
         if name == "untrained_predictor" and roll_out:
-            return roll_out.with_untrained_predictor().recipe(reading)
+            return roll_out.with_untrained_predictor().extractor(readout)
         if everywhere:
-            fresh = recipes.untrained(encoder).to(reading.device)
-            return replace(everywhere.with_untrained_predictor(), encoder=fresh).recipe(reading)
-        return recipes.untrained_recipe(encoder, reading)
+            fresh = extractors.untrained(encoder, seed).to(readout.device)
+            return replace(everywhere.with_untrained_predictor(), encoder=fresh).extractor(readout)
+        return extractors.untrained_extractor(encoder, readout, seed)
 
     found = {TRAINED: trained()}
     if rollout == "both" and roll_out:
-        found[ROLLOUT] = roll_out.recipe(reading)
+        found[ROLLOUT] = roll_out.extractor(readout)
     names = (name for name in baselines if roll_out or name != "untrained_predictor")
     return found | {name: baseline(name) for name in names}

@@ -1,4 +1,4 @@
-"""Measure a frozen encoder by a probe beside its baselines, and keep what was found: the work of `vjepa.probe`."""
+"""Measure a frozen encoder by a probe beside its baselines, as the options of `vjepa.probe` say."""
 
 from __future__ import annotations
 
@@ -15,76 +15,60 @@ from tqdm import tqdm
 
 from vjepa import command, ranks
 from vjepa.config import Data
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import load
 from vjepa.interop.meta import Hints
-from vjepa.interop.probes import write_probes
 from vjepa.models.pooling import Pooling
-from vjepa.probing import anticipation, baselines, comparison, datasets, knn, recipes, results, store, summary, sweep
+from vjepa.probing import anticipation, baselines, comparison, datasets, entries, extractors, knn, store, sweep
 from vjepa.probing.anticipation import RollOut
-from vjepa.probing.comparison import TRAINED, Comparison, Looks
+from vjepa.probing.banks import Extractor
+from vjepa.probing.comparison import Comparison, Looks
 from vjepa.probing.datasets import Dataset
 from vjepa.probing.datasets_images import IMAGE_SETS
-from vjepa.probing.passes import Passes
-from vjepa.probing.protocol import Method, Mode
-from vjepa.probing.recipes import Reading
+from vjepa.probing.extractors import Readout
+from vjepa.probing.protocol import Mode, ProbeMethod
 from vjepa.probing.settings import ProbeSettings
-from vjepa.probing.store import Recipe
 from vjepa.probing.subject import Subject, blocks
 from vjepa.ranks import Ranks
-from vjepa.run_folder import RunFolder
 
 # the name on the command line -> the name in the code
 _MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
 _READ: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")  # what a result says of the clips
-# what a head needs to be used again: the features that it reads, and what its answers mean
-_OF_HEADS: Final = (
-    *results.KEY, "fold", "model_path", "weights_hash", "levels", "data", "anticipation_s", "rollout"
-)  # fmt: skip
 
 
-def measure(settings: ProbeSettings) -> str | None:
-    """Measure and write into probe.json what was found; give the table to print. Raises UserError.
+def measure(settings: ProbeSettings) -> tuple[Measurement, Comparison] | None:
+    """Learn and measure; give what was worked on and what was found. Raises UserError.
 
     Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others
     give None.
     """
-    run = RunFolder.above(settings.model_path)
-    path = settings.out or Path(run.path if run else ".", "probe.json")
-    results.read(path)  # a file that cannot take the result should show before the work
     work = Measurement.of(settings)
     with ranks.join() as mine, _folder(settings.cache, settings.no_cache, mine) as folder:
         first = mine.rank == 0
         say = _say if first else lambda line: None
         features = store.Store(folder, settings.feature_dtype, say, _bar("features", shown=first), mine)
-        what = (work.dataset, work.recipes)
+        what = (work.dataset, work.kinds)
         if not first:
             comparison.features(*what, work.looks, features, settings.batch)
             return None
-        found = comparison.compare(*what, work.method, work.looks, features, settings.batch, _bar("heads"))
-    result = _result(settings, work, found)
-    stem = path.with_name(_stem(path, settings, result["pool"]))
-    result["pictures"] = summary.write_pictures(stem, work.dataset, found, settings.batch)
-    result["chosen_heads"] = _write_heads(stem.with_name(f"{stem.name}.safetensors"), found, result)
-    results.save(path, result)
-    return f"{summary.table(found, work.dataset, result)}\n-> {path}"
+        return work, comparison.compare(*what, work.method, work.looks, features, settings.batch, _bar("heads"))
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Hold what a measurement works on: an encoder, samples, the features that are compared, and a probe.
 
-    sha256: `recipes.weights_hash` of the encoder.
+    sha256: `extractors.weights_hash` of the encoder.
     """
 
     subject: Subject
     sha256: str
     dataset: Dataset
     roll_out: RollOut | None
-    recipes: dict[str, Recipe]
+    kinds: dict[str, Extractor]
     looks: Looks
-    method: Method
+    method: ProbeMethod
 
     @classmethod
     def of(cls, settings: ProbeSettings) -> Measurement:
@@ -93,14 +77,16 @@ class Measurement:
         dataset = _dataset(settings, subject.data)
         if isinstance(dataset.source, datasets.ImageSource):
             subject = subject.of_images()
-        reading = _reading(subject, settings.levels, settings.pool, settings.eval_mode, settings.rollout)
-        method = _method(settings, reading)
+        readout = _readout(subject, settings.levels, settings.pool, settings.eval_mode, settings.rollout)
+        method = _method(settings, readout)
         roll_out = None
         if settings.rollout != "none":
             roll_out = _roll_out(subject, settings, settings.rollout)
         names = baselines.choose(settings.baselines, of_images=subject.data.num_frames == 1)
-        sha256 = recipes.weights_hash(subject.encoder)
-        kinds = baselines.feature_recipes(subject.encoder, sha256, reading, names, roll_out, settings.rollout)
+        sha256 = extractors.weights_hash(subject.encoder)
+        kinds = baselines.kinds_of_features(
+            subject.encoder, sha256, readout, names, subject.seed, roll_out, settings.rollout
+        )
         learn = Passes(settings.train_passes, settings.seed) if settings.train_passes else Views()
         looks = Looks(learn, Views(settings.num_clips, settings.num_crops))
         return cls(subject, sha256, dataset, roll_out, kinds, looks, method)
@@ -113,7 +99,7 @@ def _dataset(settings: ProbeSettings, data: Data) -> Dataset:
     return dataset if settings.anticipation_s is None else anticipation.ahead(dataset, settings.anticipation_s)
 
 
-def _reading(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: str) -> Reading:
+def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: str) -> Readout:
     """Say what is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its
     tokens or the probe do not have.
     """
@@ -127,10 +113,10 @@ def _reading(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: 
             "leave --pool or --rollout out"
         )
     outputs = ("tokens", "pooled") if attentive else ("pooled",)
-    return Reading(blocks("--levels", levels, subject.encoder.depth), outputs, subject.device, subject.dtype, pooling)
+    return Readout(blocks("--levels", levels, subject.encoder.depth), outputs, subject.device, subject.dtype, pooling)
 
 
-def _method(settings: ProbeSettings, reading: Reading) -> Method:
+def _method(settings: ProbeSettings, readout: Readout) -> ProbeMethod:
     """Say which probe learns, from features that are read so."""
     grid = sweep.Grid(
         settings.lr or sweep.LEARNING_RATES,
@@ -139,17 +125,17 @@ def _method(settings: ProbeSettings, reading: Reading) -> Method:
         settings.probe_batch,
         settings.seed,
     )
-    return Method(
+    return ProbeMethod(
         mode=_MODES[settings.eval_mode],
         choices=settings.k or knn.K_CHOICES,
         head=settings.head,
         batch_norm=settings.batch_norm == "yes",
-        pooling=reading.pooling,
+        pooling=readout.pooling,
         depth=settings.depth,
         attention_heads=settings.probe_heads,
         grid=grid,
-        device=reading.device,
-        dtype=reading.dtype,
+        device=readout.device,
+        dtype=readout.dtype,
     )
 
 
@@ -169,7 +155,7 @@ def _roll_out(subject: Subject, settings: ProbeSettings, rollout: Literal["predi
     return RollOut.of(subject.encoder, predictor, subject.data, settings.anticipation_s, subject.trained_frames)
 
 
-def _result(settings: ProbeSettings, work: Measurement, found: Comparison) -> dict[str, Any]:
+def result(settings: ProbeSettings, work: Measurement, found: Comparison) -> dict[str, Any]:
     """Gather what probe.json keeps of a measurement."""
     subject, ahead = work.subject, settings.anticipation_s
     return {
@@ -183,7 +169,8 @@ def _result(settings: ProbeSettings, work: Measurement, found: Comparison) -> di
         "time_slots": work.roll_out.time_slots(subject.data) if work.roll_out else None,
         "model_path": str(settings.model_path.absolute()),
         "step": subject.step,
-        **summary.to_dict(found, work.dataset, work.method),
+        **entries.to_dict(found, work.method, work.dataset.source.uri),
+        **entries.unreadable(f"{work.dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in found.failures),
         "views": {"learn": str(work.looks.learn), "test": str(work.looks.test)},
         "data": {name: getattr(subject.data, name) for name in _READ},
         "levels": settings.levels,
@@ -192,22 +179,6 @@ def _result(settings: ProbeSettings, work: Measurement, found: Comparison) -> di
         "weights_hash": work.sha256,
         "where": work.dataset.where,
     }
-
-
-def _stem(path: Path, settings: ProbeSettings, pool: str | None) -> str:
-    """Name what lies beside probe.json of one measurement."""
-    ahead = "" if settings.anticipation_s is None else f"_{settings.anticipation_s:g}s_ahead_{settings.rollout}"
-    pooled = "" if pool in (None, "mean") else f"_{pool.replace(':', '')}"
-    return f"{path.stem}_{settings.eval_mode}_{settings.label}{pooled}{ahead}"
-
-
-def _write_heads(path: Path, found: Comparison, result: dict[str, Any]) -> str | None:
-    """Write the chosen heads of the encoder, one for each trial; give the path, or None where the probe has none."""
-    heads = [answer.head for answer in found.kinds[TRAINED].answers if answer.head]
-    if not heads:
-        return None
-    write_probes(path, heads, {name: result[name] for name in _OF_HEADS})
-    return str(path)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Numbers that a claim rests on: accuracy with its interval, chance, and two measures of collapse. Pure numpy."""
+"""Measure an interval of a share, and two signs of collapse. Pure numpy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -17,28 +16,10 @@ COLLAPSED_STD = 0.05
 COLLAPSED_RANK = 3.0
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of `num` clips that were classified right, with its 95 % Wilson interval; all in 0..1."""
-
-    accuracy: float
-    low: float
-    high: float
-    num: int
-
-    @classmethod
-    def of(cls, predicted: Classes, truth: Classes) -> Accuracy:
-        """From predicted and true classes, both [N]."""
-        correct, num = int(np.sum(predicted == truth)), len(truth)
-        return cls(correct / num, *wilson_interval(correct, num), num)
-
-    def to_dict(self) -> dict[str, float]:
-        return {"accuracy": self.accuracy, "low": self.low, "high": self.high}
-
-
 def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share (Wilson 1927): unlike the normal one it stays within 0..1 and is honest near both
-    ends.
+    """Compute the confidence interval of a share (Wilson 1927).
+
+    Unlike the normal one it stays within 0..1 and is honest near both ends.
     """
     share, spread = correct / total, z * z / total
     centre = (share + spread / 2) / (1 + spread)
@@ -47,20 +28,11 @@ def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float,
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def chance(train: Classes, val: Classes) -> Accuracy:
-    """Accuracy on `val` of always answering the most frequent class of `train` (the first by name where
-    several are).
-    """
-    names, counts = np.unique(train, return_counts=True)
-    return Accuracy.of(np.full(len(val), names[counts.argmax()]), val)
-
-
 def effective_rank(features: Floats) -> float:
-    """How many directions the features [N, D] use: exp of the entropy of the normalised singular values of the centred
-    features.
+    """Count the directions that the features [N, D] use, by the entropy of the singular values of the centred features.
 
-    RankMe (Garrido et al. 2023, eq. 1), centred here so that a mean shared by all clips counts for nothing. From 1 to
-    min(N - 1, D), and 0 where all rows are equal up to rounding.
+    RankMe (Garrido et al. 2023, eq. 1): exp of the entropy of the normalised singular values. Centred here, so that a
+    mean shared by all clips counts for nothing. From 1 to min(N - 1, D), and 0 where all rows are equal up to rounding.
     """
     values = np.linalg.svd(features - features.mean(0), compute_uv=False)
     rounding = np.linalg.norm(features) * max(features.shape) * np.finfo(np.float32).eps
@@ -72,7 +44,7 @@ def effective_rank(features: Floats) -> float:
 
 
 def feature_std(features: Floats) -> float:
-    """Standard deviation over clips, mean over dimensions, of features [N, D] scaled to length sqrt(D).
+    """Compute the standard deviation over clips, mean over dimensions, of features [N, D] scaled to length sqrt(D).
 
     The collapse check of SimSiam (Chen & He 2021, section 4.1): 0 where every clip has the same feature, about 1 where
     features spread in all directions.
@@ -83,5 +55,5 @@ def feature_std(features: Floats) -> float:
 
 
 def is_collapsed(effective_rank: float, feature_std: float) -> bool:
-    """True where features use fewer than COLLAPSED_RANK directions, or spread less than COLLAPSED_STD."""
+    """Tell whether features use fewer than COLLAPSED_RANK directions, or spread less than COLLAPSED_STD."""
     return effective_rank < COLLAPSED_RANK or feature_std < COLLAPSED_STD

@@ -2,77 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from vjepa import config
-from vjepa.data.loader import eval_loader
-from vjepa.probing.evidence import Labelled, Split, read_splits
-from vjepa.probing.features import Extractor, Features, encode, extract
-from vjepa.probing.knn import Neighbours
+from vjepa.models.encoder import Encoder
+from vjepa.probing.banks import Extractor
+from vjepa.probing.closing import labelled, split_banks
+from vjepa.probing.comparison import TRAINED
+from vjepa.probing.extractors import Readout, encoder_extractor, untrained_extractor
+from vjepa.probing.protocol import ProbeMethod, fit_probe
+from vjepa.probing.splits import Split, read_splits
 
-K = 10
+METHOD = ProbeMethod("knn", choices=(10,))
 
 
 class OnlineProbe:
-    """k-NN accuracy on selection clips, k = 10, from train clips; never on the clips that the closing report is
-    measured on.
+    """Measure k-NN accuracy on selection clips, k = 10, from train clips.
+
+    It never reads the clips that the closing table is measured on, and it draws nothing: equal weights give equal
+    numbers, in a resumed run too.
     """
 
-    def __init__(self, settings: config.Config, untrained: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises UserError as `read_splits` does."""
+    def __init__(self, settings: config.Config, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
+        """Watch `encoder`, which is being trained on `device`. Raises UserError as `read_splits` does."""
         splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
-        self.settings, self.device, self.dtype = settings, device, dtype
-        self.train, self.selection = (
-            _few(split, settings.eval.online_clips) for split in (splits.train, splits.selection)
-        )
-        self.random_init = {
-            f"{name}_random_init": value for name, value in self._accuracies(untrained.to(device).eval()).items()
-        }
+        num = settings.eval.online_clips
+        self.settings, self.encoder = settings, encoder
+        self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
+        self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
+        found = self._accuracies(untrained_extractor(encoder, self.readout, settings.run.seed))
+        self.random_init = {f"{name}_random_init": value for name, value in found.items()}
 
-    def measure_at(self, step: int, model: Any) -> dict[str, float]:
-        """At the steps that `eval.every_steps` names, `knn` (the mean over labels) and, where there are several labels,
-        `knn_<label>`,
+    def measure_at(self, step: int) -> dict[str, float]:
+        """Measure the encoder at the steps that `eval.every_steps` names; nothing at other steps.
 
-        each beside that of the untrained encoder, `knn_random_init`. Nothing at other steps.
+        Returns `knn` (the mean over labels) and, of several labels, `knn_<label>`; each beside that of the untrained
+        encoder, `knn_random_init`.
         """
         if step % (self.settings.eval.every_steps or step + 1):
             return {}
-        encoder = getattr(model, self.settings.eval.encoder)
-        training = encoder.training
-        encoder.eval()
-        found = self._accuracies(encoder)
-        encoder.train(training)
+        training = self.encoder.training
+        self.encoder.eval()
+        found = self._accuracies(encoder_extractor(self.encoder, "", self.readout))
+        self.encoder.train(training)
         return {**found, **self.random_init}
 
-    def _accuracies(self, encoder: nn.Module) -> dict[str, float]:
-        extractors = {"trained": encode(encoder, self.device, self.dtype)}
-        bank, seen = (self._extract(split, extractors) for split in (self.train, self.selection))
+    def _accuracies(self, extractor: Extractor) -> dict[str, float]:
+        banks = split_banks(self.splits, self.settings, {TRAINED: extractor})
         found = {}
         for label in self.settings.eval.labels:
-            train, selection = (
-                Labelled.of(features, split.labels[label], name)
-                for features, split, name in (
-                    (bank, self.train, f"train, {label}"),
-                    (seen, self.selection, f"selection, {label}"),
-                )
-            )
-            neighbours = Neighbours(train.features, train.classes, [K])
-            (votes,) = neighbours.probabilities(selection.features, neighbours.settings).values()
-            found[f"knn_{label}"] = float(np.mean(neighbours.names[votes.argmax(1)] == selection.classes))
+            train, selection = labelled(self.splits, banks, TRAINED, label)
+            found[f"knn_{label}"] = fit_probe(METHOD, train, selection, []).selection[0]["accuracy"]
         return {"knn": float(np.mean(list(found.values()))), **(found if len(found) > 1 else {})}
-
-    def _extract(self, split: Split, extractors: dict[str, Extractor]) -> Features:
-        data = self.settings.data
-        return extract(eval_loader(split.index, split.rows, data, self.settings.eval.batch, data.workers), extractors)[
-            "trained"
-        ]
 
 
 def _few(split: Split, num: int) -> Split:
-    """At most `num` rows, evenly among all."""
+    """Take at most `num` rows, evenly among all."""
     places = np.unique(np.linspace(0, len(split.rows) - 1, min(num, len(split.rows))).astype(int))
-    return Split(split.index, split.rows[places], split.labels)
+    return replace(split, rows=split.rows[places])

@@ -16,34 +16,50 @@ from torch import Tensor
 from vjepa.errors import UserError
 from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
-from vjepa.probing import heads, knn, sweep
+from vjepa.probing import knn, linear, sweep
 from vjepa.probing.attentive import Heads, make_heads
+from vjepa.probing.banks import Bank
 from vjepa.probing.metrics import Classes, Floats
-from vjepa.probing.store import Bank
 
 Mode = Literal["knn", "linear", "attentive"]
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
 ATTENTION_HEADS: Final = 16  # of every published probe, whatever the width
 _READ_TOKENS: Final = 1 << 25  # numbers of tokens that are read at a time where nothing is learned
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Some clips of a bank. places: int64 [n] into the bank. classes: [n]."""
+    """Name some clips of a bank, with their classes.
+
+    places: int64 [n] into the bank. classes: [n]. groups: one for each clip, or None; None where no clip has one.
+    name: of the part of the data, for errors.
+    """
 
     bank: Bank
     places: np.ndarray
     classes: Classes
+    groups: list[str | None] | None = None
+    name: str = "train"
 
     @classmethod
-    def of(cls, bank: Bank, clip_ids: np.ndarray, labels: Sequence[str | None], what: str) -> Examples:
-        """Those of `clip_ids` that could be read. `what` names them in the UserError where none could."""
+    def of(
+        cls,
+        bank: Bank,
+        clip_ids: np.ndarray,
+        labels: Sequence[str | None],
+        name: str,
+        groups: Sequence[str | None] | None = None,
+    ) -> Examples:
+        """Take those of `clip_ids` that could be read and have a label. Raises UserError where there are none.
+
+        labels, groups: one for every clip id that there is.
+        """
         place = {int(clip_id): number for number, clip_id in enumerate(bank.clip_ids)}
-        known = [int(clip_id) for clip_id in clip_ids if int(clip_id) in place]
+        known = [i for i in clip_ids.tolist() if i in place and labels[i] is not None]
         if not known:
-            raise UserError(f"{what}: no readable clip has this label")
-        return cls(
-            bank, np.array([place[clip_id] for clip_id in known]), np.array([str(labels[clip_id]) for clip_id in known])
-        )
+            raise UserError(f"{name}: no readable clip has this label")
+        places, classes = np.array([place[i] for i in known]), np.array([str(labels[i]) for i in known])
+        return cls(bank, places, classes, None if groups is None else [groups[i] for i in known], name)
 
     @property
     def clip_ids(self) -> np.ndarray:
@@ -51,11 +67,12 @@ class Examples:
         return ids
 
     def pooled(self) -> Floats:
-        """float32 [n, V, K * D]: the places of a clip side by side."""
-        return rearrange(self.bank.values[torch.from_numpy(self.places)].float(), "n v k d -> n v (k d)").numpy()
+        """Read the features of every view as a sample of its own: float32 [n * V, K * D], the K places side by side."""
+        values = self.bank.values[torch.from_numpy(self.places)].float()
+        return rearrange(values, "n v k d -> (n v) (k d)").numpy()
 
     def tokens(self, places: np.ndarray, view: int, device: torch.device) -> Tensor:
-        """One view of the clips at `places` int64 [B] among these: [B, K, D]. What is not asked for is not read."""
+        """Read one view of the clips at `places` int64 [B] among these: [B, K, D]. Nothing else is read."""
         return self.bank.values[:, view].index_select(0, torch.from_numpy(self.places[places])).to(device)
 
     @property
@@ -64,8 +81,8 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Method:
-    """One kind of probe.
+class ProbeMethod:
+    """Describe one kind of probe.
 
     choices: every k of knn. head, batch_norm: of linear probes; pooling: what their features were made by, of tokens.
     depth, attention_heads, grid: of attentive ones; attention_heads None: 16 where they divide the width, else the
@@ -83,13 +100,19 @@ class Method:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
+    @property
+    def setting(self) -> str:
+        """Name the setting that a k-NN or linear probe chooses."""
+        return "k" if self.mode == "knn" else "C" if self.head == "logistic" else "alpha"
+
 
 @dataclass(frozen=True)
-class Answer:
-    """names: the C classes that train has. probabilities: of the chosen setting, [n, C] for each test set.
+class FittedProbe:
+    """Hold what a probe learned, and its answers.
 
-    chosen: its setting, name -> value. selection: each setting that was tried, with its share of right answers on the
-    selection clips.
+    names: the C classes that train has. chosen: its setting, name -> value.
+    selection: each setting that was tried, with its share of right answers on the selection clips.
+    probabilities: of the chosen setting, [n, C] for each test set.
     head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]: logits whose softmax
     are the probabilities, or the outputs of ridge regression. Tokens of several blocks lie side by side, [B, N, L * D],
     for linear heads, and one after the other, [B, L * N, D], for attentive ones. None: neighbours have none.
@@ -102,105 +125,127 @@ class Answer:
     head: AttentiveClassifier | LinearClassifier | None
 
 
-def answer(
-    method: Method,
+class Inputs:
+    """Make the matrices that k-NN and linear probes of one bank work on.
+
+    Labels that the same clips have share them: to prepare wide features takes longer than to fit a model to them.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[Any, list[Floats]] | None = None
+
+    def of(self, method: ProbeMethod, parts: Sequence[Examples]) -> list[Floats]:
+        """Give [n * V, r] for each of `parts`, of which the first is train."""
+        key = (method.mode, method.batch_norm, *(part.places.tobytes() for part in parts))
+        if self._made is None or self._made[0] != key:
+            values = [part.pooled() for part in parts]
+            prepared = linear.prepare(*values, batch_norm=method.batch_norm) if method.mode == "linear" else values
+            self._made = key, prepared
+        return self._made[1]
+
+
+def fit_probe(
+    method: ProbeMethod,
     train: Examples,
     selection: Examples,
     tests: Sequence[Examples],
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Answer:
+    watch: Watch = iter,
+    inputs: Inputs | None = None,
+    with_head: bool = True,
+) -> FittedProbe:
     """Learn on `train`, choose on `selection`, and answer each of `tests`, whose classes are not looked at.
 
-    watch: wraps the batches of a long training. Raises UserError for fewer than two classes in train.
+    watch: wraps the batches of a long training. inputs: shared by calls with the same banks. with_head: keep it.
+    Raises UserError for fewer than two classes in train.
     """
     if len(np.unique(train.classes)) < 2:
-        raise UserError(f"train: every clip is {train.classes[0]!r}; a probe needs two classes")
-    found = (
-        _attentive(method, train, selection, tests, watch)
-        if method.mode == "attentive"
-        else _pooled(method, train, selection, tests)
-    )
+        raise UserError(f"{train.name}: every clip is {train.classes[0]!r}; a probe needs two classes")
+    if method.mode == "attentive":
+        found = _attentive(method, train, selection, tests, watch)
+    else:
+        found = _pooled(method, train, selection, tests, inputs or Inputs(), with_head)
     if found.head:
         found.head.classes = tuple(found.names.tolist())
     return found
 
 
-def _pooled(method: Method, train: Examples, selection: Examples, tests: Sequence[Examples]) -> Answer:
-    """k-NN and linear probes. Every view of a training clip is a sample of its own."""
+def _pooled(
+    method: ProbeMethod,
+    train: Examples,
+    selection: Examples,
+    tests: Sequence[Examples],
+    inputs: Inputs,
+    with_head: bool,
+) -> FittedProbe:
+    """Fit a k-NN or linear probe. Every view of a training clip is a sample of its own."""
+    learned, chosen_on, *measured = inputs.of(method, (train, selection, *tests))
     classes = np.repeat(train.classes, train.num_views)
-    values = [rearrange(part.pooled(), "n v d -> (n v) d") for part in (train, selection, *tests)]
-    fitted = _fit_neighbours(method, values, classes) if method.mode == "knn" else _fit_linear(method, values, classes)
+    fitted = (
+        _fit_neighbours(method, learned, classes) if method.mode == "knn" else _fit_linear(method, learned, classes)
+    )
 
-    def probabilities(number: int, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
-        found = fitted.probabilities(values[number], wanted)
-        return {
-            setting: rearrange(shares, "(n v) c -> n v c", v=examples.num_views).mean(1)
-            for setting, shares in found.items()
-        }
+    def probabilities(features: Floats, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
+        found = fitted.probabilities(features, wanted)
+        return {one: rearrange(x, "(n v) c -> n v c", v=examples.num_views).mean(1) for one, x in found.items()}
 
-    predicted = {
-        setting: fitted.names[shares.argmax(1)]
-        for setting, shares in probabilities(1, selection, fitted.settings).items()
-    }
+    shares = probabilities(chosen_on, selection, fitted.settings)
+    predicted = {setting: fitted.names[share.argmax(1)] for setting, share in shares.items()}
     setting = sweep.choose(predicted, selection.classes)
-    name = _SETTING[method.mode, method.head] if method.mode == "linear" else "k"
-    tried = [{name: one, "accuracy": float(np.mean(predicted[one] == selection.classes))} for one in fitted.settings]
-    found = [probabilities(number, test, [setting])[setting] for number, test in enumerate(tests, start=2)]
-    return Answer(fitted.names, {name: setting}, tried, found, fitted.head(setting))
-
-
-_SETTING: Final = {("linear", "logistic"): "C", ("linear", "ridge"): "alpha"}
+    tried = [
+        {method.setting: one, "accuracy": float(np.mean(predicted[one] == selection.classes))}
+        for one in fitted.settings
+    ]
+    found = [probabilities(x, test, [setting])[setting] for x, test in zip(measured, tests, strict=True)]
+    head = _linear_head(method, fitted.models[setting], learned, train) if with_head and fitted.models else None
+    return FittedProbe(fitted.names, {method.setting: setting}, tried, found, head)
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C]. head: of one
-    setting.
+class _Models:
+    """Hold a model for each setting.
+
+    names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C].
+    models: by setting; neighbours have none.
     """
 
     names: Classes
     settings: Sequence[float]
     probabilities: Callable[[Floats, Sequence[float]], dict[float, Floats]]
-    head: Callable[[float], LinearClassifier | None]
+    models: dict[float, linear.LinearModel] = field(default_factory=dict)
 
 
-def _fit_neighbours(method: Method, values: list[Floats], classes: Classes) -> _Fitted:
-    neighbours = knn.Neighbours(values[0], classes, method.choices)
-    return _Fitted(neighbours.names, neighbours.settings, neighbours.probabilities, lambda k: None)
+def _fit_neighbours(method: ProbeMethod, features: Floats, classes: Classes) -> _Models:
+    neighbours = knn.Neighbours(features, classes, method.choices)
+    return _Models(neighbours.names, neighbours.settings, neighbours.probabilities)
 
 
-def _fit_linear(method: Method, values: list[Floats], classes: Classes) -> _Fitted:
-    """`values`, of which the first is train, become what the models work on."""
-    raw = values[0]
-    values[:] = heads.prepare(*values) if method.batch_norm else heads.rotate(*heads.scale(*values))
+def _fit_linear(method: ProbeMethod, features: Floats, classes: Classes) -> _Models:
     logistic = method.head == "logistic"
-    choices = heads.C_CHOICES if logistic else heads.ALPHA_CHOICES
-    models = dict(zip(choices, (heads.fit if logistic else heads.fit_ridge)(values[0], classes, choices), strict=True))
-    squash = heads.softmax if logistic else heads.as_shares
+    choices = linear.C_CHOICES if logistic else linear.ALPHA_CHOICES
+    found = (linear.fit if logistic else linear.fit_ridge)(features, classes, choices)
+    squash = linear.softmax if logistic else linear.as_shares
+    models = dict(zip(choices, found, strict=True))
 
-    def probabilities(features: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
-        return {one: squash(models[one].scores(features)) for one in wanted}
+    def probabilities(values: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
+        return {one: squash(models[one].scores(values)) for one in wanted}
 
-    def head(setting: float) -> LinearClassifier:
-        model = heads.of_raw(models[setting], values[0], raw, method.batch_norm)
-        width, num_classes = model.weights.shape
-        made = LinearClassifier(width, num_classes, method.pooling)
-        made.load_state_dict(
-            {"linear.weight": torch.from_numpy(model.weights.T), "linear.bias": torch.from_numpy(model.bias)}
-        )
-        return made.requires_grad_(False).eval()
+    return _Models(found[0].names, choices, probabilities, models)
 
-    return _Fitted(models[choices[0]].names, choices, probabilities, head)
+
+def _linear_head(method: ProbeMethod, model: linear.LinearModel, prepared: Floats, train: Examples) -> LinearClassifier:
+    """Turn a model of prepared features into a head that reads tokens."""
+    raw = linear.of_raw(model, prepared, train.pooled(), method.batch_norm)
+    width, num_classes = raw.weights.shape
+    head = LinearClassifier(width, num_classes, method.pooling)
+    weights = {"linear.weight": torch.from_numpy(raw.weights.T), "linear.bias": torch.from_numpy(raw.bias)}
+    head.load_state_dict(weights)
+    return head.requires_grad_(False).eval()
 
 
 def _attentive(
-    method: Method,
-    train: Examples,
-    selection: Examples,
-    tests: Sequence[Examples],
-    watch: Callable[[Iterable[Any]], Iterable[Any]],
-) -> Answer:
-    """Every epoch sees one view of each training clip, the next epoch the next view."""
+    method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: Watch
+) -> FittedProbe:
+    """Train the sweep. Every epoch sees one view of each training clip, the next epoch the next view."""
     names, ids = np.unique(train.classes, return_inverse=True)
     settings = method.grid.settings
     width = train.bank.values.shape[-1]
@@ -223,8 +268,7 @@ def _attentive(
         truth = selection.classes[places]
         right += (names[shares.argmax(-1)] == truth).sum(1)
         sure += np.where(truth[:, None] == names, shares, 0.0).sum((1, 2))
-    # of heads that are right equally often, on few clips there are several, the one that gives the true classes more
-    # probability
+    # on few clips several heads are right equally often: take the one that gives the true classes more probability
     best = int(np.lexsort((-np.nan_to_num(sure), -right))[0])
     tried = [
         {**setting, "accuracy": num / len(selection.places)}
@@ -233,7 +277,7 @@ def _attentive(
     found = [
         np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests
     ]
-    return Answer(names, settings[best], tried, found, trained.head(best))
+    return FittedProbe(names, settings[best], tried, found, trained.head(best))
 
 
 def _attention_heads(width: int) -> int:
@@ -241,7 +285,7 @@ def _attention_heads(width: int) -> int:
 
 
 def _predictions(trained: Heads, examples: Examples, device: torch.device) -> Iterable[tuple[np.ndarray, Floats]]:
-    """Places int64 [B] and probabilities [H, B, C], the mean over the views, of all examples in order."""
+    """Yield places int64 [B] and probabilities [H, B, C], the mean over the views, of all examples in order."""
     size = max(1, _READ_TOKENS // examples.bank.values[0, 0].numel())
     for places in np.array_split(np.arange(len(examples.places)), -(-len(examples.places) // size)):
         with torch.no_grad():

@@ -1,5 +1,4 @@
-"""Everything that a report says of one set of predictions: accuracies with their intervals, every class, the
-confusions, the worst mistakes.
+"""Score one set of predictions: accuracies with their intervals, every class, the confusions, the worst mistakes.
 
 Intervals are 95 % percentile bootstrap (Efron 1979): over clips, or over whole groups where clips of one group (a
 scene, a person) resemble each other, for then there is only as much evidence as there are groups.
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
@@ -24,7 +24,7 @@ TOP: Final = 5
 
 @dataclass(frozen=True)
 class Share:
-    """A share with its 95 % interval; all in 0..1, low <= value <= high."""
+    """Hold a share with its 95 % interval; all in 0..1, low <= value <= high."""
 
     value: float
     low: float
@@ -33,8 +33,9 @@ class Share:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: `num` clips are of it. recall: None where there are none; precision: None where it was
-    never answered.
+    """Score one class, which `num` clips are of.
+
+    recall: None where there are none; precision: None where it was never answered.
     """
 
     name: str
@@ -45,7 +46,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A clip that was taken for another class. probability: that of the true class; confidence: that of the answer."""
+    """Name a clip that was taken for another class.
+
+    probability: that of the true class; confidence: that of the answer.
+    """
 
     clip_id: int
     truth: str
@@ -56,7 +60,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` found.
+    """Hold all that `score` measures.
 
     top1: share of clips whose most probable class is right. top5: of clips whose class is among the five most probable;
     None up to 5 classes.
@@ -79,7 +83,7 @@ class Scores:
     num_groups: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Give plain values, ready for JSON."""
         return {
             "top1": asdict(self.top1),
             "top5": asdict(self.top5) if self.top5 else None,
@@ -101,7 +105,7 @@ def score(
     groups: Sequence[str | None] | None = None,
     seed: int = 0,
 ) -> Scores:
-    """Scores of `probabilities` [N, C] for the classes `names` [C] where `truth` [N] is right; N >= 1.
+    """Score `probabilities` [N, C] for the classes `names` [C] where `truth` [N] is right; N >= 1.
 
     Of equal probabilities the first class is the answer. A true class that is not in `names`, for no training clip had
     it, counts as a mistake wherever it occurs. groups: one per clip; a clip whose group is None is on its own. Raises
@@ -136,21 +140,23 @@ def class_mean_recall(
     groups: Sequence[str | None] | None = None,
     seed: int = 0,
 ) -> Share:
-    """Recall at k, averaged over the classes that have clips: the measure of action anticipation (EPIC-Kitchens-100: k
-    = 5).
+    """Average the recall at k over the classes that have clips; the other arguments are those of `score`.
 
-    The arguments are those of `score`.
+    It is the measure of action anticipation (EPIC-Kitchens-100: k = 5).
     """
     _, ids, rank = _rank_truth(probabilities, names, truth)
     return _shares(rank < k, ids, _unit_numbers(groups, len(ids)), seed)[1]
 
 
+def share_right(right: np.ndarray, groups: Sequence[str | None] | None = None, seed: int = 0) -> Share:
+    """Give the share of clips that are `right`, bool [N], with the interval that `score` would give it."""
+    return _shares(right, np.zeros(len(right), dtype=np.int64), _unit_numbers(groups, len(right)), seed)[0]
+
+
 def _rank_truth(
     probabilities: Floats, names: Sequence[str], truth: Sequence[str]
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """All classes; the place of each clip's class among them, int64 [N]; and how many classes are answered before it,
-    int64 [N].
-    """
+    """List all classes; place each clip's class among them, and count those answered before it, both int64 [N]."""
     if probabilities.shape != (len(truth), len(names)) or not len(truth):
         raise ValueError(f"probabilities {probabilities.shape} of {len(truth)} clips and {len(names)} classes")
     if not np.isfinite(probabilities).all():
@@ -166,9 +172,7 @@ def _rank_truth(
 
 
 def _unit_numbers(groups: Sequence[str | None] | None, num_clips: int) -> np.ndarray | None:
-    """The number of each clip's group, int64 [N], counted from 0 without a gap; a clip without one is a group of its
-    own.
-    """
+    """Give each group a number from 0, without a gap: int64 [N]; a clip without a group is one of its own."""
     if groups is None:
         return None
     if len(groups) != num_clips:
@@ -179,7 +183,7 @@ def _unit_numbers(groups: Sequence[str | None] | None, num_clips: int) -> np.nda
 
 
 def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: int) -> tuple[Share, Share]:
-    """The share of `hits` [N], and its mean over the classes `ids` [N] that have clips."""
+    """Give the share of `hits` [N], and its mean over the classes `ids` [N] that have clips."""
     cells = 2 * ids + hits
     num_cells = 2 * (int(ids.max()) + 1)
     overall, mean = _two_shares(np.bincount(cells, minlength=num_cells)[None])
@@ -189,9 +193,7 @@ def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: i
 
 
 def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[R, 2 C] misses and hits of every class -> [R] share of hits, and [R] mean of the shares of the classes that have
-    clips.
-    """
+    """Turn misses and hits of every class [R, 2 C] into share of hits [R], and its mean over classes with clips [R]."""
     hits, total = counts[:, 1::2], counts[:, 0::2] + counts[:, 1::2]
     present = total > 0
     recalls = np.divide(hits, total, out=np.zeros(hits.shape), where=present)
@@ -199,14 +201,13 @@ def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resample(cells: np.ndarray, num_cells: int, units: np.ndarray | None, seed: int) -> np.ndarray:
-    """How often each cell occurs in each resample: int [NUM_RESAMPLES, num_cells]; `cells` [N] is the cell of each
-    clip.
+    """Count how often each cell occurs in each resample: int [NUM_RESAMPLES, num_cells].
+
+    cells: [N], that of each clip.
     """
     rng = generator(seed, "bootstrap", 0)
     if units is None:  # only counts matter, and those of N draws from N clips are multinomial: no clip need be drawn
         return rng.multinomial(len(cells), np.bincount(cells, minlength=num_cells) / len(cells), size=NUM_RESAMPLES)
-    from scipy.sparse import csr_array
-
     num_units = int(units.max()) + 1
     clips = csr_array((np.ones(len(cells), dtype=np.int64), (cells, units)), shape=(num_cells, num_units))
     drawn = np.stack(
@@ -218,9 +219,8 @@ def _resample(cells: np.ndarray, num_cells: int, units: np.ndarray | None, seed:
 
 
 def _interval(value: float, resampled: np.ndarray, num_units: int) -> Share:
-    if (
-        np.ptp(resampled) < 1e-12
-    ):  # all right, all wrong, or one group: the bootstrap sees no spread, where Wilson's interval still does
+    # all right, all wrong, or one group: the bootstrap sees no spread, where Wilson's interval still does
+    if np.ptp(resampled) < 1e-12:
         low, high = wilson_interval(value * num_units, num_units)
     else:
         low, high = np.quantile(resampled, (0.025, 0.975))

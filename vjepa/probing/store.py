@@ -13,18 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
+from vjepa.files import sync, whole_folder
+from vjepa.probing.banks import Bank, Banks, Extractor, Readable, Values, check_finite, extract, nothing_readable
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -33,49 +32,11 @@ DTYPES: Final = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _ABANDONED_S: Final = 24 * 3600.0  # a folder that is being written grows all the time; one so old was left by a crash
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How clips become features.
-
-    facts: all that the features depend on beside the clips, as plain values.
-    outputs: names of what `run` gives: uint8 [B, 3, T, S, S] and clip ids int64 [B] -> output -> float [B, K, D].
-    """
-
-    facts: Mapping[str, Any]
-    outputs: tuple[str, ...]
-    run: Callable[[Tensor, Tensor], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Stored features of the clips that could be read.
-
-    values: fp16 or bf16 [N, V, K, D], mapped into memory: what is not read costs nothing.
-    clip_ids: int64 [N]. failures: what could not be read, as (clip id, reason).
-    key: sha256 of all that the values depend on.
-    """
-
-    values: Tensor
-    clip_ids: np.ndarray
-    failures: tuple[tuple[int, str], ...]
-    key: str
-
-
-class Readable(Protocol):
-    """See `datasets.Source`."""
-
-    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]: ...
-
-    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]: ...
-
-
 class Store:
-    """A folder of banks.
+    """Keep banks in a folder.
 
     dtype: of what is written, a name of DTYPES. say: is given a line before something is written. watch: wraps the pass
-    over the clips.
-    ranks: the processes that share the passes over the clips, and the folder: each reads its share, and the first joins
-    what they made.
+    over the clips. ranks: the processes that share the passes and the folder; each reads its share of the clips.
     """
 
     def __init__(
@@ -89,160 +50,136 @@ class Store:
         self.folder, self.dtype, self.say, self.watch, self.ranks = folder, dtype, say, watch, ranks
 
     def banks(
-        self, source: Readable, clip_ids: np.ndarray, views: Views | Passes, recipes: Mapping[str, Recipe], batch: int
-    ) -> dict[str, dict[str, Bank]]:
-        """Recipe -> output -> bank. Those that are not on disk are made by one pass over the clips, `batch` views at a
-        time.
+        self,
+        source: Readable,
+        clip_ids: np.ndarray,
+        views: Views | Passes,
+        extractors: Mapping[str, Extractor],
+        batch: int,
+    ) -> Banks:
+        """Find every bank on disk, or make it: extractor -> output -> bank.
 
-        What a bank lacks because it could not be read is tried again; where something of it can be read by now, the
-        bank is made anew. Raises UserError where they do not fit on the disk, no clip can be read, or features are not
-        finite.
+        Those that are missing are made by one pass over the clips, `batch` views at a time. What a bank lacks because
+        it could not be read is tried again; where something of it can be read by now, the bank is made anew. Raises
+        UserError where they do not fit on the disk, no clip can be read, or features are not finite.
         """
         clips = source.facts(clip_ids, views)
-        keys = {
-            name: {output: self._key(clips, recipe, output) for output in recipe.outputs}
-            for name, recipe in recipes.items()
+        facts = {
+            name: {output: {"clips": clips, "recipe": dict(one.facts), "output": output} for output in one.outputs}
+            for name, one in extractors.items()
         }
-        missing, job = self.ranks.agree(
-            (self._missing(source, views, keys) if self.ranks.rank == 0 else [], os.getpid())
-        )
-        if not missing:
-            self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
-        else:
-            num_views = views.num if isinstance(views, Passes) else views.num_clips * views.num_crops
-            share = np.array_split(clip_ids, self.ranks.num)[self.ranks.rank]
-            facts = {name: {"clips": clips, "recipe": dict(recipes[name].facts)} for name in missing}
+        keys = {name: {output: self._key(one) for output, one in outputs.items()} for name, outputs in facts.items()}
+        found = self._missing(source, views, keys) if self.ranks.rank == 0 else []
+        missing, job = self.ranks.agree((found, os.getpid()))
+        if missing:
             writers = {
-                name: {
-                    output: _Writer(self, key, job, {**facts[name], "output": output})
-                    for output, key in keys[name].items()
-                }
+                name: {output: _Writer(self, key, job, facts[name][output]) for output, key in keys[name].items()}
                 for name in missing
             }
-            every = [writer for outputs in writers.values() for writer in outputs.values()]
-            try:
-                made = {name: recipes[name] for name in missing}
-                self._fill(
-                    source.loader(share, views, max(1, batch // num_views)), len(clip_ids), num_views, made, writers
-                )
-                self.ranks.wait()
-                for writer in every if self.ranks.rank == 0 else []:
-                    writer.publish()
-                self.ranks.wait()
-            finally:
-                for writer in every:
-                    writer.close()
+            made = {name: extractors[name] for name in missing}
+            self._make(source, clip_ids, views, made, batch, writers)
+        else:
+            self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
         return {name: {output: self._open(key) for output, key in outputs.items()} for name, outputs in keys.items()}
 
     def _missing(self, source: Readable, views: Views | Passes, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """Names of the recipes whose banks have to be made."""
+        """Name the extractors whose banks have to be made."""
         self._forget_stale(source, views, {key for outputs in keys.values() for key in outputs.values()})
-        missing: list[str] = []
-        for name, outputs in keys.items():  # an encoder at step 0 and the untrained one may be the same features
-            if not all(self._is_whole(key) for key in outputs.values()) and outputs not in [
-                keys[other] for other in missing
-            ]:
-                missing.append(name)
-        return missing
+        missing: dict[str, Mapping[str, str]] = {}
+        for name, outputs in keys.items():
+            # an encoder at step 0 and the untrained one may be the same features
+            if not all(map(self._is_whole, outputs.values())) and outputs not in missing.values():
+                missing[name] = outputs
+        return list(missing)
 
     def _forget_stale(self, source: Readable, views: Views | Passes, keys: set[str]) -> None:
-        """Remove the banks that lack a clip which can be read by now: its file was repaired, or its disk is there
-        again.
-        """
+        """Remove the banks that lack a clip which can be read by now, from a repaired file or a disk that is back."""
         lacking = {key: {clip_id for clip_id, _ in self._open(key).failures} for key in keys if self._is_whole(key)}
         failed = np.array(sorted(set().union(*lacking.values())), dtype=np.int64)
-        readable = (
-            {clip_id for batch in source.loader(failed, views, 1) for clip_id in batch.clip_ids.tolist()}
-            if len(failed)
-            else set()
-        )
+        batches = source.loader(failed, views, 1) if len(failed) else ()
+        readable = {clip_id for batch in batches for clip_id in batch.clip_ids.tolist()}
         if readable:
             self.say(f"{len(readable)} clips that could not be read can be read now: features are made anew")
         for key in (key for key, ids in lacking.items() if ids & readable):
             shutil.rmtree(self._place(key))
 
-    def _fill(
+    def _make(
         self,
-        loader: Iterable[ClipBatch],
-        num_clips: int,
-        num_views: int,
-        recipes: Mapping[str, Recipe],
+        source: Readable,
+        clip_ids: np.ndarray,
+        views: Views | Passes,
+        extractors: Mapping[str, Extractor],
+        batch: int,
         writers: Mapping[str, Mapping[str, _Writer]],
     ) -> None:
-        failures: list[tuple[int, str]] = []
-        ids: list[np.ndarray] = []
-        for batch in self.watch(loader):
-            failures += batch.failures
-            if not len(batch.clip_ids):
-                continue
-            found = {name: recipe.run(batch.video, batch.clip_ids) for name, recipe in recipes.items()}
-            if not ids:
-                self._announce(
-                    num_clips, num_views, [value for outputs in found.values() for value in outputs.values()]
-                )
-            ids.append(rearrange(batch.clip_ids, "(n v) -> n v", v=num_views)[:, 0].numpy())
+        """Fill the writers with this rank's share of the clips; the first rank then publishes what all have made."""
+        every = [writer for outputs in writers.values() for writer in outputs.values()]
+        share = np.array_split(clip_ids, self.ranks.num)[self.ranks.rank]
+
+        def add(found: Values) -> None:
+            if not any(writer.shape for writer in every):
+                self._announce(len(clip_ids), [value for outputs in found.values() for value in outputs.values()])
             for name, outputs in found.items():
                 for output, values in outputs.items():
-                    writers[name][output].add(rearrange(values, "(n v) k d -> n v k d", v=num_views), name)
-        for writer in (writer for outputs in writers.values() for writer in outputs.values()):
-            writer.finish(np.concatenate([np.empty(0, np.int64), *ids]), failures)
+                    writers[name][output].add(values, name)
 
-    def _announce(self, num_clips: int, num_views: int, values: Sequence[Tensor]) -> None:
-        """Say how much will be written; refuse what does not fit."""
-        size = sum(num_clips * num_views * value[0].numel() * DTYPES[self.dtype].itemsize for value in values)
+        try:
+            ids, failures = extract(source, share, views, extractors, batch, add, self.watch)
+            for writer in every:
+                writer.finish(ids, failures)
+            self.ranks.wait()
+            for writer in every if self.ranks.rank == 0 else []:
+                writer.publish()
+            self.ranks.wait()
+        finally:
+            for writer in every:
+                writer.close()
+
+    def _announce(self, num_clips: int, values: Sequence[Tensor]) -> None:
+        """Say how much will be written, from the first batch [n, V, K, D] of each bank; refuse what does not fit."""
+        num_views = values[0].shape[1]
+        size = sum(num_clips * value[0].numel() * DTYPES[self.dtype].itemsize for value in values)
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise UserError(
                 f"{self.folder}: features of {num_clips} clips x {num_views} views take {_size(size)}, and "
-                f"{_size(free)} are free; "
-                "name another folder with --cache, or take fewer views or levels"
+                f"{_size(free)} are free; name another folder with --cache, or take fewer views or levels"
             )
         self.say(
             f"features of {num_clips} clips x {num_views} views: {_size(size)} of {_size(free)} free in {self.folder}"
         )
 
-    def _key(self, clips: Mapping[str, Any], recipe: Recipe, output: str) -> str:
-        facts = {
-            "format": FORMAT_VERSION,
-            "clips": clips,
-            "recipe": recipe.facts,
-            "output": output,
-            "dtype": self.dtype,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    def _key(self, facts: Mapping[str, Any]) -> str:
+        told = {"format": FORMAT_VERSION, "dtype": self.dtype, **facts}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
     def _is_whole(self, key: str) -> bool:
-        """A folder gets its name when it is complete; the size tells one that a full disk or a copy cut short."""
+        """Tell whether a bank is there. Its size tells one that a full disk or a copy cut short."""
+        place = self._place(key)
         try:
-            about = json.loads((self._place(key) / "about.json").read_text(encoding="utf-8"))
+            about = json.loads((place / "about.json").read_text(encoding="utf-8"))
             size = int(np.prod(about["shape"])) * DTYPES[about["dtype"]].itemsize
-            return (self._place(key) / "values.bin").stat().st_size == size and (
-                self._place(key) / "clip_ids.npy"
-            ).is_file()
+            return (place / "values.bin").stat().st_size == size and (place / "clip_ids.npy").is_file()
         except (OSError, ValueError, KeyError):
             return False
 
     def _open(self, key: str) -> Bank:
+        """Map a bank into memory: what is not read costs nothing."""
         place = self._place(key)
         about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        shape = about["shape"]
-        values = torch.from_file(
-            str(place / "values.bin"), shared=False, size=int(np.prod(shape)), dtype=DTYPES[about["dtype"]]
-        )
-        return Bank(
-            values.view(shape),
-            np.load(place / "clip_ids.npy"),
-            tuple((int(i), reason) for i, reason in about["failures"]),
-            key,
-        )
+        shape, dtype = about["shape"], DTYPES[about["dtype"]]
+        values = torch.from_file(str(place / "values.bin"), shared=False, size=int(np.prod(shape)), dtype=dtype)
+        failures = tuple((int(i), reason) for i, reason in about["failures"])
+        return Bank(values.view(shape), np.load(place / "clip_ids.npy"), failures, key)
 
 
 class _Writer:
-    """The share that one rank has of a bank in the making, under another name until the bank is whole. job: names the
-    processes that make it.
+    """Write the share that one rank has of a bank, under another name until the bank is whole.
+
+    job: names the processes that make it together.
     """
 
     def __init__(self, store: Store, key: str, job: int, about: Mapping[str, Any]) -> None:
@@ -260,64 +197,49 @@ class _Writer:
         self.partial.mkdir()
 
     def add(self, values: Tensor, name: str) -> None:
-        """[n, V, K, D]: the next clips. Raises UserError for features that are not finite; `name` says whose
+        """Append the next clips, [n, V, K, D]. Raises UserError for features that are not finite; `name` says whose
         they are.
         """
         stored = values.to("cpu", DTYPES[self.store.dtype]).contiguous()
         if not bool(torch.isfinite(stored).all()):
-            if bool(torch.isfinite(values).all()):
-                raise UserError(
-                    f"{name}: features are too large for {self.store.dtype}; store them with --feature_dtype bf16"
-                )
+            check_finite(values, name)
             raise UserError(
-                f"{name}: features hold NaN or infinity; the encoder has diverged, measure an earlier checkpoint"
+                f"{name}: features are too large for {self.store.dtype}; store them with --feature_dtype bf16"
             )
         self.file = self.file or (self.partial / "values.bin").open("wb")
         self.file.write(stored.view(torch.uint8).numpy().data)
         self.shape = [self.shape[0] + len(stored) if self.shape else len(stored), *stored.shape[1:]]
 
     def finish(self, clip_ids: np.ndarray, failures: Sequence[tuple[int, str]]) -> None:
-        """The share is complete."""
+        """Complete the share."""
         np.save(self.partial / "clip_ids.npy", clip_ids)
         about = {"shape": self.shape, "dtype": self.store.dtype, "failures": failures, **self.about}
         (self.partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if self.file is not None:
             self.file.flush()
-            os.fsync(self.file.fileno())
 
     def publish(self) -> None:
-        """All shares, which are complete, become one bank in this one's place. Raises UserError where none has a
-        clip.
-        """
+        """Join the shares of all ranks, which are complete, to the bank. Raises UserError where none has a clip."""
         abouts = [json.loads((share / "about.json").read_text(encoding="utf-8")) for share in self.shares]
         failures = [failure for about in abouts for failure in about["failures"]]
         shapes = [about["shape"] for about in abouts if about["shape"]]
         if not shapes:
-            raise UserError(
-                "no clip to measure could be read" + (f"; row {failures[0][0]}: {failures[0][1]}" if failures else "")
-            )
-        if len(self.shares) > 1:
-            self._join(
-                {**abouts[0], "shape": [sum(shape[0] for shape in shapes), *shapes[0][1:]], "failures": failures}
-            )
-        if self.final.exists():
-            if self.store._is_whole(self.key):  # another process was quicker
-                return
-            shutil.rmtree(self.final, ignore_errors=True)
-        os.replace(self.partial, self.final)
-
-    def _join(self, about: Mapping[str, Any]) -> None:
-        """All shares in order, in this one."""
-        np.save(
-            self.partial / "clip_ids.npy", np.concatenate([np.load(share / "clip_ids.npy") for share in self.shares])
-        )
-        (self.partial / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        with (self.partial / "values.bin").open("ab") as file:
-            for values in (share / "values.bin" for share in self.shares[1:]):
-                if values.exists():  # none of its clips could be read, or it has none
-                    with values.open("rb") as part:
+            raise nothing_readable(failures)
+        if self.store._is_whole(self.key):  # another process was quicker
+            return
+        shape = [sum(shape[0] for shape in shapes), *shapes[0][1:]]
+        about = {**abouts[0], "shape": shape, "failures": failures}
+        ids = np.concatenate([np.load(share / "clip_ids.npy") for share in self.shares])
+        first, *others = [share / "values.bin" for share in self.shares if (share / "values.bin").exists()]
+        with whole_folder(self.final) as folder:
+            (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            np.save(folder / "clip_ids.npy", ids)
+            first.rename(folder / "values.bin")
+            with (folder / "values.bin").open("ab") as file:
+                for other in others:
+                    with other.open("rb") as part:
                         shutil.copyfileobj(part, file)
-            os.fsync(file.fileno())
+            sync(folder / "values.bin")
 
     def close(self) -> None:
         """Leave nothing behind that is not whole."""
@@ -327,7 +249,7 @@ class _Writer:
 
 
 def default_folder() -> Path:
-    """Where banks lie unless the user says otherwise."""
+    """Name the folder of banks for users who name none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "features")
 
 

@@ -28,13 +28,14 @@ _PUBLISHED_PX: Final = {"rotation": 224, "vjepa2": 256}
 class Subject:
     """Hold a frozen encoder on `device`, which computes in `dtype`, and how its clips are read.
 
-    which: `encoder` or `target_encoder`. step: of its checkpoint; None for an encoder of no run. trained_frames: of the
-    clips that it learned from.
+    which: `encoder` or `target_encoder`. step: of its checkpoint; None for an encoder of no run. seed: of its run, of
+    which the untrained encoder is drawn; else 0. trained_frames: of the clips that it learned from.
     """
 
     encoder: Encoder
     which: str
     step: int | None
+    seed: int
     trained_frames: int
     data: config.Data
     device: torch.device
@@ -60,7 +61,7 @@ class Subject:
         checkpoint = run.checkpoint_of(path) if run else None
         on, dtype = device.pick(where)
         step = checkpoint.step if checkpoint else None
-        return cls(encoder.to(on), weights.which, step, native.num_frames, data, on, dtype)
+        return cls(encoder.to(on), weights.which, step, where.seed, native.num_frames, data, on, dtype)
 
     @property
     def grid(self) -> TokenGrid:

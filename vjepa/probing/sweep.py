@@ -1,5 +1,5 @@
-"""How a probe chooses its setting, on the selection clips alone; and the sweep that trains a head for each setting in
-one pass over stored tokens.
+"""Choose the setting of a probe, on the selection clips alone; train a head for each setting in one pass over stored
+tokens.
 """
 
 from __future__ import annotations
@@ -26,20 +26,8 @@ _STEPS_PER_EPOCH: Final = 16  # at the least, as far as clips go: few clips must
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What a probe answers.
-
-    setting: the k or C that did best on the selection clips.
-    predicted: classes [N] of the validation clips with that setting. No probe is given their labels.
-    """
-
-    setting: float
-    predicted: Classes
-
-
-@dataclass(frozen=True)
 class Grid:
-    """One head for each learning rate and weight decay; the rate falls to 0 on a cosine, without warm-up.
+    """Name one head for each learning rate and weight decay; the rate falls to 0 on a cosine, without warm-up.
 
     batch: clips per step; None: up to 256, fewer where there are few clips.
     """
@@ -59,7 +47,7 @@ class Grid:
 
 
 def choose(predicted: Mapping[float, Classes], truth: Classes) -> float:
-    """The setting with the most correct predictions on the selection clips [N]; the first of several that tie."""
+    """Find the setting with the most correct predictions on the selection clips [N]; the first of several that tie."""
     return max(predicted, key=lambda setting: int(np.sum(predicted[setting] == truth)))
 
 
@@ -100,8 +88,9 @@ def train(
 
 
 def batches(num_clips: int, size: int, grid: Grid) -> Iterator[tuple[int, np.ndarray]]:
-    """Epoch number and places of clips: each once per epoch, in an order drawn by (seed, epoch); the last batch may be
-    smaller.
+    """Yield epoch number and places of clips: each once per epoch, in an order drawn by (seed, epoch).
+
+    The last batch of an epoch may be smaller.
     """
     for epoch in range(grid.epochs):
         order = generator(grid.seed, "probe_order", epoch).permutation(num_clips)

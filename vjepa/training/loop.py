@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vjepa import config
-from vjepa.data.clips import TrainSource
 from vjepa.data.loader import train_loader
+from vjepa.data.sources import TrainSource
 from vjepa.errors import UserError
 from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder
@@ -51,7 +51,7 @@ def learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state
             ending = state.step == stop or bool(interrupted)
 
             # evaluate
-            found = probe.measure_at(state.step, step.method) if probe else {}
+            found = probe.measure_at(state.step) if probe else {}
             is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
             state.best_knn = found["knn"] if is_best else state.best_knn
             saving = ending or is_best or state.step % every.save_every_steps == 0

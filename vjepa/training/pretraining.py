@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from vjepa import config, device, files, report
+from vjepa import config, device, files
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.clips import Part, open_sources
 from vjepa.data.loader import eval_loader
 from vjepa.data.order import num_steps, total_steps
+from vjepa.data.sources import Part, open_sources
 from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.teacher import keep_teacher, read_teacher
-from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
-from vjepa.probing.evidence import Split, evaluate_run, read_splits
+from vjepa.models.encoder import Encoder
+from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
+from vjepa.probing.splits import Split, read_splits
+from vjepa.reporting import pictures, tables
 from vjepa.run_folder import Checkpoint, RunFolder
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
@@ -50,7 +52,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     if state.step < stop:
         state.dtype = _name(run.dtype)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
-        learn(run, step, _online_probe(run), state, stop)
+        learn(run, step, _online_probe(run, method), state, stop)
     if state.step < run.total_steps:
         steps = f"step {state.step} of {run.total_steps}"
         print(f"stopped at {steps}; the same command goes on from there", file=sys.stderr)
@@ -98,7 +100,7 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
     """
     path = run.folder.summary
     if path.is_file():
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary = tables.read_summary(run.folder)
     else:
         measured = run.folder.best or run.folder.require()
         checkpoint.load_networks(measured, method)
@@ -109,7 +111,7 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
         _write_best(run.folder, measured, run.settings.eval.encoder)
         files.write_json(path, summary)
     if run.progress:
-        print("\n" + report.closing_table(summary))
+        print("\n" + tables.closing_table(summary))
         print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
     return summary
 
@@ -160,10 +162,11 @@ def _describe_clips(run: TrainingRun) -> str:
     return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in parts)
 
 
-def _online_probe(run: TrainingRun) -> OnlineProbe | None:
-    if run.settings.eval.every_steps is None:
+def _online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
+    wanted = run.settings.eval
+    if wanted.every_steps is None:
         return None
-    return OnlineProbe(run.settings, untrained_encoder(run.settings), run.device, run.dtype)
+    return OnlineProbe(run.settings, cast(Encoder, method.networks[wanted.encoder]), run.device, run.dtype)
 
 
 def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -191,8 +194,8 @@ def _measure(run: TrainingRun, method: Jepa, measured: Checkpoint) -> dict[str, 
     settings = run.settings
     if settings.data.val is None:
         return {}
-    encoder = method.networks[settings.eval.encoder]
-    return evaluate_run(settings, encoder, untrained_encoder(settings), run.device, run.dtype)
+    encoder = cast(Encoder, method.networks[settings.eval.encoder])
+    return evaluate_run(settings, encoder, measured.step, run.device, run.dtype)
 
 
 def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
@@ -207,7 +210,8 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
     mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
     with torch.inference_mode():
         tokens = method.networks[settings.eval.encoder](normalise(videos.to(run.device), torch.float32))
-    report.save_pictures(run.folder.pictures, rows, videos, settings.grid, mask.context_ids[0], tokens)
+    terms = ["loss", "context", *settings.objective.weights]
+    pictures.save_run_pictures(run.folder.pictures, rows, terms, videos, settings.grid, mask.context_ids[0], tokens)
 
 
 def _write_best(folder: RunFolder, measured: Checkpoint, which: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from vjepa.probing.metrics import Classes, Floats
-from vjepa.probing.sweep import Probed, choose
 
 ALPHA_CHOICES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 C_CHOICES = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -21,8 +21,9 @@ TOLERANCE = 1e-7
 
 @dataclass(frozen=True)
 class LinearModel:
-    """names: the K classes; weights [D, K]; bias [K]; loss: the summed cross-entropy on the training clips plus the
-    penalty.
+    """Give each class a score that is linear in the features.
+
+    names: the K classes; weights [D, K]; bias [K]. loss: on the training clips, its penalty included.
     """
 
     names: Classes
@@ -30,40 +31,24 @@ class LinearModel:
     bias: Floats
     loss: float
 
-    def predict(self, features: Floats) -> Classes:
-        """[N, D] -> classes [N]"""
-        predicted: Classes = self.names[self.scores(features).argmax(1)]
-        return predicted
-
     def scores(self, features: Floats) -> Floats:
-        """[N, D] -> [N, K]"""
+        """Score features: [N, D] -> [N, K]."""
         scores: Floats = features @ self.weights + self.bias
         return scores
 
 
-def prepare(train: Floats, *others: Floats) -> list[Floats]:
-    """What `probe` works on: each [., D] standardised by all clips of `train` [N, D], along its axes; once serves every
-    label.
+def prepare(train: Floats, *others: Floats, batch_norm: bool = True) -> list[Floats]:
+    """Scale by the clips of `train` [N, D] and turn to its axes; each [., D] becomes [., r], what `fit` works on.
+
+    With batch norm by `standardise`, else by `scale`.
     """
-    return rotate(*standardise(train, *others))
-
-
-def probe(train: Floats, train_classes: Classes, selection: Floats, selection_classes: Classes, val: Floats) -> Probed:
-    """Classify `val` [Nv, D] by a linear model of `train` [N, D]; the strength C of its L2 penalty is chosen on
-    `selection` [Ns, D].
-
-    Features are as `prepare` gives them: a clip has length of about 1, so that one grid of C serves every width. A
-    class that the training clips lack is never predicted, so its clips count as wrong.
-    """
-    models = dict(zip(C_CHOICES, fit(train, train_classes, C_CHOICES), strict=True))
-    c = choose({c: model.predict(selection) for c, model in models.items()}, selection_classes)
-    return Probed(c, models[c].predict(val))
+    return rotate(*(standardise if batch_norm else scale)(train, *others))
 
 
 def of_raw(model: LinearModel, prepared: Floats, train: Floats, batch_norm: bool = True) -> LinearModel:
-    """`model`, which was fitted to `prepared` [N, r], as one of the features that these were made of, `train` [N, D]:
-    the same scores for every clip.
+    """Turn `model`, fitted to `prepared` [N, r], into one of the features that these were made of, `train` [N, D].
 
+    It gives every clip the same scores.
     Its weights lie in the span of the training rows, whose coordinates in `prepared` are orthogonal (see `rotate`).
     """
     ends = np.zeros((1, train.shape[1])), np.ones((1, train.shape[1]))
@@ -74,10 +59,9 @@ def of_raw(model: LinearModel, prepared: Floats, train: Floats, batch_norm: bool
 
 
 def standardise(train: Floats, *others: Floats) -> list[Floats]:
-    """Each [., D] with mean 0 and standard deviation 1 / sqrt(D) over `train`; a dimension that is constant there
-    becomes 0.
+    """Give each [., D] mean 0 and standard deviation 1 / sqrt(D) over `train`; what is constant there becomes 0.
 
-    Divided by sqrt(D), a clip has length of about 1 at every width.
+    Divided by sqrt(D), a clip has length of about 1, so that one grid of C serves every width.
     """
     mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     constant = std <= 1e-6 * np.abs(mean)
@@ -86,15 +70,13 @@ def standardise(train: Floats, *others: Floats) -> list[Floats]:
 
 
 def scale(train: Floats, *others: Floats) -> list[Floats]:
-    """Each [., D] times one number, which gives the clips of `train` a mean square length of 1: `standardise` without
-    batch norm.
-    """
+    """Multiply each [., D] by one number, which gives the clips of `train` a mean square length of 1."""
     factor = 1 / max(float(np.sqrt(np.mean(np.sum(np.square(train, dtype=np.float64), 1)))), np.finfo(np.float64).tiny)
     return [np.asarray(features, dtype=np.float64) * factor for features in (train, *others)]
 
 
 def rotate(train: Floats, *others: Floats) -> list[Floats]:
-    """Each [., D] -> [., r]: coordinates along the right singular vectors of `train` [N, D], r <= min(N, D).
+    """Turn each [., D] to coordinates along the right singular vectors of `train` [N, D]: [., r], r <= min(N, D).
 
     The weights of an L2-regularised linear model lie in the span of its training rows, so this leaves its predictions
     as they were; it makes a fit D / N times cheaper where D > N, and its curvature nearly diagonal, which `fit` relies
@@ -114,16 +96,14 @@ def rotate(train: Floats, *others: Floats) -> list[Floats]:
 
 
 def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[LinearModel]:
-    """Multinomial logistic regression on `features` [N, D] for each C of `choices`, which ascend: each fit starts from
-    the one before.
+    """Fit multinomial logistic regression to `features` [N, D] for each C of `choices`, which ascend.
 
     Minimises sum(cross-entropy) + |weights|^2 / (2 C), bias free: the loss of scikit-learn's LogisticRegression, which
-    for two classes has one vector of weights, their difference. L-BFGS runs on weights / scale, where scale^2 is about
-    the inverse curvature, diagonal for features along their axes (`rotate`). With that it needs a tenth of the
-    iterations; without, at large C, it stops (scikit-learn at its default tolerance) far from the least loss.
+    for two classes has one vector of weights, their difference. Each fit starts from the one before. L-BFGS runs on
+    weights / scale, where scale^2 is about the inverse curvature, diagonal for features along their axes (`rotate`).
+    With that it needs a tenth of the iterations; without, at large C, it stops (scikit-learn at its default tolerance)
+    far from the least loss.
     """
-    from scipy.optimize import minimize  # a second that other probes need not wait for
-
     names, ids = np.unique(classes, return_inverse=True)
     truth, energy = np.eye(len(names))[ids], (features**2).sum(0)[:, None]
     weights, bias = np.zeros((features.shape[1], len(names))), np.zeros(len(names))
@@ -162,8 +142,7 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
 
 
 def fit_ridge(features: Floats, classes: Classes, choices: Sequence[float]) -> list[LinearModel]:
-    """Ridge regression of `features` [N, D] to 1 for the class of a clip and 0 for the others, for each alpha of
-    `choices`.
+    """Fit ridge regression of `features` [N, D] to 1 for the class of a clip and 0 for the others, for each alpha.
 
     Minimises |features weights + bias - targets|^2 + alpha |weights|^2, bias free: the loss of scikit-learn's Ridge.
     One decomposition serves every alpha. The outputs of a clip sum to 1 and estimate the probability of each class.
@@ -183,20 +162,20 @@ def fit_ridge(features: Floats, classes: Classes, choices: Sequence[float]) -> l
 
 
 def softmax(scores: Floats) -> Floats:
-    """[N, K] -> probabilities [N, K]"""
+    """Turn scores [N, K] into probabilities [N, K]."""
     probabilities: Floats = np.exp(log_softmax(scores))
     return probabilities
 
 
 def log_softmax(scores: Floats) -> Floats:
-    """[N, K] -> logarithms of probabilities [N, K]"""
+    """Turn scores [N, K] into logarithms of probabilities [N, K]."""
     shifted = scores - scores.max(1, keepdims=True)
     logs: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return logs
 
 
 def as_shares(scores: Floats) -> Floats:
-    """Outputs of ridge regression [N, K], which sum to 1 -> probabilities [N, K]; the largest stays the largest."""
+    """Clip outputs of ridge regression [N, K], which sum to 1, to probabilities [N, K]; the largest stays so."""
     positive = np.maximum(scores, 0)
     shares: Floats = positive / positive.sum(1, keepdims=True)
     return shares

@@ -1,0 +1,151 @@
+"""Clips to frozen features: one pass over the clips serves several kinds of features, and makes a bank of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vjepa.data.plan_rows import Passes, Views
+from vjepa.errors import UserError
+from vjepa.records import ClipBatch
+
+# kind of features -> output of its extractor -> [n, V, K, D]
+Values = dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Turn clips into features.
+
+    facts: all that the features depend on beside the clips, as plain values.
+    outputs: names of what `run` gives: uint8 [B, 3, T, S, S] and clip ids int64 [B] -> output -> float [B, K, D].
+    """
+
+    facts: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    run: Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Hold the features of the clips that could be read.
+
+    values: fp16 or bf16 [N, V, K, D]: N clips, V views, K tokens or places, D features.
+    clip_ids: int64 [N]. failures: what could not be read, as (clip id, reason).
+    key: sha256 of all that the values depend on; empty in memory.
+    """
+
+    values: Tensor
+    clip_ids: np.ndarray
+    failures: tuple[tuple[int, str], ...]
+    key: str = ""
+
+
+class Readable(Protocol):
+    """Read clips. See `datasets.SampleSource`."""
+
+    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]: ...
+
+    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]: ...
+
+
+Banks = dict[str, dict[str, Bank]]
+
+
+class BankMaker(Protocol):
+    """Make banks: in memory, or kept on disk by a `store.Store`."""
+
+    def banks(
+        self,
+        source: Readable,
+        clip_ids: np.ndarray,
+        views: Views | Passes,
+        extractors: Mapping[str, Extractor],
+        batch: int,
+    ) -> Banks:
+        """Read each clip once, `batch` views at a time: kind of features -> output -> bank."""
+        ...
+
+
+class InMemory:
+    """Make banks for one use; nothing is written. The values are those that a store would keep."""
+
+    def banks(
+        self,
+        source: Readable,
+        clip_ids: np.ndarray,
+        views: Views | Passes,
+        extractors: Mapping[str, Extractor],
+        batch: int,
+    ) -> Banks:
+        """Make every bank in one pass. Raises UserError where no clip can be read, or features are not finite."""
+        parts: list[Values] = []
+        ids, failures = extract(source, clip_ids, views, extractors, batch, parts.append)
+        if not parts:
+            raise nothing_readable(failures)
+        joined = {
+            name: {output: torch.cat([part[name][output].cpu() for part in parts]) for output in one.outputs}
+            for name, one in extractors.items()
+        }
+        return {
+            name: {output: Bank(_halved(values, name), ids, tuple(failures)) for output, values in outputs.items()}
+            for name, outputs in joined.items()
+        }
+
+
+def extract(
+    source: Readable,
+    clip_ids: np.ndarray,
+    views: Views | Passes,
+    extractors: Mapping[str, Extractor],
+    batch: int,
+    add: Callable[[Values], None],
+    watch: Callable[[Iterable[ClipBatch]], Iterable[ClipBatch]] = iter,
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Pass over the clips once and hand the features of each batch to `add`.
+
+    Returns the ids of the clips that were read, int64 [N] in the order of their features, and (clip id, reason) of
+    the others. watch: wraps the batches.
+    """
+    num_views = views.num_views
+    ids, failures = [np.empty(0, np.int64)], list[tuple[int, str]]()
+    for clips in watch(source.loader(clip_ids, views, max(1, batch // num_views))):
+        failures += clips.failures
+        if not len(clips.clip_ids):
+            continue
+        ids.append(rearrange(clips.clip_ids, "(n v) -> n v", v=num_views)[:, 0].numpy())
+        found = {name: one.run(clips.video, clips.clip_ids) for name, one in extractors.items()}
+        add(
+            {
+                name: {output: rearrange(x, "(n v) k d -> n v k d", v=num_views) for output, x in outputs.items()}
+                for name, outputs in found.items()
+            }
+        )
+    return np.concatenate(ids), failures
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise UserError for features that are not finite; `name` says whose they are."""
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(
+            f"{name}: features hold NaN or infinity; the encoder has diverged, measure an earlier checkpoint"
+        )
+
+
+def nothing_readable(failures: Sequence[tuple[int, str]]) -> UserError:
+    """Make the error for clips of which none could be read."""
+    first = f"; row {failures[0][0]}: {failures[0][1]}" if failures else ""
+    return UserError(f"no clip to measure could be read{first}")
+
+
+def _halved(values: Tensor, name: str) -> Tensor:
+    """Round to fp16, the default of a store; to bf16 where a feature is too large for it."""
+    check_finite(values, name)
+    half = values.half()
+    return half if bool(torch.isfinite(half).all()) else values.bfloat16()

@@ -1,0 +1,247 @@
+"""Pictures of a run: its loss, a clip with its mask, its features. Pictures of a probe: which classes are taken for
+which, and the clips that it is most confidently wrong about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, Final
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from vjepa.data.plan_rows import Views
+from vjepa.probing.banks import Readable
+from vjepa.probing.scores import Mistake, Scores, Share
+from vjepa.records import ClipBatch, TokenGrid
+
+_MAX_SLOTS: Final = 8
+_MAX_CLASSES_WITH_COUNTS: Final = 20
+_MAX_LABELS: Final = 50
+_MAX_LABEL_CHARS: Final = 28
+_COLUMNS: Final = 5
+_INK: Final = "#222222"
+
+
+def save_run_pictures(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    terms: Sequence[str],
+    videos: torch.Tensor,
+    grid: TokenGrid,
+    context_ids: torch.Tensor,
+    tokens: torch.Tensor,
+) -> None:
+    """Write loss_curve.png, mask.png and features_pca.png into `folder`.
+
+    rows: those of metrics.jsonl. terms: names of the loss and its terms. videos: uint8 [B, 3, T, S, S], a few
+    validation clips. context_ids: [Kc], visible tokens of the first clip. tokens: features of every token, [B, N, D].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    loss_curve(folder / "loss_curve.png", rows, terms)
+    mask_picture(folder / "mask.png", videos[0], grid, context_ids)
+    features_picture(folder / "features_pca.png", videos, tokens, grid)
+
+
+def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> None:
+    """Draw loss terms over steps, from the rows of metrics.jsonl: {"step": int, "loss": float, ...}.
+
+    Of the sources of a mix, `loss` alone.
+    """
+    figure = _figure(6.4, 3.6)
+    axes = figure.subplots()
+    sources = sorted({row.get("source", 0) for row in rows})
+    for source, term in [*((0, term) for term in terms), *((source, "loss") for source in sources if source)]:
+        of_source = [row for row in rows if row.get("source", 0) == source]
+        points = [(row["step"], row[term]) for row in of_source if row.get(term) is not None]
+        if points:
+            name = f"{term} of data.mix.{source - 1}" if source else term
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=2 if term == "loss" else 1)
+    axes.set(title="Loss over training", xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.savefig(path)
+
+
+def mask_picture(path: Path, video: torch.Tensor, grid: TokenGrid, context_ids: torch.Tensor) -> None:
+    """Draw frames of one clip, uint8 [3, T, S, S], above the same frames with every hidden token grey.
+
+    context_ids: [Kc], the tokens that are seen.
+    """
+    seen = np.zeros(grid.num_tokens, dtype=bool)
+    seen[context_ids.cpu().numpy()] = True
+    frames = _token_frames(video, grid)
+    hidden = ~_upscale(seen.reshape(grid.t, grid.h, grid.w), frames.shape[1])
+    masked = np.where(hidden[..., None], 0.15 * frames + 0.85 * 128, frames).astype(np.uint8)
+    title = f"Token mask: the context encoder sees {seen.mean():.0%} of {grid.t} x {grid.h} x {grid.w} tokens"
+    _grid_picture(path, title, [("frames", frames), ("context", masked)], video.shape[1] // grid.t)
+
+
+def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, grid: TokenGrid) -> None:
+    """Draw frames of clips, uint8 [B, 3, T, S, S], above their token features [B, N, D] as colours.
+
+    Red, green and blue are three principal components, fitted over all shown clips together, so that one colour means
+    one thing in all of them.
+    """
+    features = tokens.float().cpu().numpy().reshape(-1, tokens.shape[-1])
+    centred = features - features.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    components = centred @ axes[:, : -min(3, tokens.shape[-1]) - 1 : -1]
+    low, high = np.percentile(components, (2, 98), axis=0)
+    colours = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(
+        len(videos), grid.t, grid.h, grid.w, -1
+    )
+    rows: list[tuple[str, np.ndarray]] = []
+    for number, (video, colour) in enumerate(zip(videos, colours, strict=True), 1):
+        frames = _token_frames(video, grid)
+        rows += [(f"clip {number}", frames), ("features", _upscale(colour, frames.shape[1]))]
+    _grid_picture(
+        path, "Token features: first three principal components as red, green, blue", rows, videos.shape[2] // grid.t
+    )
+
+
+def _token_frames(video: torch.Tensor, grid: TokenGrid) -> np.ndarray:
+    """Take the first frame of every time slot: uint8 [3, T, S, S] -> [t, S, S, 3]."""
+    frames: np.ndarray = video.cpu().permute(1, 2, 3, 0).numpy()[:: video.shape[1] // grid.t]
+    return frames
+
+
+def _upscale(cells: np.ndarray, side: int) -> np.ndarray:
+    """Enlarge by nearest neighbour: [t, h, w, ...] -> [t, S, S, ...], S = `side`."""
+    return cells[:, np.arange(side) * cells.shape[1] // side][:, :, np.arange(side) * cells.shape[2] // side]
+
+
+def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]], frames_per_slot: int) -> None:
+    """Draw named rows of images [t, S, S, 3]; of many time slots, _MAX_SLOTS spread evenly are shown."""
+    slots = len(rows[0][1])
+    shown = np.unique(np.linspace(0, slots - 1, min(slots, _MAX_SLOTS)).round().astype(int))
+    side_in = 1.3 if len(shown) > 3 else 1.9
+    width_in = max(side_in * len(shown) + 0.6, 3.6)
+    figure = _figure(width_in, side_in * len(rows) + 0.8)
+    figure.suptitle(fill(title, int(11 * width_in)), fontsize=11)
+    axes = figure.subplots(len(rows), len(shown), squeeze=False)
+    for (name, images), line in zip(rows, axes, strict=True):
+        line[0].set_ylabel(name)
+        for slot, cell in zip(shown, line, strict=True):
+            cell.imshow(images[slot], interpolation="nearest")
+            _bare(cell)
+    for slot, cell in zip(shown, axes[0], strict=True):
+        cell.set_title(f"frame {slot * frames_per_slot}", fontsize=9)
+    figure.savefig(path)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def save_probe_pictures(stem: Path, scores: Scores, source: Readable, batch: int) -> list[str]:
+    """Write STEM_confusion.png and, where there are mistakes, STEM_worst.png; return their paths.
+
+    source: gives the clips, `batch` at a time.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    confusion, worst = (stem.with_name(f"{stem.name}_{name}.png") for name in ("confusion", "worst"))
+    confusion_picture(confusion, scores, stem.name)
+    if not scores.worst:
+        worst.unlink(missing_ok=True)
+        return [str(confusion)]
+    ids = np.array(sorted(mistake.clip_id for mistake in scores.worst))
+    worst_picture(worst, scores.worst, middle_frames(source.loader(ids, Views(), batch)), stem.name)
+    return [str(confusion), str(worst)]
+
+
+def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
+    """Draw the share of each true class (row) that was taken for each class (column), with counts where they fit.
+
+    A row without clips is grey. Of many classes every n-th is named. `what` was measured is said in the title.
+    """
+    num = len(scores.names)
+    clips = scores.confusion.sum(1, keepdims=True)
+    shares = np.divide(scores.confusion, clips, out=np.full(scores.confusion.shape, np.nan), where=clips > 0)
+    shown = list(range(0, num, -(-num // _MAX_LABELS)))
+    labels = [_short(scores.names[i], _MAX_LABEL_CHARS) for i in shown]
+    side_in = min(10.0, max(2.6, 0.42 * num if num <= _MAX_CLASSES_WITH_COUNTS else 5.0 + 0.1 * len(shown)))
+    margin_in = 0.075 * max(map(len, labels)) + 0.6
+    figure = _figure(side_in + margin_in + 1.0, side_in + margin_in + 0.7)
+    axes = figure.subplots()
+    axes.set_facecolor("#dddddd")
+    # the square root of a share: one of a few percent must still be seen
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    font_size = 8 if len(shown) <= 30 else 6
+    axes.set_xticks(shown, labels, rotation=90, fontsize=font_size)
+    axes.set_yticks(shown, labels, fontsize=font_size)
+    axes.set(xlabel="predicted", ylabel="true")
+    if num <= _MAX_CLASSES_WITH_COUNTS:
+        _write_counts(axes, scores.confusion, shares)
+    figure.colorbar(
+        image, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 0.75, 1], label="share of the true class"
+    ).ax.tick_params(labelsize=8)
+    told = f"accuracy {_told(scores.top1)}, mean class {_told(scores.mean_class)}, {scores.num_clips} clips"
+    figure.suptitle(f"{what}\n{told}".strip(), fontsize=9)
+    figure.savefig(path, facecolor="white")
+
+
+def worst_picture(path: Path, worst: Sequence[Mistake], frames: Mapping[int, np.ndarray], what: str = "") -> None:
+    """Draw a frame of each clip over its true class and the answer, each with its probability.
+
+    frames: uint8 [S, S, 3] by clip id. A clip without a frame is left out. `what` was measured is said in the title.
+    """
+    shown = [mistake for mistake in worst if mistake.clip_id in frames]
+    rows = max(1, -(-len(shown) // _COLUMNS))
+    figure = _figure(1.95 * _COLUMNS, 2.5 * rows + 0.6)
+    cells = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for axes in cells:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, mistake in zip(cells, shown, strict=False):
+        axes.imshow(frames[mistake.clip_id], interpolation="nearest")
+        axes.set_title(f"clip {mistake.clip_id}", fontsize=8, color="#777777", pad=2)
+        answers = {"true": (mistake.truth, mistake.probability), "said": (mistake.predicted, mistake.confidence)}
+        lines = [f"{word}: {_short(name, 18)} ({probability:.2f})" for word, (name, probability) in answers.items()]
+        axes.set_xlabel("\n".join(lines), fontsize=7.5, color=_INK)
+    said = "Most confident mistakes" if shown else "No mistakes to show"
+    figure.suptitle(f"{said}\n{what}".strip(), fontsize=9)
+    figure.savefig(path, facecolor="white")
+
+
+def middle_frames(batches: Iterable[ClipBatch]) -> dict[int, np.ndarray]:
+    """Take the middle frame of the middle view of every clip of `batches`: clip id -> uint8 [S, S, 3]."""
+    frames = {}
+    for batch in batches:
+        ids = batch.clip_ids.numpy()
+        for clip_id in np.unique(ids):
+            views = np.flatnonzero(ids == clip_id)
+            video = batch.video[views[len(views) // 2]]
+            frames[int(clip_id)] = video[:, video.shape[1] // 2].permute(1, 2, 0).numpy().copy()
+    return frames
+
+
+def _write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray) -> None:
+    for (true, predicted), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if shares[true, predicted] > 0.45 else _INK
+            axes.text(predicted, true, str(count), ha="center", va="center", fontsize=7, color=colour)
+
+
+def _told(share: Share) -> str:
+    return f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+
+
+def _short(name: str, num_chars: int) -> str:
+    return name if len(name) <= num_chars else f"{name[: num_chars - 1]}…"
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    """Make a figure of its own: no window, no state shared with the caller's plots."""
+    figure = Figure(figsize=(width_in, height_in), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
