@@ -32,7 +32,7 @@ Settings = TypeVar("Settings")
 class Option:
     """Describe an option beside the type and the default of the field that it annotates.
 
-    help: may have %(default)s. least, above: bounds of numbers.
+    help: a default that is not None is told without being named. least, above: bounds of numbers.
     """
 
     help: str
@@ -52,8 +52,9 @@ def parse(settings: type[Settings], command: str, purpose: str, arguments: Seque
         kind, option = get_args(hints[field.name])
         how = _how(kind, option)
         how |= {"required": True} if field.default is MISSING else {"default": field.default}
+        told = "" if field.default in (MISSING, None) or kind is bool else " (default: %(default)s)"
         spellings = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
-        parser.add_argument(*spellings, help=option.help, **how)
+        parser.add_argument(*spellings, help=option.help + told, **how)
     return settings(**vars(parser.parse_args(arguments)))
 
 

@@ -96,7 +96,8 @@ def forward(bench: Bench) -> Iterator[str]:
     yield f"features of one clip in fp32 differ by {apart:.1e} of their norm"
     one = plan(settings.masks, grid).draw(1, 0, 0, 0, 1)[0].to(bench.where)
     encoder_flops = flops.count(lambda: encoder(single))
-    both_flops = flops.count(lambda: predictor(encoder(single), one.context_ids, one.target_ids, grid))
+    seen = gather_tokens(encoder(single), one.context_ids)
+    both_flops = encoder_flops + flops.count(lambda: predictor(seen, one.context_ids, one.target_ids, grid))
     for network in networks:
         network.to(bench.dtype)
     batch = bench.batches[-1]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -45,13 +46,13 @@ def measure(settings: ProbeSettings) -> tuple[Measurement, Comparison] | None:
     work = Measurement.of(settings)
     with ranks.join() as mine, _folder(settings.cache, settings.no_cache, mine) as folder:
         first = mine.rank == 0
-        say, watch = _say if first else lambda line: None, _watch("features", first)
-        features = store.Store(folder, settings.feature_dtype, say, watch, mine)
+        say = _say if first else lambda line: None
+        features = store.Store(folder, settings.feature_dtype, say, _bar("features", shown=first), mine)
         what = (work.dataset, work.kinds)
         if not first:
             comparison.features(*what, work.looks, features, settings.batch)
             return None
-        return work, comparison.compare(*what, work.method, work.looks, features, settings.batch, _watch("heads"))
+        return work, comparison.compare(*what, work.method, work.looks, features, settings.batch, _bar("heads"))
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,6 @@ def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _watch(what: str, shown: bool = True) -> Callable[[Iterable[Any]], Iterable[Any]]:
+def _bar(what: str, shown: bool = True) -> Callable[[Iterable[Any]], Iterable[Any]]:
     """Make what shows the progress of some batches."""
-
-    def watch(batches: Iterable[Any]) -> Iterable[Any]:
-        bar: Iterable[Any] = command.progress_bar(batches, shown=shown, desc=what, leave=False)
-        return bar
-
-    return watch
+    return partial(command.progress_bar, shown=shown, desc=what, leave=False)

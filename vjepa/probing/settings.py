@@ -36,9 +36,10 @@ class SubjectSettings:
         Option("their rate (default: as the run was trained; the whole video for other encoders)", "F", above=0),
     ] = None
     frame_step: Annotated[int | None, Option("every n-th frame instead", "N", least=1)] = None
-    crop_px: Annotated[int | None, Option("side of the crop (default: as the encoder was trained)", "S", least=1)] = (
-        None
-    )
+    crop_px: Annotated[
+        int | None,
+        Option("side of the crop (default: as the encoder was trained)", "S", least=1),
+    ] = None
     workers: Annotated[
         int | None, Option("processes that decode (default: as the run was trained, 2)", "N", least=0)
     ] = None
@@ -61,12 +62,9 @@ class ProbeSettings(SubjectSettings):
         Option("k nearest neighbours; a linear head; or heads that attend to all tokens"),
     ]
     # which rows
-    label: Annotated[str, Option("column to predict (default: %(default)s)", "COLUMN")] = "label"
+    label: Annotated[str, Option("column to predict", "COLUMN")] = "label"
     group: Annotated[
-        str,
-        Option(
-            "column whose equal rows stay together in selection and in the bootstrap (default: %(default)s)", "COLUMN"
-        ),
+        str, Option("column whose equal rows stay together in selection and in the bootstrap", "COLUMN")
     ] = "group"
     train: Annotated[str | None, Option("rows to learn from (default: split=train)", "COL=V[,V2]")] = None
     selection: Annotated[
@@ -84,35 +82,22 @@ class ProbeSettings(SubjectSettings):
     data_root: Annotated[str | None, Option("folder of an image data set that is known by name", "DIR")] = None
     # how they are seen, and what is read of the encoder
     num_clips: Annotated[
-        int,
-        Option(
-            "clips of a video to choose and measure on, evenly in time; their answers are averaged "
-            "(default: %(default)s)",
-            least=1,
-        ),
+        int, Option("clips of a video to choose and measure on, evenly in time; their answers are averaged", least=1)
     ] = 1
-    num_crops: Annotated[int, Option("crops of each, evenly along the longer side (default: %(default)s)", least=1)] = 1
+    num_crops: Annotated[int, Option("crops of each, evenly along the longer side", least=1)] = 1
     train_passes: Annotated[
-        int,
-        Option(
-            "random clips and crops of each video to learn from (default: %(default)s, the central one)", "N", least=0
-        ),
+        int, Option("random clips and crops of each video to learn from; 0: the central one", "N", least=0)
     ] = 0
-    levels: Annotated[
-        str, Option("blocks whose features are read: last, quarters, or numbers such as 5,11 (default: %(default)s)")
-    ] = "last"
+    levels: Annotated[str, Option("blocks whose features are read: last, quarters, or numbers such as 5,11")] = "last"
     pool: Annotated[
         str,
         Option(
             "k-NN and linear probe, which read: the mean of all tokens; slots, the mean of each time slot; grid or "
-            "grid:G, of each of 4x4 or GxG cells of each time slot; or all, every token in its place "
-            "(default: %(default)s)",
+            "grid:G, of each of 4x4 or GxG cells of each time slot; or all, every token in its place",
             "HOW",
         ),
     ] = "mean"
-    baselines: Annotated[
-        str, Option(f"all, none, or some of {','.join(BASELINES)} (default: %(default)s)", "NAMES")
-    ] = "all"
+    baselines: Annotated[str, Option(f"all, none, or some of {','.join(BASELINES)}", "NAMES")] = "all"
     anticipation_s: Annotated[
         float | None,
         Option(
@@ -127,25 +112,20 @@ class ProbeSettings(SubjectSettings):
         Literal["none", "predictor", "both"],
         Option(
             "anticipation: tokens that the predictor expects to follow, until the action starts, beside those of the "
-            "encoder; both: measured with and without (default: %(default)s)"
+            "encoder; both: measured with and without"
         ),
     ] = "none"
     # how probes learn
     k: Annotated[
-        tuple[int, ...] | None,
-        Option("k-NN: neighbours to choose from (default: 1,5,10,20,50)", "K[,K2]", least=1),
+        tuple[int, ...] | None, Option("k-NN: neighbours to choose from (default: 1,5,10,20,50)", "K[,K2]", least=1)
     ] = None
-    head: Annotated[Literal["logistic", "ridge"], Option("linear probe: the loss (default: %(default)s)")] = "logistic"
-    batch_norm: Annotated[
-        Literal["yes", "no"], Option("linear probe: features standardised by train (default: %(default)s)")
-    ] = "yes"
+    head: Annotated[Literal["logistic", "ridge"], Option("linear probe: the loss")] = "logistic"
+    batch_norm: Annotated[Literal["yes", "no"], Option("linear probe: features standardised by train")] = "yes"
     depth: Annotated[
-        Literal[1, 2, 3, 4],
-        Option("attentive: 1 for cross-attention alone, 4 with 3 blocks before it (default: %(default)s)"),
+        Literal[1, 2, 3, 4], Option("attentive: 1 for cross-attention alone, 4 with 3 blocks before it")
     ] = 1
     probe_heads: Annotated[
-        int | None,
-        Option("attentive: attention heads (default: 16, or the next fewer that divide the width)", least=1),
+        int | None, Option("attentive: attention heads (default: 16, or the next fewer that divide the width)", least=1)
     ] = None
     lr: Annotated[
         tuple[float, ...] | None,
@@ -155,20 +135,18 @@ class ProbeSettings(SubjectSettings):
         tuple[float, ...] | None,
         Option("attentive: weight decays to choose from (default: .01,.1,.4,.8)", "X[,Y]", least=0),
     ] = None
-    epochs: Annotated[int, Option("attentive: passes over train (default: %(default)s)", least=1)] = 20
+    epochs: Annotated[int, Option("attentive: passes over train", least=1)] = 20
     probe_batch: Annotated[
         int | None, Option("attentive: clips per step (default: 256, or a sixteenth of train)", least=1)
     ] = None
-    seed: Annotated[
-        int, Option("attentive: initial weights and order; augmented passes (default: %(default)s)", least=0)
-    ] = 0
+    seed: Annotated[int, Option("attentive: initial weights and order; augmented passes", least=0)] = 0
     # where the work is done, and where things are kept
-    batch: Annotated[int, Option("views per forward pass of the encoder (default: %(default)s)", least=1)] = 64
+    batch: Annotated[int, Option("views per forward pass of the encoder", least=1)] = 64
     cache: Annotated[
         Path | None, Option("where features are kept (default: $XDG_CACHE_HOME/vjepa/features)", "DIR")
     ] = None
     no_cache: Annotated[bool, Option("keep no features after the command")] = False
-    feature_dtype: Annotated[Literal["fp16", "bf16"], Option("of stored features (default: %(default)s)")] = "fp16"
+    feature_dtype: Annotated[Literal["fp16", "bf16"], Option("of stored features")] = "fp16"
     out: Annotated[
         Path | None,
         Option(
@@ -192,28 +170,24 @@ class ExtractSettings(SubjectSettings):
             "HOW",
         ),
     ] = "mean"
-    level: Annotated[str, Option("features after which blocks, such as 2,5,-1 (default: %(default)s)", "last|LIST")] = (
-        "last"
-    )
-    num_clips: Annotated[int, Option("clips of each video, evenly in time (default: %(default)s)", "N", least=1)] = 1
+    level: Annotated[str, Option("features after which blocks, such as 2,5,-1", "last|LIST")] = "last"
+    num_clips: Annotated[int, Option("clips of each video, evenly in time", "N", least=1)] = 1
     window_s: Annotated[
         float | None,
         Option("instead: windows that slide over each video; num_frames are spread over one", "S", above=0),
     ] = None
     stride_s: Annotated[float | None, Option("from the start of a window to that of the next", "S", above=0)] = None
     where: Annotated[
-        list[str] | None,
-        Option("rows of the index; may be given for several columns (default: all)", "COL=V[,V2]"),
+        list[str] | None, Option("rows of the index; may be given for several columns (default: all)", "COL=V[,V2]")
     ] = None
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Option("of what is stored (default: %(default)s)")] = "fp32"
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Option("of what is stored")] = "fp32"
     precision: Annotated[
         Literal["auto", "fp32", "bf16"] | None,
         Option("of the encoder (default: fp32 for --dtype fp32, else as the run was trained, auto)"),
     ] = None
-    batch: Annotated[int, Option("clips that the encoder gets at a time (default: %(default)s)", "N", least=1)] = 16
+    batch: Annotated[int, Option("clips that the encoder gets at a time", "N", least=1)] = 16
     shard: Annotated[
-        str | None,
-        Option("do part I of N, from 1 (default: all, or the share of the rank under torchrun)", "I/N"),
+        str | None, Option("do part I of N, from 1 (default: all, or the share of the rank under torchrun)", "I/N")
     ] = None
     format: Annotated[str | None, Option("of --model_path (default: recognised)", "FORMAT")] = None
 
