@@ -376,13 +376,14 @@ def test_the_probe_during_training_changes_nothing_and_says_which_checkpoint_is_
     probed = {**val, "eval": {"every_steps": 2}, "run": {"keep_checkpoints": 1, "save_every_steps": 3}, "model": model}
     watched = settings(clips, "watched", **probed)
     plain = settings(clips, "plain", **val, model=model)
-    train(watched, progress=False)
+    summary = train(watched, progress=False)
     train(plain, progress=False)
     assert losses(watched.run.dir) == losses(plain.run.dir) and same_weights(watched, plain)
     seen = {row["step"]: (row["knn"], row["knn_random_init"]) for row in metrics(watched.run.dir) if "knn" in row}
     assert list(seen) == [2, 4, 6] and len({random for _, random in seen.values()}) == 1
     checkpoints = Path(watched.run.dir, "checkpoints")
     first_best = max(seen, key=lambda step: (seen[step][0], -step))
+    assert summary["measured"] == {"encoder": "encoder", "step": first_best}
     assert (checkpoints / "best").resolve().name == f"step-{first_best:08}" and (
         checkpoints / "latest"
     ).resolve().name == "step-00000006"
