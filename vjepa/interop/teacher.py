@@ -1,26 +1,22 @@
-"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317): read from any known format, then kept with
-the run.
+"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317).
+
+It is read from any known format, then kept with the run.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
 
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.weights import Weights
 from vjepa.models.backbone import encoder_width
-
-COPY: Final = (
-    "teacher.safetensors"  # in the run folder: what the teacher was at the first step, whatever becomes of its own run
-)
+from vjepa.run_folder import RunFolder
 
 
 def read_teacher(settings: config.Config) -> Weights | None:
-    """The encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
+    """Read the encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
 
     The target encoder of what is read, where it has one. Raises UserError where its tokens or features are not those
     that the run predicts.
@@ -55,7 +51,7 @@ def read_teacher(settings: config.Config) -> Weights | None:
     return teacher
 
 
-def keep_teacher(teacher: Weights, run_dir: Path) -> None:
-    """Copy it into the run folder, which then needs no other file."""
-    if not (run_dir / COPY).is_file():
-        own.write(teacher, run_dir / COPY)
+def keep_teacher(teacher: Weights, run: RunFolder) -> None:
+    """Copy a teacher into the run folder, which then needs no other file; a copy that is there stays."""
+    if not run.teacher.is_file():
+        own.write(teacher, run.teacher)

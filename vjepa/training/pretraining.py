@@ -86,7 +86,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
     total = settings.optim.total_steps or _steps_of_epochs(settings, len(sources[0].parts[0].rows))
     folder = run_log.open_run(settings)
     if weights:
-        keep_teacher(weights, folder.path)
+        keep_teacher(weights, folder)
     return TrainingRun(settings, folder, sources, where, dtype, total, progress), method.to(where)
 
 
