@@ -29,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a new, empty folder beside `path` to fill; at the end it takes the place of `path`, with what lay there.
+    """Give a new, empty folder beside `path` to fill; at the end it takes the place of `path`.
 
     An error inside the block removes what was written and leaves `path` as it was.
     """
@@ -37,12 +37,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    replaced = partial.with_name(f"{partial.name}.replaced")
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, replaced)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -127,7 +127,9 @@ class Jepa(nn.Module):
         context_weight: float = 0.0,
         directions: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars; `loss` is their sum.
+        """Compare predictions with targets and views with each other: named fp32 scalars, `loss` their sum.
+
+        video: [B, 3, T, H, W], normalised. masks: one TokenMask for each mask set.
 
         context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.
         directions: [S, embedding_width], those of SIGReg at this step; see `sigreg.directions`. None: without that
@@ -175,7 +177,7 @@ class Jepa(nn.Module):
         return terms
 
     def predict(self, context: Tensor, mask: TokenMask, grid: TokenGrid, index: int) -> Tensor:
-        """[B, Kc, D] -> [B, (M Kt), P]: predict each of M = num_targets blocks in a pass of its own."""
+        """Predict each of M = num_targets blocks in a pass of its own: [B, Kc, D] -> [B, (M Kt), P]."""
         num = mask.num_targets
         seen, ids = repeat(context, "b k d -> (b m) k d", m=num), repeat(mask.context_ids, "b k -> (b m) k", m=num)
         hidden = rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num)

@@ -27,7 +27,7 @@ def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
 
 
 class Shadow:
-    """Keep the target encoder as its forward pass wants it: matrices in `dtype`, cast once per update, not per pass.
+    """Hold the target encoder as its forward pass wants it: matrices in `dtype`, cast once an update, not every pass.
 
     The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
     Buffers are shared: what BatchNorm measures in a pass of the one is the other's.
