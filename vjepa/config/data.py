@@ -158,16 +158,12 @@ class Data(Section):
 
         Of the mix, the settings of data.train hold the sources that share its batches.
         """
-        sources = {
-            "data.train": self.model_copy(update={"mix": [source for source in self.mix if source.per == "clip"]})
-        }
+        beside = [source for source in self.mix if source.per == "clip"]
+        sources = {"data.train": self.model_copy(update={"mix": beside})}
         for number, source in enumerate(self.mix):
             if source.per == "step":
-                given = {
-                    name: getattr(source, name)
-                    for name in ("num_frames", "global_batch")
-                    if getattr(source, name) is not None
-                }
+                own = {"num_frames": source.num_frames, "global_batch": source.global_batch}
+                given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
                 if source.clip_fps is not None:
                     given |= {"clip_fps": source.clip_fps, "frame_step": None, "duration_s": None}
                 sources[f"data.mix.{number}"] = self.model_copy(update={"train": source, "mix": [], **given})

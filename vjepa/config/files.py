@@ -130,11 +130,9 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _describe(inner, f"{prefix}{name}.")
             continue
-        default = (
-            "required"
-            if field.is_required()
-            else json.dumps(field.get_default(), default=lambda value: value.model_dump())
-        )
+        default = "required"
+        if not field.is_required():
+            default = json.dumps(field.get_default(), default=lambda value: value.model_dump())
         yield f"  {prefix}{name} = {default}  {field.description or ''}"
 
 
@@ -204,9 +202,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = [*_keys(path[:-1]), *(ALIASES if len(path) == 1 else ())]
         near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"{where}: unknown key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{where}: required, and not given" + (_MAKE_AN_INDEX if where == "data.train" else "")
     message = error["msg"].removeprefix("Value error, ")

@@ -246,9 +246,8 @@ class Model(Section):
             )
         if num_frames == 1 and self.image_mode == "repeat":
             num_frames = self.image_repeats
-        grid = TokenGrid(
-            1 if num_frames == 1 else num_frames // self.tubelet_frames, height // self.patch_px, width // self.patch_px
-        )
+        slots = 1 if num_frames == 1 else num_frames // self.tubelet_frames
+        grid = TokenGrid(slots, height // self.patch_px, width // self.patch_px)
         if not grid.num_tokens:
             raise ConfigError(
                 f"{num_frames} frames of {height}x{width} px hold no patch of {self.tubelet_frames} frames "

@@ -161,21 +161,16 @@ def read(path: Path) -> Weights:
     settings, stored = read_folder(path)
     prefix = f"{settings['model_type']}."
     if any(key.startswith(prefix) for key in stored):  # a classifier model: its head stands beside the model
-        stored = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in stored.items()
-            if not key.startswith(("pooler.", "classifier."))
-        }
+        of_model = (item for item in stored.items() if not item[0].startswith(("pooler.", "classifier.")))
+        stored = {key.removeprefix(prefix): tensor for key, tensor in of_model}
     weights = _vjepa2(path, settings, stored) if settings["model_type"] == "vjepa2" else _ijepa(path, settings, stored)
     refuse_rest(stored, path)
     return weights
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
-    shapes = {
-        "encoder": _shape(settings, ""),
-        "predictor": _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]},
-    }
+    predictor_shape = _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}
+    shapes = {"encoder": _shape(settings, ""), "predictor": predictor_shape}
     sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
     model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
@@ -189,9 +184,8 @@ def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> 
 def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
     """Read an encoder of images and its table of positions, which this library learns and the paper fixes."""
     patch_px, side = _side(path, settings, "patch_size"), _side(path, settings, "image_size")
-    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {
-        "mlp_ratio": settings["intermediate_size"] / settings["hidden_size"]
-    }
+    mlp_ratio = settings["intermediate_size"] / settings["hidden_size"]
+    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": mlp_ratio}
     cells = side // patch_px
     sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
     model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
@@ -209,15 +203,9 @@ def _shape(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
     They round the hidden width of the MLP down, we to the nearest.
     """
-    width, depth, heads = (
-        settings[f"{prefix}{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
-    return {
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "mlp_ratio": int(width * settings[f"{prefix}mlp_ratio"]) / width,
-    }
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+    width, depth, heads, ratio = (settings[f"{prefix}{name}"] for name in names)
+    return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": int(width * ratio) / width}
 
 
 def _networks(model: config.Model) -> tuple[nn.Module, nn.Module]:
@@ -337,9 +325,8 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in theirs.items()}, folder / TENSORS, metadata={"format": "pt"}
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
 
 
 def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
@@ -373,22 +360,23 @@ def _rounded_down_ratio(shape: config.Transformer) -> float:
 def _refuse_inexpressible(weights: Weights) -> None:
     """Raise UserError for what Hugging Face's VJEPA2Model does not have."""
     model = weights.model
+    other_width = model.predictor.out_width not in (None, model.encoder.width)
+    other_repeats = model.image_mode == "repeat" and model.image_repeats != model.tubelet_frames
     refusals = {
         f"backbone: {model.backbone} (it is a ViT)": model.backbone != "vit",
         f"input: {model.input} (it only has frames)": model.input != "frames",
         f"positions: {model.positions} (it only has rope)": model.positions != "rope",
-        "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope
-        != "vjepa2",
+        f"rope: {model.rope} (it only has the formula of the published weights; train with model.rope=vjepa2)": (
+            model.rope != "vjepa2"
+        ),
         "rope_grid (it never scales positions)": model.rope_grid is not None,
         "image_mode: own (it has one patch kernel)": model.image_mode == "own",
-        "image_mode: repeat (it repeats a single frame to one tubelet)": model.image_mode == "repeat"
-        and model.image_repeats != model.tubelet_frames,
+        "image_mode: repeat (it repeats a single frame to one tubelet)": other_repeats,
         "modality_embedding": model.modality_embedding,
         "level_norms (it has one last norm)": model.level_norms,
         "mlp: swiglu": "swiglu" in (model.encoder.mlp, model.predictor.mlp),
         "a predictor of kind: mlp": model.predictor.kind == "mlp",
-        "a predictor with another out_width than the encoder": model.predictor.out_width
-        not in (None, model.encoder.width),
+        "a predictor with another out_width than the encoder": other_width,
         "a predictor with a dense head": weights.dense,
     }
     for what, is_so in refusals.items():

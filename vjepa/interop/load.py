@@ -56,18 +56,15 @@ def recognise(path: Path) -> str:
     """Tell the format at `path`. Raises UserError that says what was found where it is none, or might be two."""
     if not path.is_dir() and own.read_metadata(path) is None:
         return meta.recognise(path)
-    formats = [
-        format for format, fits in (("vjepa", own.recognises), ("huggingface", huggingface.recognises)) if fits(path)
-    ]
+    readers = {"vjepa": own, "huggingface": huggingface}
+    formats = [format for format, reader in readers.items() if reader.recognises(path)]
     if len(formats) == 1:
         return formats[0]
     if formats:
         raise UserError(f"{path}: could be {' or '.join(FORMATS[format] for format in formats)}; name it with format=")
-    found = (
-        f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}"
-        if path.is_dir()
-        else "a safetensors file"
-    )
+    found = "a safetensors file"
+    if path.is_dir():
+        found = f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}"
     raise UserError(
         f"{path}: {found}, neither {FORMATS['vjepa']} nor {FORMATS['huggingface']}; name another path, or the "
         "format with format="

@@ -101,11 +101,9 @@ def read_file(path: Path) -> dict[str, Any]:
             file.seek(0)
             # a path is mapped to memory, but torch believes its ending
             source = path if is_zip and path.suffix != ".safetensors" else file
-            content = (
-                torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
-                if is_zip or is_old
-                else None
-            )
+            content = None
+            if is_zip or is_old:
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         needs = f"needs the code of {code[1]}" if code else "holds more than tensors, numbers and text"
@@ -130,11 +128,8 @@ def read_networks(path: Path) -> TrainingFile:
         return TrainingFile(str(path), {"encoder": encoder, "target_encoder": encoder}, {}, has_ema=False)
     # beside ema_encoder, target_encoder is the teacher of a distillation
     average = "ema_encoder" if "ema_encoder" in content else "target_encoder"
-    encoders = {
-        name: _network(content[key], f"{path}: {key}")
-        for name, key in (("encoder", "encoder"), ("target_encoder", average))
-        if key in content
-    }
+    keys = {"encoder": "encoder", "target_encoder": average}
+    encoders = {name: _network(content[key], f"{path}: {key}") for name, key in keys.items() if key in content}
     if not encoders:
         raise UserError(
             f"{path}: has no encoder, target_encoder or ema_encoder (it has "
@@ -181,13 +176,9 @@ class _Cues:
         )
 
     def __str__(self) -> str:
-        parts = [
-            f"a {self.kernel_dims}-D patch kernel",
-            "norms_block or ema_encoder" if self.has_levels else "no norms_block",
-        ]
-        return ", ".join(
-            [*parts, "pos_embed" if self.has_table else "no pos_embed", f"{self.num_mask_tokens} mask tokens"]
-        )
+        levels = "norms_block or ema_encoder" if self.has_levels else "no norms_block"
+        table = "pos_embed" if self.has_table else "no pos_embed"
+        return f"a {self.kernel_dims}-D patch kernel, {levels}, {table}, {self.num_mask_tokens} mask tokens"
 
 
 # Tells of each format whether a file may be of it.
@@ -253,9 +244,7 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
-    return Weights(
-        str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables, which
-    )
+    return Weights(str(path), parse_model(settings, str(path)), **stored, dense=dense, tables=tables, which=which)
 
 
 def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:
@@ -386,11 +375,8 @@ def _table_settings(
 
 def _square_grids(num_tokens: int, usual: int) -> list[tuple[int, int, int]]:
     """List all (t, s, s) of so many tokens, that with the usual t first."""
-    grids = [
-        (num_tokens // side**2, side, side)
-        for side in range(1, math.isqrt(num_tokens) + 1)
-        if num_tokens % side**2 == 0
-    ]
+    sides = range(1, math.isqrt(num_tokens) + 1)
+    grids = [(num_tokens // side**2, side, side) for side in sides if num_tokens % side**2 == 0]
     return sorted(grids, key=lambda grid: grid[0] != usual)
 
 

@@ -93,11 +93,8 @@ def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: is no probe file; name one that python -m vjepa.probe wrote beside its probe.json")
     told = _one_of(json.loads(metadata["probes"]), index, path)
-    stored = {
-        name.removeprefix(f"{index}."): tensor
-        for name, tensor in read_tensors(path).items()
-        if name.startswith(f"{index}.")
-    }
+    start, tensors = f"{index}.", read_tensors(path)
+    stored = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     heads = told["attention_heads"]
     probe: Classifier = _attentive(path, stored, heads) if heads else _linear(path, stored, told)
     load_strictly(probe, stored, path)
@@ -142,10 +139,8 @@ def _depth(stored: Mapping[str, Tensor]) -> int:
 
 def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> AttentiveClassifier:
     """Make a probe of the shapes of `stored`, without its values."""
-    query, hidden, linear = (
-        _tensor(path, stored, key)
-        for key in ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight")
-    )
+    keys = ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight")
+    query, hidden, linear = (_tensor(path, stored, key) for key in keys)
     width = query.shape[-1]
     if width % heads:
         raise UserError(f"{path}: a width of {width} has no {heads} heads; give the number of heads of this probe")

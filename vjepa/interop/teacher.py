@@ -42,9 +42,8 @@ def read_teacher(settings: config.Config) -> Weights | None:
     wanted = theirs.levels * encoder_width(theirs)
     predicted = ours.levels * (ours.predictor.out_width or encoder_width(ours))
     if wanted != predicted:
-        remedy = (
-            "set model.levels: 1" if wanted % ours.levels else f"set model.predictor.out_width: {wanted // ours.levels}"
-        )
+        width, rest = divmod(wanted, ours.levels)
+        remedy = "set model.levels: 1" if rest else f"set model.predictor.out_width: {width}"
         raise UserError(
             f"objective.teacher: {teacher.origin} has {wanted} features a token, {predicted} are predicted; {remedy}"
         )
