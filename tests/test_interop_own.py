@@ -192,6 +192,14 @@ def test_what_does_not_fit_the_settings_is_named(tmp_path: Path) -> None:
         ),
         "its metadata hold no settings": (tensors, {"format": "vjepa"}),
         "a: patch_px: ": (tensors, metadata | {"model": '{"patch_px": "big"}'}),
+        "a: encoder.dept: unknown key; did you mean 'depth'": (
+            tensors,
+            metadata | {"model": '{"encoder": {"dept": 3}}'},
+        ),
+        "a: encoder.heads: 3 heads do not divide a width of 16": (
+            tensors,
+            metadata | {"model": '{"encoder": {"width": 16}}'},
+        ),
         "a: Invalid JSON": (tensors, metadata | {"model": "{"}),
     }
     for problem, (stored, said) in cases.items():

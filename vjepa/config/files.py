@@ -91,9 +91,9 @@ def validate(tree: Mapping[str, Any], origin: str) -> Config:
         raise ConfigError(f"{origin}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """Tell every mistake as `path: what is wrong; remedy`, in one line."""
-    return "; ".join(_explain(one) for one in error.errors())
+def explain(error: ValidationError, section: type[Section] = Config) -> str:
+    """Tell every mistake in a `section` as `path: what is wrong; remedy`, in one line."""
+    return "; ".join(_explain(one, section) for one in error.errors())
 
 
 def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,12 +195,12 @@ def _place(items: list[Any], key: str, origin: str) -> Any:
     return items[int(key)]
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, section: type[Section]) -> str:
     """Tell one validation error as `path: what is wrong; remedy`."""
     path = [str(part) for part in error["loc"]]
     where = ".".join(path[:2] + path[3:] if path[:1] == ["masks"] else path)  # a mask's kind is no part of its path
     if error["type"] == "extra_forbidden":
-        known = [*_keys(path[:-1]), *(ALIASES if len(path) == 1 else ())]
+        known = [*_keys(path[:-1], section), *(ALIASES if len(path) == 1 and section is Config else ())]
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
@@ -209,14 +209,13 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}.{message}" if where else message
-    return f"{where}: {message}, got {error['input']!r}"
+    return f"{where}: {message}, got {error['input']!r}" if where else message
 
 
-def _keys(path: Sequence[str]) -> list[str]:
-    """List the keys that a section knows, found by walking the path through the models."""
+def _keys(path: Sequence[str], section: Any) -> list[str]:
+    """List the keys that are known at a path inside of `section`, found by walking it through the models."""
     if path[:1] == ["masks"]:  # masks, place, kind
         return list(MASK_KINDS[path[2]].model_fields)
-    section: Any = Config
     for part in path:
         if part.isdigit():
             continue

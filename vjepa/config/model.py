@@ -161,7 +161,7 @@ class Model(Section):
     )
     sincos_grid: tuple[int, int, int] | None = Field(
         None,
-        description="time slots, rows, columns of the sin-cos table; other grids interpolate it; null: one a grid",
+        description="time slots, rows, columns of the sin-cos table, which other grids interpolate; null: one for each",
     )
     image_mode: Literal["summed", "own", "repeat"] = Field(
         "summed",

@@ -65,7 +65,7 @@ class Objective(Section):
     sigreg: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance of embeddings to a Gaussian, along random lines (LeJEPA: .02 to .05)",
+        description="weight of the distance of embeddings to a standard Gaussian, along random lines (LeJEPA: .02-.05)",
     )
     sigreg_slices: int = Field(256, ge=1, description="those lines, drawn anew in each step")
     sigreg_knots: int = Field(17, ge=2, description="points of the integral over each characteristic function")

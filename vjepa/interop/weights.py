@@ -73,9 +73,4 @@ def parse_model(settings: Mapping[str, Any] | str, origin: str) -> config.Model:
     try:
         return config.Model.model_validate_json(text)
     except ValidationError as error:
-        problems = [
-            (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
-        ]
-        raise UserError(
-            f"{origin}: " + "; ".join(f"{where}: {what}" if where else what for where, what in problems)
-        ) from None
+        raise UserError(f"{origin}: {config.explain(error, config.Model)}") from None
