@@ -111,6 +111,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self._check_choices()
+        self._check_views()
+        self._check_sizes()
+        return self._with_out_width()
+
+    def _check_choices(self) -> None:
+        """Check that what one section asks for is there in the others."""
         if self.eval.every_steps is not None and self.data.val is None:
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
         if self.eval.encoder not in self.objective.networks:
@@ -135,7 +142,9 @@ class Config(Section):
                 "objective.context_weight: masks of kind ijepa predict each target apart, with no loss on "
                 "visible tokens; use another kind"
             )
-        self._check_views()
+
+    def _check_sizes(self) -> None:
+        """Check that clips are whole numbers of patches and tubelets, and have a grid."""
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(
                 f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
@@ -152,7 +161,6 @@ class Config(Section):
                 self.model.grid(data.num_frames, data.crop_px, data.crop_px)
             except ConfigError as error:
                 raise ValueError(f"{path}: {error}") from None
-        return self._with_out_width()
 
     def _check_views(self) -> None:
         """Check that terms over embeddings have clips, or views of a clip, to compare."""
