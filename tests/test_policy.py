@@ -39,7 +39,7 @@ ROOMS = {
     "vjepa.objectives": SETTINGS,
     "vjepa.jepa": SETTINGS | NETWORKS | {"vjepa.data"},
     "vjepa.interop": SETTINGS | {"vjepa.models"},
-    "vjepa.probing": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.interop"},
+    "vjepa.probing": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.interop", "vjepa.command"},
     "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.probing"},
     "vjepa.training": SETTINGS
     | NETWORKS

@@ -51,3 +51,10 @@ def test_what_is_no_run_is_one_line(run: RunFolder, tmp_path: Path) -> None:
         fresh.require()
     copied = Checkpoint(tmp_path / "copy")
     assert copied.step is None and copied.run is None
+
+
+def test_a_checkpoint_is_found_from_whatever_lies_in_it(run: RunFolder) -> None:
+    third, twelfth = run.checkpoint(3), run.checkpoint(12)
+    assert run.checkpoint_of(run.path) == run.checkpoint_of(run.checkpoints / "latest") == twelfth
+    assert run.checkpoint_of(third.path) == run.checkpoint_of(third.network("encoder")) == third
+    assert run.checkpoint_of(run.best_file) is None and run.checkpoint_of(run.config) is None

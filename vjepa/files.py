@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     replaced = partial.with_name(f"{partial.name}.replaced")
     try:
@@ -66,4 +66,5 @@ def sync(path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".partial-{os.getpid()}-{path.name}")
+    """Name what is written, like nothing that another process writes: their numbers repeat from machine to machine."""
+    return path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")

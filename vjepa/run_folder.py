@@ -130,6 +130,14 @@ class RunFolder:
         """Name the checkpoint of `step` steps done, there or to be made."""
         return Checkpoint(self.checkpoints / f"step-{step:08d}")
 
+    def checkpoint_of(self, path: Path) -> Checkpoint | None:
+        """Find the checkpoint that `path` is or lies in; of the run itself the newest; None for other files."""
+        path = path.resolve()
+        if path == self.path:
+            return self.latest
+        folders = (folder for folder in (path, *path.parents) if folder.parent == self.checkpoints)
+        return next((Checkpoint(folder) for folder in folders if folder.is_dir()), None)
+
     @property
     def all_checkpoints(self) -> list[Checkpoint]:
         """List the checkpoints that are there, the oldest first."""

@@ -19,10 +19,10 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, apply_masks
 
 from vjepa import config, device
-from vjepa.bench import alternating_medians, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.records import ClipBatch, TokenMask
+from vjepa.training.benchmark import alternating_medians, peak_memory_bytes, training_step
 
 
 def published_networks(settings: config.Config) -> VJEPA2Config:
@@ -112,7 +112,7 @@ def main() -> None:
         steps["published, float32"] = PublishedStep(settings, where, torch.float32)
     if options.only != "published":
         for dtype in dict.fromkeys([torch.float32, device.pick(settings.run)[1]]):
-            steps[f"ours, {str(dtype).removeprefix('torch.')}"], _ = training_step(settings, where, dtype)
+            steps[f"ours, {str(dtype).removeprefix('torch.')}"] = training_step(settings, where, dtype)
     medians = alternating_medians(
         {name: partial(run, batch=batch) for name, run in steps.items()}, options.steps, where
     )

@@ -166,3 +166,9 @@ def _rotation_tables(
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)
     turn, mirror = (first + second) / 2, (first.conj() - second.conj()).resolve_conj() / 2
     return torch.view_as_real(turn).float().to(device), torch.view_as_real(mirror).float().to(device)
+
+
+def forget_tables() -> None:
+    """Drop the tables that are kept: after a pass on tensors without values they have none either."""
+    _sincos.cache_clear()
+    _rotation_tables.cache_clear()
