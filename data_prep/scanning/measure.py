@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from data_prep.random_access import Samples, mean_differences
-from data_prep.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import DecodeError, Media, av_library, open_video, upright
+from data_prep.scanning.random_access import Samples, mean_differences
+from data_prep.scanning.scenes import Frames, SceneDetector, rate
+from vjepa.data.decode import Media, av_library, open_video, upright
+from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
@@ -22,7 +23,7 @@ _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted,
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What one pass over a video found.
 
     columns: codec, bit_depth, rotation and sample_aspect, as in the clip index.
@@ -39,7 +40,7 @@ class Measured:
 
 def measure(
     media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]
-) -> Measured:
+) -> Measurement:
     """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
@@ -107,7 +108,7 @@ class _Meter:
         self._small = small
         self.seconds.append(frame.time if frame.time is not None and math.isfinite(frame.time) else math.nan)
 
-    def result(self, header_fps: float, stopped: bool) -> Measured:
+    def result(self, header_fps: float, stopped: bool) -> Measurement:
         self.samples.end()
         seconds = np.array(self.seconds)
         times = true_times(seconds, header_fps)
@@ -123,7 +124,7 @@ class _Meter:
             scene_starts=self._scenes.starts if self._scenes else [],
         )
         in_order = bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any())
-        return Measured(frames, self.columns, self.samples, in_order, None if stopped else len(times))
+        return Measurement(frames, self.columns, self.samples, in_order, None if stopped else len(times))
 
     def _upright(self, frame: Any) -> np.ndarray:
         return upright(self._to_upright, frame, self.rotation, self.aspect)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from vjepa.data.decode import plain
+from data_prep.listing.entry import MEDIA_EXTENSIONS
+from data_prep.listing.places import file_system, is_address
+from vjepa.data.media import plain
+from vjepa.files import whole_file
 
 CHANGED: Final = "changed since its scan"
 _BLOCK_BYTES: Final = 1 << 22
@@ -63,14 +65,9 @@ def write_shard(path: Path, members: Sequence[Member]) -> dict[str, Place | str]
     places = read_places(path) if path.is_file() else {}
     if all(member.key in places for member in members):
         return dict(places)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as tar:
-            found = {member.key: _append_whole(tar, member) for member in members}
-            tar.write(_END)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("w+b") as tar:
+        found = {member.key: _append_whole(tar, member) for member in members}
+        tar.write(_END)
     return found
 
 
@@ -134,18 +131,16 @@ def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
 
 
 def _open(uri: str) -> Any:
-    if "://" not in uri:
+    if not is_address(uri):
         return open(uri, "rb")
-    from fsspec.core import url_to_fs
-
-    system, path = url_to_fs(uri)
-    return system.open(path, "rb", block_size=_BLOCK_BYTES)
+    files, path = file_system(uri)
+    return files.open(path, "rb", block_size=_BLOCK_BYTES)
 
 
 def _extension(uri: str, first: bytes) -> str:
     """Of the name where it is a known one, else by the first bytes."""
     extension = os.path.splitext(uri)[1].lower()
-    if extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+    if extension in MEDIA_EXTENSIONS:
         return extension
     return next((known for (place, magic), known in _MAGIC.items() if first[place:].startswith(magic)), ".bin")
 

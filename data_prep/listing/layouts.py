@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep import places
+from data_prep.listing import places
 from vjepa.errors import UserError
 
 Columns = dict[str, str | None]

@@ -12,17 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from data_prep.places import shown
+from data_prep.listing.places import shown
 from vjepa.errors import UserError
 
 Rows = list[dict[str, Any]]
-Key = tuple[
-    str, int | None, int | None, float | None, float | None
-]  # uri, offset, length, start_s, end_s: what was scanned
+# what was scanned: uri, offset, length, start_s, end_s
+Key = tuple[str, int | None, int | None, float | None, float | None]
 _FIRST_LINE_LIMIT: Final = 1 << 16
 
 
-class Answer(NamedTuple):
+class JournalLine(NamedTuple):
     place: int  # in the journal, for `Journal.read`
     key: Key
     rows: Rows
@@ -79,7 +78,7 @@ class Journal:
         self._reader.close()
         self._sink.close()
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Iterator[JournalLine]:
         """Every answer so far. The first line that is not whole ends the journal, and is cut off with all that
         follows.
         """
@@ -91,7 +90,7 @@ class Journal:
                 self._cut(place)
                 return
             key, rows = answer
-            yield Answer(place, tuple(key), rows)
+            yield JournalLine(place, tuple(key), rows)
             place += len(line)
 
     def append(self, key: Key, rows: Rows) -> int:

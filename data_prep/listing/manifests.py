@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
-from data_prep.places import is_address, open_bytes, open_text, reaching, shown
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.listing.entry import MEDIA_EXTENSIONS
+from data_prep.listing.places import is_address, open_bytes, open_text, reaching, shown
 from vjepa.data.clip_index import SCHEMA
 from vjepa.errors import UserError
 
@@ -23,7 +26,7 @@ RESERVED: Final = frozenset(SCHEMA.names) - set(TEXT_COLUMNS)  # what the index 
 
 _FILE_KEYS: Final = ("path", "file", "file_name", "filename", "uri", "video")
 _NUMBERS: Final = ("offset", "length", "start_s", "end_s")
-_EXTENSIONS: Final = sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS)
+_EXTENSIONS: Final = sorted(MEDIA_EXTENSIONS)
 _EXTENSION: Final = "|".join(map(re.escape, _EXTENSIONS))
 _MEDIA_NAME: Final = re.compile(rf".*({_EXTENSION})", re.IGNORECASE | re.DOTALL)
 _MEDIA_CELL: Final = re.compile(rf"({_EXTENSION})[\"']?(\s|,|::|$)", re.IGNORECASE)
@@ -206,9 +209,6 @@ def _json_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _parquet(place: str, ignored: set[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with open_bytes(place) as file:
         try:
             table = pq.ParquetFile(file)

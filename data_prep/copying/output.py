@@ -16,23 +16,13 @@ import numpy as np
 
 from vjepa.data.clip_index import SCHEMA, ClipIndex
 from vjepa.errors import UserError
+from vjepa.files import remove_partials, write_text
 
 Where = Mapping[str, list[str]]
 INDEX_NAME: Final = "index.parquet"
 SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
 _NUM_NAMED: Final = 3
 _BLOCK_BYTES: Final = 1 << 20
-
-
-def parse_where(words: Sequence[str]) -> dict[str, list[str]]:
-    """["split=train", "split=val"] -> {"split": ["train", "val"]}. Raises UserError for a word without "="."""
-    where: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name or not equals:
-            raise UserError(f"--where {word}: write COLUMN=VALUE, for example split=train")
-        where.setdefault(name, []).append(value)
-    return where
 
 
 def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str]]:
@@ -73,7 +63,7 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
                 f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out"
             )
         if known is None:
-            write_whole(marker, json.dumps(facts))
+            write_text(marker, json.dumps(facts))
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -88,8 +78,8 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another process is writing there; wait for it, or choose another --out") from None
-        for left_over in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):  # of a run that was killed
-            left_over.unlink(missing_ok=True)
+        for folder in (out, *filter(Path.is_dir, out.iterdir())):
+            remove_partials(folder)  # of a run that was killed
         yield
 
 
@@ -100,13 +90,6 @@ def index_facts(index: ClipIndex, where: Where) -> dict[str, Any]:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return {"index of sha256": digest.hexdigest(), "where": {name: list(values) for name, values in where.items()}}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All at once or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from vjepa.data.decode import DecodeError
-
-if TYPE_CHECKING:
-    from data_prep.scan import ScanOptions
+from data_prep.scanning.options import ScanOptions
+from vjepa.data.media import DecodeError
 
 BLACK_BELOW: Final = 0.04  # mean level of a frame, as a share of white: 10 of 255
 FROZEN_BELOW: Final = 0.001  # mean change to a frame, as a share of white: that of FFmpeg's freezedetect, -60 dB
@@ -42,7 +40,7 @@ class SceneDetector:
     """PySceneDetect's ContentDetector, which is given small pictures one after the other and keeps none."""
 
     def __init__(self, threshold: float) -> None:
-        from scenedetect import ContentDetector, FrameTimecode
+        from scenedetect import ContentDetector, FrameTimecode  # here: an extra of its own, and OpenCV takes a second
 
         self._detector = ContentDetector(threshold=threshold, min_scene_len=_MIN_SCENE_FRAMES)
         self._timecode = FrameTimecode

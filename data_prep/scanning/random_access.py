@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import DecodeError, open_decord, open_media, read_frames, torchcodec_library
+from vjepa.data.decode import open_decord, read_frames, torchcodec_library
+from vjepa.data.media import DecodeError, open_media
 
 CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
 _NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours

@@ -17,10 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from data_prep.journal import Journal, Key, Rows
-from data_prep.places import reaching
-from data_prep.scan import file_facts
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.listing.places import file_facts, reaching
+from data_prep.scanning.journal import Journal, Key, Rows
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
 from vjepa.errors import UserError
 

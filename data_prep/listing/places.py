@@ -14,7 +14,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import IO, Any, Final
+
+from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from vjepa.errors import UserError
 
@@ -107,11 +112,43 @@ def reaching(place: str) -> Iterator[None]:
         ) from None
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """Hold size and change of a file, as the index keeps them; None where the storage does not tell."""
+
+    file_bytes: int | None
+    modified_ns: int | None
+
+
+def file_facts(place: str) -> FileFacts:
+    """Ask for the facts of a file, of a shard as a whole. Raises OSError, or what the storage raises."""
+    if not is_address(place):
+        facts = Path(place).stat()
+        return FileFacts(facts.st_size, facts.st_mtime_ns)
+    files, path = file_system(place)
+    info = files.info(path)
+    keys = ("mtime", "LastModified", "last_modified", "updated", "created")
+    changed = next((info[key] for key in keys if info.get(key)), None)
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
+    return FileFacts(info.get("size"), int(changed * 1e9) if isinstance(changed, int | float) else None)
+
+
+def bytes_at_hand(place: str, length: int | None) -> int:
+    """Tell the size of a local file, or `length` where it is part of one; 0 for storage that may be slow to answer."""
+    if length is not None or is_address(place):
+        return length or 0
+    try:
+        return os.stat(place).st_size
+    except (OSError, ValueError):  # ValueError: a null byte in a name
+        return 0
+
+
 def exists(place: str) -> bool:
     if not is_address(place):
         return os.path.exists(place)
     with reaching(place):
-        files, path = _file_system(place)
+        files, path = file_system(place)
         return bool(files.exists(path))
 
 
@@ -120,7 +157,7 @@ def open_bytes(place: str) -> IO[bytes]:
     with reaching(place):
         if not is_address(place):
             return open(place, "rb")
-        files, path = _file_system(place)
+        files, path = file_system(place)
         opened: IO[bytes] = files.open(path, "rb", block_size=_BLOCK_BYTES)
         return opened
 
@@ -200,8 +237,6 @@ def _local_matches(pattern: str) -> Files:
 
 
 def _compiled(tail: str, pattern: str) -> re.Pattern[str]:
-    from fsspec.utils import glob_translate
-
     try:
         return re.compile(glob_translate(tail))
     except ValueError as error:
@@ -210,7 +245,7 @@ def _compiled(tail: str, pattern: str) -> re.Pattern[str]:
 
 def _remote_files(root: str) -> Files:
     with reaching(root):
-        files, path = _file_system(root)
+        files, path = file_system(root)
         names = _visible(files.find(path), path)
     if not names:
         raise UserError(
@@ -226,9 +261,9 @@ def _remote_matches(pattern: str) -> Files:
     start = next(number for number, part in enumerate(parts) if has_pattern(part))
     root = f"{protocol}://{'/'.join(parts[:start])}{outer}"
     with reaching(pattern):
-        files, inner = _file_system(pattern)
+        files, inner = file_system(pattern)
         found = [name for name, facts in files.glob(inner, detail=True).items() if facts["type"] != "directory"]
-        return Files(root, _visible(found, _file_system(root)[1]))
+        return Files(root, _visible(found, file_system(root)[1]))
 
 
 def _visible(paths: Sequence[str], root: str) -> list[str]:
@@ -236,9 +271,8 @@ def _visible(paths: Sequence[str], root: str) -> list[str]:
     return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
 
 
-def _file_system(place: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
+def file_system(place: str) -> tuple[Any, str]:
+    """Give the fsspec file system of an address, and the path of the address in it."""
     files, path = url_to_fs(place)
     return files, path
 
