@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, NoReturn, TypeVar
 
 from vjepa.errors import UserError
+
+Options = TypeVar("Options")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -17,23 +20,24 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """Add the option --where, for `parse_where`."""
-    parser.add_argument(
-        "--where",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="rows that are meant; of several values of one column any",
-    )
+    """Add the option --where, for `parse_where` of vjepa.data.row_filter."""
+    meaning = "rows that are meant: of several values of one column any, of several columns all"
+    metavar = "COLUMN=VALUE[,VALUE]"
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar=metavar, help=meaning)
 
 
-def parse_where(words: Sequence[str]) -> dict[str, list[str]]:
-    """["split=train", "split=val"] -> {"split": ["train", "val"]}. Raises UserError for a word without "="."""
-    where: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name or not equals:
-            raise UserError(f"--where {word}: write COLUMN=VALUE, for example split=train")
-        where.setdefault(name, []).append(value)
-    return where
+def add_options(parser: argparse.ArgumentParser, defaults: Any, meanings: Mapping[str, str]) -> None:
+    """Add an option for each field of a dataclass; numbers are whole where the default is."""
+    for name, default in asdict(defaults).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help=meanings[name])
+        else:
+            meaning = meanings[name] + ("" if default is None else f" (default: {default:g})")
+            kind = int if isinstance(default, int) else float
+            parser.add_argument(flag, type=kind, default=default, metavar="N", help=meaning)
+
+
+def options_of(given: argparse.Namespace, kind: type[Options]) -> Options:
+    """Take what was given for the options that `add_options` added."""
+    return kind(**{option.name: getattr(given, option.name) for option in fields(kind)})  # type: ignore[arg-type]

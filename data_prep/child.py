@@ -36,7 +36,7 @@ Message = dict[str, Any]
 
 
 class ChildLost(Exception):
-    """A request without a whole answer. how: `late` and killed, `crashed`, or `failed` with the message of an error."""
+    """Report a request without a whole answer. how: `late` and killed, `crashed`, or `failed` with an error."""
 
     def __init__(self, how: Literal["late", "crashed", "failed"], message: str = "") -> None:
         super().__init__(message or how)
@@ -44,7 +44,7 @@ class ChildLost(Exception):
 
 
 class Child:
-    """A program that starts when it is first asked, and anew after it was lost; use as a context manager.
+    """Run a program that starts when it is first asked, and anew after it was lost; use as a context manager.
 
     It is no fork: it imports neither PyTorch nor the script of the caller.
     """

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.arguments import add_where, parse_where
+from data_prep.arguments import OneLineParser, add_where
 from data_prep.looking.contact_sheet import contact_sheet, spread
 from data_prep.looking.description import text
 from data_prep.looking.findings import describe, usable_rows
 from data_prep.looking.page import check_page, page
 from vjepa.command import run
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 from vjepa.files import write_text
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m data_prep.describe",
         description="Say what is in a clip index, and what to mend before training.",
     )
-    parser.add_argument("index", metavar="INDEX", help="clip index, as data_prep.index writes it")
+    add = parser.add_argument
+    add("index", metavar="INDEX", help="clip index, as data_prep.index writes it")
     add_where(parser)
-    parser.add_argument(
-        "--html", type=Path, metavar="page.html", help="also write one HTML page, with a contact sheet inside"
-    )
-    parser.add_argument("--clips", type=int, default=16, metavar="N", help="clips on the contact sheet (default: 16)")
+    add("--html", type=Path, metavar="page.html", help="also write one HTML page, with a contact sheet inside")
+    add("--clips", type=int, default=16, metavar="N", help="clips on the contact sheet (default: 16)")
     given = parser.parse_args(arguments)
     if given.clips < 0:
         raise UserError(f"--clips {given.clips}: at least 0 is needed")
     if given.html:
         check_page(given.html)
-    index, where = ClipIndex.open(given.index), parse_where(given.where)
+    index, where = ClipIndex.open(given.index), parse_where(given.where, "where")
     description = describe(index, where)
     print(text(description))
     if given.html:

@@ -201,9 +201,9 @@ def test_where_keeps_rows_that_are_not_usable(index, tmp_path):
     assert cells(describe(x, {"split": ["train", "val"]}), "Overview")["usable clips"][0] == "2"
     assert usable_rows(x, {"split": ["val"]}).tolist() == [2]
     wrong = {
-        "split": "COLUMN=VALUE",
+        "split": "--where split: rows are written COLUMN=VALUE",
         "speed=3": "no column 'speed'",
-        "keyframes_s=3": "holds a list",
+        "keyframes_s=3": "no column 'keyframes_s'",
         "split=test": "none of its 4 rows matches split=test",
     }
     for where, message in wrong.items():

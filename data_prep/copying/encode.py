@@ -40,8 +40,9 @@ _ANY_TYPE: Final = 0
 
 
 def copy_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
-    """(width, height) of the copy of a video, px: even, the short side as wanted, never enlarged (save a side of 1 px,
-    to 2).
+    """Choose (width, height) of the copy of a video, px: even, the short side as wanted, never enlarged.
+
+    A side of 1 px alone is enlarged, to 2.
     """
     scale = min(1.0, short_side_px / min(width, height))
     return _even(width, scale), _even(height, scale)
@@ -52,8 +53,7 @@ def _even(side: int, scale: float) -> int:
 
 
 def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of the clip in the order in which the copy shows them, int64 [n], and when, float64 [n] in seconds from
-    its start.
+    """Order the frames of the clip as the copy shows them: int64 [n], and when: float64 [n] in seconds from its start.
 
     fps 0: every frame at its own time; else at a constant rate, each instant showing the frame on screen then.
     """
@@ -66,7 +66,7 @@ def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_copies(job: CopyJob, alive: Callable[[int], None]) -> Iterator[tuple[IndexRow, str | None]]:
-    """Make every copy of a job; yields each row when it is done, with None or the reason why there is no copy.
+    """Make every copy of a job; yield each row when it is done, with None or the reason why there is no copy.
 
     A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames
     read.
@@ -113,7 +113,7 @@ def _copy_video(copies: Sequence[_Copy], alive: Callable[[int], None]) -> Iterat
 
 
 class _Copy:
-    """One copy in the making: frames of the source go in, in order; it takes those that it shows."""
+    """Encode one copy: frames of the source go in, in order; it takes those that it shows."""
 
     def __init__(self, row: IndexRow, path: Path, options: CopyOptions) -> None:
         self.row, self.options = row, options
@@ -133,7 +133,7 @@ class _Copy:
         return self._num_shown == len(self._ids)
 
     def add(self, frame: Any) -> None:
-        """The next frame of the source, from the first one of the clip on."""
+        """Take the next frame of the source, from the first one of the clip on."""
         times_shown = int(np.searchsorted(self._ids, self._num_seen, side="right")) - self._num_shown
         self._num_seen += 1
         if not times_shown:
@@ -173,8 +173,9 @@ class _Copy:
         context.colorspace, context.color_range = matrix, _LIMITED_RANGE
 
     def _upright(self, frame: Any) -> Any:
-        """The frame at the size of the copy. Its colour matrix stays as it is, so that copy and source are read
-        alike.
+        """Bring a frame to the size of the copy, and upright.
+
+        Its colour matrix stays as it is, so that copy and source are read alike.
         """
         width, height = self._size[::-1] if self.row.rotation % 180 else self._size
         matrix = _ITU601 if frame.format.is_rgb else None
@@ -217,7 +218,7 @@ def _open(row: IndexRow) -> str | BinaryIO:
 
 
 def _turned(picture: Any, quarters: int) -> Any:
-    """A yuv420p picture of even sides after quarter turns, counter-clockwise."""
+    """Turn a yuv420p picture of even sides by quarter turns, counter-clockwise."""
     width, height = picture.width, picture.height
     samples = picture.to_ndarray().ravel()
     luma, chroma = (
@@ -233,8 +234,9 @@ def _turned(picture: Any, quarters: int) -> Any:
 
 
 def _ascending(ticks: np.ndarray) -> np.ndarray:
-    """Each at least one later than the one before: what a muxer asks for, where a source shows two frames at
-    one time.
+    """Raise each tick to at least one later than the one before.
+
+    A muxer asks for it, where a source shows two frames at one time.
     """
     steps = np.arange(len(ticks))
     raised: np.ndarray = np.maximum.accumulate(ticks - steps) + steps

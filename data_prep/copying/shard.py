@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -23,18 +22,18 @@ import pyarrow.parquet as pq
 from data_prep.copying.output import (
     INDEX_NAME,
     SOURCE,
-    Where,
     choose_rows,
     claim_folder,
-    counts,
+    closing_lines,
     extra_columns,
-    first_of,
     index_facts,
 )
 from data_prep.copying.tar_shard import Member, Place, write_shard
+from data_prep.scanning.answers import counted
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import ClipIndex, resolve, write_index
 from vjepa.data.order import sample_row
+from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 
 _MARKER: Final = ".shard.json"
@@ -44,7 +43,7 @@ _OF_THE_PLACE: Final = ("uri", "offset", "length", "file_bytes", "modified_ns") 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What decides the bytes of the shards.
+    """Decide the bytes of the shards.
 
     max_mb: a shard is closed before it holds more MB of files; one larger file has a shard of its own.
     num_shards: this many, of equally many files whatever their size; None: by `max_mb`.
@@ -58,8 +57,9 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of the chosen rows, in the order of the shards. File i has the rows `rows[first[i]:first[i + 1]]` of
-    the table.
+    """Hold the files of the chosen rows, in the order of the shards.
+
+    File i has the rows `rows[first[i]:first[i + 1]]` of the table.
     """
 
     table: pa.Table
@@ -70,7 +70,7 @@ class _Files:
         return len(self.first) - 1
 
     def records(self, start: int, end: int) -> list[list[dict[str, Any]]]:
-        """Rows, as column -> value, of each file from `start` to `end`."""
+        """Take the rows, as column -> value, of each file from `start` to `end`."""
         first = self.first[start : end + 1]
         records = self.table.take(pa.array(self.rows[first[0] : first[-1]])).to_pylist()
         return [records[a:b] for a, b in zip((first - first[0])[:-1], (first - first[0])[1:], strict=True)]
@@ -85,16 +85,14 @@ def make_shards(
     workers: int = 1,
     progress: bool = True,
 ) -> ClipIndex:
-    """Copy the file of every usable row of `index` that matches `where`, byte for byte, into tar shards in the local
-    folder `out`.
+    """Copy the file of every usable row of `index` that matches `where`, byte for byte, into tar shards in `out`.
 
     Files and shards that they lie in already may be local or behind an fsspec address. Several rows of one file share
     its one copy. where: wanted values by column. address: where the shards will be found if they are moved
-    (s3://bucket/folder);
-    None: beside their index. workers: shards at a time. The same call goes on where it was; a file that is not what its
-    scan saw is left out and counted, and tried again then. The index is held in memory, about 500 bytes a row.
-    Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing could
-    be copied.
+    (s3://bucket/folder); None: beside their index. workers: shards at a time. The same call goes on where it was; a
+    file that is not what its scan saw is left out and counted, and tried again then. The index is held in memory, about
+    500 bytes a row. Raises UserError for settings out of range, an `out` that holds other things, no usable row, or
+    where nothing could be copied.
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or ShardOptions(), where or {}, Path(os.path.abspath(out))
@@ -106,33 +104,26 @@ def make_shards(
 
     def write(number: int) -> list[dict[str, Any]]:
         start, end = bounds[number], bounds[number + 1]
-        written, left_out = _write(
-            out / shard_name(number), start, files.records(start, end), index.path.parent, address
-        )
+        groups = files.records(start, end)
+        written, left_out = _write(out / shard_name(number), start, groups, index.path.parent, address)
         left.extend(left_out)
         return written
 
     with claim_folder(out, _MARKER, index_facts(index, where) | asdict(options)):
         threads = ThreadPoolExecutor(workers)
         try:
-            shards = progress_bar(
-                threads.map(write, range(len(bounds) - 1)),
-                shown=progress,
-                total=len(bounds) - 1,
-                unit="shard",
-                desc="shard",
-            )
+            num, written = len(bounds) - 1, threads.map(write, range(len(bounds) - 1))
+            shards = progress_bar(written, shown=progress, total=num, unit="shard", desc="shard")
             write_index(out / INDEX_NAME, chain.from_iterable(shards), extra_columns(index))
         finally:
             threads.shutdown(cancel_futures=True)
     if len(left) == len(files):
         (out / INDEX_NAME).unlink()
-        raise UserError(
-            f"{index.path}: none of its {len(files)} files could be copied: "
-            f"{counts(Counter(reason for _, reason in left))}"
-        )
+        reasons = counted(Counter(reason for _, reason in left))
+        raise UserError(f"{index.path}: none of its {len(files)} files could be copied: {reasons}")
     if progress:
-        print("\n".join(_closing(index, out, len(files), len(bounds) - 1, left, unusable)))
+        copied = f"{out / INDEX_NAME}: {len(files) - len(left)} files in {len(bounds) - 1} shards"
+        print(closing_lines(index, copied, "left out", sorted(left), unusable))
     return ClipIndex.open(out / INDEX_NAME)
 
 
@@ -155,8 +146,9 @@ def _check(options: ShardOptions, address: str | None, workers: int, num_files: 
 
 
 def _files(table: pa.Table, rows: np.ndarray, shuffle_seed: int | None) -> _Files:
-    """Rows of the same bytes are one file, wherever they are in the index; files in the order of their first row, or
-    shuffled.
+    """Find the files of the rows, in the order of their first row, or shuffled.
+
+    Rows of the same bytes are one file, wherever they are in the index.
     """
     chosen = table.select(["uri", "offset", "length"]).take(pa.array(rows))
     uris = chosen["uri"].cast(pa.large_string()).combine_chunks().dictionary_encode().indices
@@ -175,7 +167,7 @@ def _files(table: pa.Table, rows: np.ndarray, shuffle_seed: int | None) -> _File
 
 
 def _bounds(files: _Files, options: ShardOptions) -> list[int]:
-    """Number of the first file of each shard, and the number of files."""
+    """Choose the number of the first file of each shard; the number of files comes last."""
     num = len(files)
     if options.num_shards:
         return [i * num // options.num_shards for i in range(options.num_shards + 1)]
@@ -193,8 +185,9 @@ def _bounds(files: _Files, options: ShardOptions) -> list[int]:
 def _write(
     path: Path, start: int, groups: list[list[dict[str, Any]]], folder: Path, address: str | None
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Write the shard of files number `start` and on; the rows of the new index for it, and what was left
-    out and why.
+    """Write the shard of files number `start` and on.
+
+    Gives the rows of the new index for it, and (uri, reason) of what was left out.
     """
     members = [_member(i, group, str(folder)) for i, group in enumerate(groups, start)]
     try:
@@ -214,8 +207,9 @@ def _write(
 
 
 def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Where the file came from, and the first one like it: absolute, for the shards have another folder, and `uri`
-    names a shard.
+    """Say where the file came from, and the first one like it.
+
+    Both are absolute, for the shards have another folder, and `uri` names a shard.
     """
     first = record["duplicate_of"]
     return {
@@ -225,8 +219,9 @@ def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _member(number: int, group: list[dict[str, Any]], folder: str) -> Member:
-    """The file of a group of rows. Its JSON has the columns on which they agree, and `clips` has the others of each
-    row.
+    """Describe the file of a group of rows.
+
+    Its JSON has the columns on which they agree, and `clips` has the others of each row.
     """
     record, uri = group[0], resolve(group[0]["uri"], folder)
     told = [
@@ -244,22 +239,3 @@ def _member(number: int, group: list[dict[str, Any]], folder: str) -> Member:
         record["content_hash"],
         shared | ({"clips": clips} if len(clips) > 1 else {}),
     )
-
-
-def _closing(
-    index: ClipIndex,
-    out: Path,
-    num_files: int,
-    num_shards: int,
-    left: Sequence[tuple[str, str]],
-    unusable: Counter[str],
-) -> list[str]:
-    lines = [f"{out / INDEX_NAME}: {num_files - len(left)} files in {num_shards} shards"]
-    if left:
-        lines.append(
-            f"left out: {len(left)}: {counts(Counter(reason for _, reason in left))} "
-            f"({first_of(sorted(uri for uri, _ in left))})"
-        )
-    if unusable:
-        lines.append(f"not usable in {index.path}: {sum(unusable.values())}: {counts(unusable)}")
-    return lines

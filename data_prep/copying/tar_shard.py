@@ -28,12 +28,11 @@ _MAGIC: Final = {
 
 @dataclass(frozen=True)
 class Member:
-    """A file that goes into a shard.
+    """Name a file that goes into a shard.
 
     key: name in the shard, without extension, of letters, digits and dashes. uri: absolute path or fsspec address.
     offset: where it starts in `uri`; None: it is the whole file. num_bytes, content_hash: what the scan found (None:
-    not known).
-    facts: what the JSON beside it says.
+    not known). facts: what the JSON beside it says.
     """
 
     key: str
@@ -46,21 +45,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the bytes of a member lie in its shard."""
+    """Say where the bytes of a member lie in its shard."""
 
     offset: int
     length: int
 
 
 class SourceError(Exception):
-    """A file cannot be copied. The message says why, in plain words."""
+    """Report a file that cannot be copied. The message says why, in plain words."""
 
 
 def write_shard(path: Path, members: Sequence[Member]) -> dict[str, Place | str]:
-    """Write the shard, whole or not at all, unless it is there already; by key, where a member lies, or why it was left
-    out.
+    """Write the shard, whole or not at all, unless it is there already.
 
-    Raises OSError where the shard cannot be written.
+    Gives by key where a member lies, or why it was left out. Raises OSError where the shard cannot be written.
     """
     places = read_places(path) if path.is_file() else {}
     if all(member.key in places for member in members):
@@ -72,7 +70,7 @@ def write_shard(path: Path, members: Sequence[Member]) -> dict[str, Place | str]
 
 
 def read_places(path: Path) -> dict[str, Place]:
-    """Where each file of a shard lies, by key; none where the file is no tar."""
+    """Read where each file of a shard lies, by key; none where the file is no tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             return {
@@ -113,7 +111,10 @@ def _append(tar: BinaryIO, member: Member) -> Place:
 
 
 def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
-    """Exactly `num_bytes`. Raises SourceError where there are fewer, or more in a file that is meant as a whole."""
+    """Yield exactly `num_bytes`.
+
+    Raises SourceError where there are fewer, or more in a file that is meant as a whole.
+    """
     try:
         with _open(member.uri) as file:
             file.seek(member.offset or 0)
@@ -138,7 +139,7 @@ def _open(uri: str) -> Any:
 
 
 def _extension(uri: str, first: bytes) -> str:
-    """Of the name where it is a known one, else by the first bytes."""
+    """Take the extension of the name where it is a known one, else by the first bytes."""
     extension = os.path.splitext(uri)[1].lower()
     if extension in MEDIA_EXTENSIONS:
         return extension
@@ -146,7 +147,7 @@ def _extension(uri: str, first: bytes) -> str:
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """No time and no owner. GNU format, because a file may be larger than 8 GiB."""
+    """Make the header of a member, without time and owner; GNU format, because a file may be larger than 8 GiB."""
     entry = tarfile.TarInfo(name)
     entry.size = num_bytes
     return entry.tobuf(tarfile.GNU_FORMAT)

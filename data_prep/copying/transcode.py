@@ -22,18 +22,18 @@ from data_prep.copying.job import CopyJob, CopyOptions
 from data_prep.copying.output import (
     INDEX_NAME,
     SOURCE,
-    Where,
     choose_rows,
     claim_folder,
-    counts,
+    closing_lines,
     extra_columns,
-    first_of,
     index_facts,
 )
 from data_prep.listing.places import bytes_at_hand
+from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
+from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
 
@@ -58,8 +58,7 @@ def transcode(
     deadline_s: float = DEADLINE_S,
     progress: bool = True,
 ) -> ClipIndex:
-    """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index beside
-    them.
+    """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index.
 
     where: wanted values by column. workers: files at a time (None: one for each core). deadline_s: how long a file may
     take for no more than a frame before its process is killed, plus 0.5 s for each MB. The same call goes on where it
@@ -92,17 +91,18 @@ def transcode(
         num_copies = len(rows) - len(failed)
         if not num_copies:
             raise UserError(
-                f"{index.path}: none of its {len(rows)} clips could be copied: {counts(Counter(failed.values()))}"
+                f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
         copied = {i: places[i] for i in rows.tolist() if i not in failed}
         write_index(out / INDEX_NAME, _index_rows(index, journal, copied), extra_columns(index))
     if progress:
-        print("\n".join(_closing(index, num_copies, failed, unusable, out)))
+        lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
+        print(closing_lines(index, f"{out / INDEX_NAME}: {num_copies} clips copied", "not copied", lost, unusable))
     return ClipIndex.open(out / INDEX_NAME)
 
 
 def _check(options: CopyOptions, workers: int | None) -> None:
-    """Raises UserError for what x264 or the arithmetic cannot do."""
+    """Raise UserError for what x264 or the arithmetic cannot do."""
     ranges = {"short_side_px": (2, 8192), "fps": (0, 1000), "gop_frames": (1, 10_000), "crf": (0, 51)}
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
@@ -117,7 +117,7 @@ def _check(options: CopyOptions, workers: int | None) -> None:
 
 
 def _jobs(index: ClipIndex, rows: Iterable[int], out: Path, options: CopyOptions) -> Iterator[CopyJob]:
-    """Neighbouring rows of one file make one job, so that it is decoded once."""
+    """Make one job of neighbouring rows of one file, so that it is decoded once."""
     for _, group in groupby(map(index.row, rows), key=lambda row: (row.uri, row.offset, row.length)):
         same = list(group)
         paths = [out / copy_name(row) for row in same]
@@ -127,7 +127,7 @@ def _jobs(index: ClipIndex, rows: Iterable[int], out: Path, options: CopyOptions
 
 
 def copy_name(row: IndexRow) -> str:
-    """Where the copy of a row lies in the folder: made of its number and the letters and digits of its name alone."""
+    """Name the copy of a row in its folder: by its number, and the letters and digits of its name alone."""
     name = row.uri.rsplit("/", 1)[-1]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit(".", 1)[0])[:_STEM_CHARS]
     suffix = ".mp4" if row.decoder != "image" else ".jpg" if os.path.splitext(name)[1].lower() in _JPEG else ".png"
@@ -163,7 +163,7 @@ def _copy(encoder: Child, job: CopyJob, deadline_s: float) -> Iterator[_Copied]:
 
 
 def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """What the scan of each copy found, with what the index knew of its source beside the measurements."""
+    """Join what the scan of each copy found and what the index knew of its source beside measurements."""
     originals: dict[str, str] = {}
     extra = extra_columns(index)
     for i, record in enumerate(index.records()):
@@ -174,17 +174,3 @@ def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -
             original = originals.setdefault(columns["content_hash"], name)
             del columns["row"]
             yield columns | kept | {"uri": name, "duplicate_of": None if original == name else original}
-
-
-def _closing(
-    index: ClipIndex, num_copies: int, failed: Mapping[int, str], unusable: Counter[str], out: Path
-) -> list[str]:
-    lines = [f"{out / INDEX_NAME}: {num_copies} clips copied"]
-    if failed:
-        lines.append(
-            f"not copied: {len(failed)}: {counts(Counter(failed.values()))} "
-            f"({first_of([index.row(i).uri for i in sorted(failed)])})"
-        )
-    if unusable:
-        lines.append(f"not usable in {index.path}: {sum(unusable.values())}: {counts(unusable)}")
-    return lines

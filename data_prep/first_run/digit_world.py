@@ -63,15 +63,16 @@ def render(world: DigitWorld, video: DigitVideo) -> np.ndarray:
 
 
 def _texture(cells: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness of cells x cells, enlarged: [side, side], mean 0, standard deviation 1."""
+    """Draw random brightness of cells x cells, enlarged: [side, side], mean 0, standard deviation 1."""
     texture = _enlarge(rng.random((cells, cells)), side)
     normal: np.ndarray = (texture - texture.mean()) / texture.std()
     return normal
 
 
 def _scatter(world: DigitWorld, digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Copies of `digit` [d, d] at random places of a torus, none over another, as many as find room: [field_px,
-    field_px].
+    """Put copies of `digit` [d, d] at random places of a torus [field_px, field_px].
+
+    None lies over another, and there are as many as find room.
     """
     size, digit_px = world.field_px, world.digit_px
     field, free = np.zeros((size, size)), np.ones((size, size), dtype=bool)
@@ -86,7 +87,7 @@ def _scatter(world: DigitWorld, digit: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _enlarge(image: np.ndarray, size: int) -> np.ndarray:
-    """[n, n] -> [size, size], bilinear between pixel centres."""
+    """Enlarge [n, n] to [size, size], bilinear between pixel centres."""
     n = len(image)
     at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
     low = np.minimum(at.astype(int), n - 2)

@@ -27,8 +27,9 @@ _SYNSET: Final = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a source. media: names of videos and images; others: names of the other files, annotations among
-    them.
+    """Hold the files of a source.
+
+    media: names of videos and images. others: names of the other files, annotations among them.
     """
 
     root: str
@@ -36,7 +37,7 @@ class Tree:
     others: Sequence[str]
 
     def find(self, pattern: str) -> list[str]:
-        """The other files whose name in lower case, without its folder, is `pattern` as a whole."""
+        """Find the other files whose name in lower case, without its folder, is `pattern` as a whole."""
         wanted = re.compile(pattern)
         return [name for name in self.others if wanted.fullmatch(posixpath.basename(name).lower())]
 
@@ -44,7 +45,7 @@ class Tree:
         return places.read_text(places.join(self.root, name))
 
     def read_json(self, name: str, kind: type) -> Any:
-        """`kind`: list or dict, which it must be."""
+        """Read a file that holds `kind`, list or dict. Raises UserError where it holds anything else."""
         try:
             value = json.loads(self.read_text(name))
         except (ValueError, RecursionError) as error:
@@ -54,7 +55,7 @@ class Tree:
         return value
 
     def read_table(self, name: str, columns: set[str]) -> list[dict[str, str]]:
-        """The rows of a CSV with a header; none where it lacks one of `columns`, so is a CSV of something else."""
+        """Read the rows of a CSV with a header; none where it lacks one of `columns`, so is a CSV of something else."""
         try:
             header, *lines = list(csv.reader(self.read_text(name).splitlines())) or [[]]
         except csv.Error as error:
@@ -74,7 +75,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Annotated:
-    """columns: of each file that has an annotation, by its name; notes: what did not match, one line each."""
+    """Hold the columns of each file that has an annotation, by its name, and notes on what did not match."""
 
     columns: Mapping[str, Columns]
     notes: list[str]
@@ -82,8 +83,11 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Layout:
-    """read: None where the annotation files are not there. files: what they are called, for messages.
-    sign: a file that gives the data set away to `auto`, as a pattern of its name in lower case."""
+    """Describe a published data set.
+
+    read: gives None where the annotation files are not there. files: what they are called, for messages. sign: a file
+    that gives the data set away to `auto`, as a pattern of its name in lower case.
+    """
 
     read: Callable[[Tree], Annotated | None]
     files: str
@@ -91,7 +95,7 @@ class Layout:
 
 
 def annotate(layout: str, tree: Tree) -> Annotated:
-    """What `layout` ("auto" or one of LAYOUTS) says about the files of `tree`.
+    """Ask `layout` ("auto" or one of LAYOUTS) about the files of `tree`.
 
     "auto" knows a data set by its annotation files; folders alone mean no label, as nothing tells classes from cameras
     or dates. Raises UserError for a layout without its annotation files, and for annotations that match no file.
@@ -128,8 +132,9 @@ def _flat(tree: Tree) -> Annotated:
 
 
 def _imagefolder(tree: Tree) -> Annotated:
-    """Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source itself
-    included.
+    """Take labels and splits from folders.
+
+    Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source included.
     """
     columns = {name: _of_folders(tree, name) for name in tree.media}
     unlabelled = [name for name, of_file in columns.items() if of_file["label"] is None]
@@ -152,8 +157,9 @@ def _split_of(folders: Sequence[str]) -> str | None:
 
 
 def _kinetics(tree: Tree) -> Annotated | None:
-    """label,youtube_id,time_start,time_end,split; files {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on
-    YouTube.
+    """Read CSV files of label,youtube_id,time_start,time_end,split.
+
+    Files are {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on YouTube.
     """
     rows: dict[str, Columns] = {}
     for name in tree.find(_KINETICS_CSV):
@@ -173,7 +179,10 @@ def _kinetics(tree: Tree) -> Annotated | None:
 
 
 def _ssv2(tree: Tree) -> Annotated | None:
-    """Lists of {id, template}; a label is the template without its brackets, as in labels.json. Files {id}.webm."""
+    """Read lists of {id, template}; files are {id}.webm.
+
+    A label is the template without its brackets, as in labels.json.
+    """
     rows: dict[str, Columns] = {}
     class_ids = {
         label: str(number)
@@ -197,8 +206,9 @@ def _ssv2(tree: Tree) -> Annotated | None:
 
 
 def _ucf101(tree: Tree) -> Annotated | None:
-    """Lists of `Class/v_Class_g01_c01.avi [number]`. Split: list 01; the others are split_02, split_03. Group: class
-    and g01.
+    """Read lists of `Class/v_Class_g01_c01.avi [number]`.
+
+    Split: list 01; the others are split_02, split_03. Group: class and g01.
     """
     class_ids = dict(
         line.split()[::-1][:2]
@@ -220,8 +230,9 @@ def _ucf101(tree: Tree) -> Annotated | None:
 
 
 def _hmdb51(tree: Tree) -> Annotated | None:
-    """`class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test. Group: the film, which is what the file name
-    has before the class.
+    """Read `class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test.
+
+    Group: the film, which is what the file name has before the class.
     """
     kinds = {"0": "unused", "1": "train", "2": "test"}
     rows: dict[str, Columns] = {}
@@ -242,8 +253,9 @@ def _hmdb51(tree: Tree) -> Annotated | None:
 
 
 def _diving48(tree: Tree) -> Annotated | None:
-    """Lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`. Group: the competition's
-    video.
+    """Read lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`.
+
+    Group: the video of the competition.
     """
     lists = tree.find(r"diving48_v2_(train|test)\.json") or tree.find(r"diving48_(train|test)\.json")
     dives = [dive for name in tree.find(r"diving48_(v2_)?vocab\.json")[:1] for dive in tree.read_json(name, list)]
@@ -269,8 +281,9 @@ def _diving48(tree: Tree) -> Annotated | None:
 
 
 def _imagenet(tree: Tree) -> Annotated | None:
-    """Label: the synset, of the folder or of LOC_val_solution.csv (names of classes are not unique: two are
-    `crane`).
+    """Take the synset for the label, of the folder or of LOC_val_solution.csv.
+
+    Names of classes are not unique: two are `crane`.
     """
     mapping = [
         line.split(" ", 1)
@@ -313,8 +326,9 @@ def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
 
 
 def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated:
-    """Annotations to files; `key` of a file's name is what its annotation goes by (default: the name without folder and
-    extension).
+    """Bring annotations to files.
+
+    key: what the annotation of a file goes by, from the name of the file (default: that without folder and extension).
     """
     keys = {name: (key or _stem)(name) for name in tree.media}
     columns = {name: rows[place] for name, place in keys.items() if place in rows}

@@ -31,7 +31,7 @@ _DEEP: Final = "**"
 
 @dataclass(frozen=True)
 class Files:
-    """Files that are not hidden, by name, sorted; `unreadable`: folders that could not be looked into."""
+    """List files that are not hidden, by name, sorted; `unreadable`: folders that could not be looked into."""
 
     root: str
     names: list[str]
@@ -43,7 +43,7 @@ def is_address(place: str) -> bool:
 
 
 def absolute(place: str) -> str:
-    """An absolute path without a slash at its end, or the address that it is; file:///x is the path /x."""
+    """Give an absolute path without a slash at its end, or the address that it is; file:///x is the path /x."""
     protocol, separator, path = place.partition("://")
     if separator and protocol not in _LOCAL_PROTOCOLS:
         return place
@@ -51,7 +51,7 @@ def absolute(place: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """The place of `name` as somebody in `folder` would write it: relative, absolute, or an address."""
+    """Give the place of `name` as somebody in `folder` would write it: relative, absolute, or an address."""
     if is_address(name) or name.startswith("/") or not is_address(folder):
         return absolute(name if is_address(name) else os.path.join(folder, name))
     while name.startswith("../"):
@@ -72,7 +72,7 @@ def base_name(place: str) -> str:
 
 
 def suffix(place: str) -> str:
-    """The extension in lower case, with its dot. What follows a ? in an address of the web is no part of it."""
+    """Give the extension in lower case, with its dot; what follows a ? in an address of the web is no part of it."""
     name = base_name(place)
     return os.path.splitext(name.partition("?")[0] if place.startswith("http") else name)[1].lower()
 
@@ -82,7 +82,7 @@ def has_pattern(place: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a message of one line, whatever bytes it has."""
+    """Write a name as it can stand in a message of one line, whatever bytes it has."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -92,7 +92,7 @@ def first(names: Sequence[str]) -> str:
 
 @contextmanager
 def reaching(place: str) -> Iterator[None]:
-    """What goes wrong with files inside of it is a UserError about `place`."""
+    """Turn what goes wrong with files inside of it into a UserError about `place`."""
     try:
         yield
     except UserError:
@@ -153,7 +153,7 @@ def exists(place: str) -> bool:
 
 
 def open_bytes(place: str) -> IO[bytes]:
-    """Raises UserError where it cannot be opened."""
+    """Open a place for reading. Raises UserError where it cannot be opened."""
     with reaching(place):
         if not is_address(place):
             return open(place, "rb")
@@ -164,7 +164,10 @@ def open_bytes(place: str) -> IO[bytes]:
 
 @contextmanager
 def open_text(place: str) -> Iterator[IO[str]]:
-    """UTF-8, a byte order mark dropped. Other bytes, as paths may have, come through as Python has them in paths."""
+    """Open a place as UTF-8, a byte order mark dropped.
+
+    Other bytes, as paths may have, come through as Python has them in paths.
+    """
     with (
         open_bytes(place) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
@@ -178,7 +181,10 @@ def read_text(place: str) -> str:
 
 
 def folder_files(root: str) -> Files:
-    """Files in any depth. Links to folders are followed, each folder once. Raises UserError where it is no folder."""
+    """List the files of a folder in any depth. Links to folders are followed, each folder once.
+
+    Raises UserError where it is no folder.
+    """
     if is_address(root):
         return _remote_files(root)
     if not os.path.isdir(root):
@@ -190,14 +196,18 @@ def folder_files(root: str) -> Files:
 
 
 def matching_files(pattern: str) -> Files:
-    """Files that match `*`, `?`, `[ab]`, and `**` for any depth. The root is the last folder before the
-    first of them.
+    """List the files that match `*`, `?`, `[ab]`, and `**` for any depth.
+
+    The root is the last folder before the first of them.
     """
     return _remote_matches(pattern) if is_address(pattern) else _local_matches(pattern)
 
 
 def _walk(root: str) -> tuple[list[str], list[str]]:
-    """Names of files, and folders that cannot be read. A folder that a link leads to as well goes by its own name."""
+    """List names of files, and folders that cannot be read.
+
+    A folder that a link leads to as well goes by its own name.
+    """
     names: list[str] = []
     unreadable: list[str] = []
     seen: set[str] = set()
@@ -278,8 +288,9 @@ def file_system(place: str) -> tuple[Any, str]:
 
 
 def _split(address: str) -> tuple[str, str, str]:
-    """Protocol, path, and what a chained address (zip://videos::s3://bucket/x.zip) has around the first link with a
-    path.
+    """Split an address into protocol, path, and what stands around it in a chain (zip://videos::s3://bucket/x.zip).
+
+    The path is that of the first link that has one.
     """
     links = address.split("::")
     place = next(number for number, link in enumerate(links) if "://" in link)

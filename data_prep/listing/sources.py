@@ -31,21 +31,20 @@ _NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place:
 
 @dataclass(frozen=True)
 class Listing:
-    """notes: one line each about files left out, labels without a file, and the like."""
+    """Hold what was found; notes: one line each about files left out, labels without a file, and the like."""
 
     entries: list[Entry]
     notes: list[str]
 
 
 def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | None = None) -> Listing:
-    """Every video and image of `sources`, in their order, sorted within each; a manifest and a shard keep their own
-    order.
+    """List every video and image of `sources`, in their order, and what they are labelled.
 
     A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
-    tar shards (train-*.tar), on disk or at an fsspec address. layout: one of LAYOUT_NAMES; "auto" knows the data sets
-    with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative to the
-    source (or an absolute path); its columns stand above those of layouts and manifests. Raises UserError where nothing
-    can be listed.
+    tar shards (train-*.tar), on disk or at an fsspec address. Files are sorted within a source; manifests and shards
+    keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the data sets with annotation files, and takes no
+    label from folders. labels: CSV whose first column is a name relative to the source (or an absolute path); its
+    columns stand above those of layouts and manifests. Raises UserError where nothing can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
@@ -73,8 +72,9 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
 
 @dataclass(frozen=True)
 class _Found:
-    """What one source has. others: files that are neither video nor image; empty: what to say where there is
-    no entry.
+    """Hold what one source has.
+
+    others: files that are neither video nor image. empty: what to say where there is no entry.
     """
 
     root: str
@@ -144,7 +144,7 @@ def _media(files: places.Files, empty: str) -> _Found:
 
 
 def _inside(root: str, names: Sequence[str], kind: str) -> _Found:
-    """What manifests name and shards hold."""
+    """List what manifests name and shards hold."""
     entries: list[Entry] = []
     notes: list[str] = []
     for name in names:
@@ -179,8 +179,9 @@ def _named(manifest: str, notes: list[str]) -> list[Entry]:
 
 
 def _check_exists(manifest: str, folder: str, entries: Sequence[Entry]) -> None:
-    """A file that is missing gets its reason when it is scanned. Where all are, the paths are meant from somewhere
-    else.
+    """Raise UserError where all files are missing: their paths are meant from somewhere else.
+
+    A single file that is missing gets its reason when it is scanned.
     """
     near = (entry.uri for entry in entries if not places.is_address(entry.uri))
     far = islice((entry.uri for entry in entries if places.is_address(entry.uri)), _NUM_ASKED)
@@ -202,7 +203,7 @@ def _ignored(found: _Found, labels: str | None) -> list[str]:
 
 
 def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | None]]) -> list[Entry]:
-    """What a manifest or a shard says of a file itself stands above the layout."""
+    """Add the columns of a layout; what a manifest or a shard says of a file itself stands above them."""
     if not columns:
         return entries
     said = ({name: value for name, value in entry.columns.items() if value is not None} for entry in entries)
@@ -212,7 +213,7 @@ def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | 
 
 
 def _storable(entries: list[Entry], notes: list[str]) -> list[Entry]:
-    """Parquet holds UTF-8 alone, so a name of other bytes could not be found again from the index."""
+    """Leave out names that are not UTF-8: Parquet holds nothing else, so they could not be found again."""
     kept = [entry for entry in entries if _is_utf8(entry.uri) and _is_utf8(entry.name)]
     if len(kept) < len(entries):
         names = [entry.name for entry in entries if not (_is_utf8(entry.uri) and _is_utf8(entry.name))]
@@ -236,7 +237,10 @@ def _once(entries: list[Entry], notes: list[str]) -> list[Entry]:
 def _with_labels(
     entries: list[Entry], table: Mapping[str, Mapping[str, str | None]], labels: str, notes: list[str]
 ) -> list[Entry]:
-    """Raises UserError where labels and files share none, and where one row is about files of two sources."""
+    """Add the columns of a CSV of labels.
+
+    Raises UserError where labels and files share none, and where one row is about files of two sources.
+    """
     used: dict[str, str] = {}
     labelled, without = [], []
     for entry in entries:
@@ -272,7 +276,7 @@ def _check_text(entries: Sequence[Entry]) -> None:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for what Python puts in place of other bytes."""
+    """Tell whether text can be stored; what Python puts in place of other bytes cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

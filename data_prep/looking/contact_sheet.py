@@ -33,7 +33,7 @@ _INK: Final = (34, 34, 34)
 
 @dataclass(frozen=True)
 class SheetClip:
-    """One clip of the sheet. jpeg: its frames side by side; None where `reason` says why it could not be read."""
+    """Hold one clip of a sheet. jpeg: its frames side by side; None where `reason` says why it was not read."""
 
     row: IndexRow
     jpeg: bytes | None
@@ -42,22 +42,23 @@ class SheetClip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """jpeg: the picture of all clips, one under the other, numbered from 1."""
+    """Hold the picture of all clips as JPEG, one under the other, numbered from 1."""
 
     jpeg: bytes
     clips: tuple[SheetClip, ...]
 
 
 def contact_sheet(index: ClipIndex, rows: Sequence[int], deadline_s: float = DEADLINE_S) -> Sheet:
-    """The sheet of rows, at least one. A clip that cannot be read, or not within `deadline_s`, has its reason in place
-    of frames.
+    """Draw the sheet of rows, at least one.
+
+    A clip that cannot be read, or not within `deadline_s`, has its reason in place of frames.
     """
     clips = tuple(read_clips(index, rows, deadline_s))
     return Sheet(_draw(clips), clips)
 
 
 def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """At most `num` of the rows, evenly spaced: the middle one of each of `num` equal stretches."""
+    """Choose at most `num` of the rows, evenly spaced: the middle one of each of `num` equal stretches."""
     num = min(num, len(rows))
     chosen: np.ndarray = rows[((np.arange(num) + 0.5) * len(rows) / max(num, 1)).astype(int)]
     return chosen

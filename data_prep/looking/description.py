@@ -12,7 +12,7 @@ _NUMBER: Final = re.compile(r"|[0-9][0-9.,e+-]*( ?(%|s|min|h|[KMGT]?i?B))?")
 
 @dataclass(frozen=True)
 class Table:
-    """One part of a description. A table without rows is not shown."""
+    """Hold one part of a description. A table without rows is not shown."""
 
     title: str
     header: tuple[str, ...]
@@ -20,15 +20,16 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def is_number(self, column: int) -> bool:
-        """Whether each cell of a column is a number, with or without a unit, or empty: such columns are aligned on the
-        right.
-        """
+        """Tell whether all cells of a column are numbers, maybe with a unit, or empty: they are aligned right."""
         return column > 0 and all(_NUMBER.fullmatch(row[column]) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Description:
-    """title: the index and the rows that are described. warnings: what to mend before training, one sentence each."""
+    """Hold what there is to say of an index.
+
+    title: the index and the rows that are described. warnings: what to mend before training, one sentence each.
+    """
 
     title: str
     warnings: tuple[str, ...]
@@ -36,7 +37,7 @@ class Description:
 
 
 def text(description: Description) -> str:
-    """For a terminal; names of files cannot move its cursor."""
+    """Lay a description out for a terminal; names of files cannot move its cursor."""
     lines = [description.title, *(f"WARNING: {warning}" for warning in description.warnings)]
     for table in description.tables:
         lines += ["", table.title, *_aligned(table), *(f"  {note}" for note in table.notes)]
@@ -44,14 +45,14 @@ def text(description: Description) -> str:
 
 
 def shorten(words: str, num: int) -> str:
-    """At most `num` printable characters on one line; the middle goes."""
+    """Keep at most `num` printable characters on one line; the middle goes."""
     words = printable(words)
     keep = (num - 3) // 2
     return words if len(words) <= num else f"{words[:keep]}...{words[-keep:]}"
 
 
 def printable(words: str) -> str:
-    """The words with line breaks and other control characters written as in a Python string."""
+    """Write line breaks and other control characters as in a Python string."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)
 
 

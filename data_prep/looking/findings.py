@@ -7,7 +7,6 @@ objects.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -16,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.looking.description import Description, Table, shorten
+from data_prep.rows import matching, written
 from vjepa.data.clip_index import SCHEMA, ClipIndex
+from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 
 _QUANTILES: Final = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
@@ -35,11 +36,8 @@ _DECODERS: Final = {
 }
 
 
-Where = Mapping[str, Sequence[str]]
-
-
 def describe(index: ClipIndex, where: Where | None = None) -> Description:
-    """Describe the rows whose columns have the wanted values; `where`: the values of each column that are alternatives.
+    """Describe the rows whose columns have the wanted values, of several values of one column any.
 
     Raises UserError for an unknown column, or where no row matches.
     """
@@ -56,7 +54,7 @@ def describe(index: ClipIndex, where: Where | None = None) -> Description:
             _classes(rows),
             _other_columns(rows),
         ]
-    title = f"{index.path}: {_count(rows.num, 'row')}" + (f" with {_words(where)}" if where else "")
+    title = f"{index.path}: {_count(rows.num, 'row')}" + (f" with {written(where)}" if where else "")
     warnings = tuple(warning for _, found in parts for warning in found)
     return Description(title, warnings, tuple(table for table, _ in parts if table.rows))
 
@@ -70,11 +68,14 @@ _Part = tuple[Table, list[str]]  # and its warnings
 
 
 class _Rows:
-    """The rows that are described, by masks over the index; a column is taken out of the file when it is asked for."""
+    """Choose the rows that are described, by masks over the index.
+
+    A column is taken out of the file when it is asked for.
+    """
 
     def __init__(self, index: ClipIndex, where: Where) -> None:
         self.index = index
-        kept = _matching(index, where)
+        kept = matching(index, where)
         status = index.arrow("status")
         ok, filtered = pc.equal(status, "ok"), pc.starts_with(status, "filtered")
         self.kept = kept
@@ -84,11 +85,11 @@ class _Rows:
         self.num, self.num_usable = int(kept.sum()), int(self.usable.sum())
         if not self.num:
             raise UserError(
-                f"{index.path}: none of its {len(index)} rows matches {_words(where) or 'any clip: it is empty'}"
+                f"{index.path}: none of its {len(index)} rows matches {written(where) or 'any clip: it is empty'}"
             )
 
     def column(self, name: str, mask: np.ndarray | None = None) -> Any:
-        """Column `name` of the rows of a mask over the index, of the usable ones where none is given."""
+        """Take column `name` of the rows of a mask over the index, of the usable ones where none is given."""
         return self.index.arrow(name).filter(pa.array(self.usable if mask is None else mask))
 
     def table(self, *names: str, mask: np.ndarray | None = None) -> Any:
@@ -96,27 +97,13 @@ class _Rows:
 
     @cached_property
     def moving(self) -> np.ndarray:
-        """The usable rows that are no stills."""
+        """Choose the usable rows that are no stills."""
         return _and(self.usable, pc.not_equal(self.index.arrow("decoder"), "image"))
 
     @cached_property
     def duration_s(self) -> np.ndarray:
-        """Of each row of `moving`: float64."""
+        """Measure how long each row of `moving` lasts: float64."""
         return _numbers(pc.subtract(self.column("end_s", self.moving), self.column("start_s", self.moving)))
-
-
-def _words(where: Where) -> str:
-    return " ".join(f"{name}={value}" for name, values in where.items() for value in values)
-
-
-def _matching(index: ClipIndex, where: Where) -> np.ndarray:
-    kept = np.ones(len(index), dtype=bool)
-    for name, values in where.items():
-        column = index.arrow(name)
-        if pa.types.is_list(column.type):
-            raise UserError(f"--where {name}=...: {name} holds a list in each row; choose a column of single values")
-        kept = _and(kept, pc.is_in(pc.cast(column, pa.string()), value_set=pa.array(values, pa.string())))
-    return kept
 
 
 def _and(mask: np.ndarray, condition: Any) -> np.ndarray:
@@ -125,7 +112,7 @@ def _and(mask: np.ndarray, condition: Any) -> np.ndarray:
 
 
 def _numbers(column: Any) -> np.ndarray:
-    """float64 without the missing values."""
+    """Turn a column into float64 without the missing values."""
     return np.asarray(pc.cast(column.drop_null(), pa.float64()))
 
 
@@ -162,7 +149,7 @@ def _filtered(rows: _Rows) -> _Part:
 
 
 def _reasons(rows: _Rows, mask: np.ndarray) -> tuple[tuple[str, ...], ...]:
-    """Reasons that differ only in their numbers are one, which is shown with the numbers of its first row."""
+    """Count reasons; those that differ only in numbers are one, shown with the numbers of its first row."""
     numbers, statuses = np.flatnonzero(mask), rows.column("status", mask)
     kinds = (
         pc.replace_substring_regex(statuses, r"[0-9]+(\.[0-9]+)?", "#")
@@ -182,7 +169,7 @@ def _reasons(rows: _Rows, mask: np.ndarray) -> tuple[tuple[str, ...], ...]:
 
 
 def _names(rows: _Rows, numbers: np.ndarray) -> str:
-    """The names of the files of the first few of these rows, each once."""
+    """Name the files of the first few of these rows, each once."""
     places = pa.array(numbers[:_NUM_LOOKED_AT])
     uris, offsets = (rows.index.arrow(name).take(places).to_pylist() for name in ("uri", "offset"))
     files = dict.fromkeys(zip(uris, offsets, strict=True))
@@ -217,7 +204,7 @@ def _quantiles(rows: _Rows) -> _Part:
 
 
 def _common(rows: _Rows) -> list[_Part]:
-    """What is common or odd about rates, sizes, and how they are stored."""
+    """Count rates, sizes, codecs, and what is odd about how clips are stored."""
     num_variable = pc.sum(rows.column("times_s").is_valid()).as_py() or 0
     depth = _numbers(rows.column("bit_depth"))
     odd = [
@@ -251,7 +238,7 @@ def _common(rows: _Rows) -> list[_Part]:
 
 
 def _most_common(title: str, column: Any, header: tuple[str, ...] = ("", "clips", "")) -> Table:
-    """The values of a column by number of clips, with their shares where the header has a place for them."""
+    """Count the values of a column, with their shares where the header has a place for them."""
     counts = _counts(column.drop_null())
     shown = [
         (f"{value:g}" if isinstance(value, float) else str(value), count)
@@ -266,7 +253,7 @@ def _most_common(title: str, column: Any, header: tuple[str, ...] = ("", "clips"
 
 
 def _counts(column: Any) -> Counter[Any]:
-    """Ties in the order of the values, so that the same index always reads the same."""
+    """Count values, ties in the order of the values, so that the same index always reads the same."""
     found = pc.value_counts(column)
     pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)
     return Counter(dict(sorted(pairs, key=lambda pair: pair[0])))
@@ -329,7 +316,7 @@ def _splits(rows: _Rows) -> _Part:
 
 
 def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
-    """A warning where one value of column `name` has usable clips in more than one split."""
+    """Warn where one value of column `name` has usable clips in more than one split."""
     table = rows.table("split", name).filter(pc.and_(rows.column("split").is_valid(), rows.column(name).is_valid()))
     splits = table.group_by(name).aggregate([("split", "count_distinct")])
     found = splits.filter(pc.greater(splits["split_count_distinct"], 1))[name]
@@ -344,7 +331,10 @@ def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
 
 
 def _classes(rows: _Rows) -> _Part:
-    """Of all labels that the rows have, those of unusable ones included: they may have lost all of their clips."""
+    """Count the clips of all labels that the rows have.
+
+    Labels of unusable rows are among them: they may have lost all of their clips.
+    """
     counts = Counter(dict.fromkeys(pc.unique(rows.column("label", rows.kept).drop_null()).sort().to_pylist(), 0))
     counts.update(_counts(rows.column("label").drop_null()))
     if not counts:
@@ -369,7 +359,7 @@ def _classes(rows: _Rows) -> _Part:
 
 
 def _other_columns(rows: _Rows) -> _Part:
-    """Groups and the user's own columns."""
+    """Sum up groups and the user's own columns."""
     shown = []
     for name in ("group", *(name for name in rows.index.names if name not in SCHEMA.names)):
         column = rows.column(name)

@@ -68,9 +68,7 @@ def page(description: Description, sheet: Sheet | None) -> str:
 
 
 def check_page(path: Path) -> None:
-    """Raise UserError, before the work is done, where a page cannot be written to `path`, or another kind of file is
-    there.
-    """
+    """Raise UserError, before the work is done, where a page cannot be written or another kind of file is there."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--html {path}: cannot be written; give a file name in a folder that exists")
     if path.exists() and not path.read_bytes()[: len(_DOCTYPE)].lower().startswith(_DOCTYPE.encode()):

@@ -12,8 +12,8 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,16 @@ from typing import Any, Final
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import first, shown
 from data_prep.listing.sources import list_entries
-from data_prep.scanning.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of, short_hash
+from data_prep.scanning.answers import (
+    PART,
+    Answers,
+    counted,
+    file_states,
+    is_filtered,
+    is_unusable,
+    part_of,
+    short_hash,
+)
 from data_prep.scanning.engines import ENGINES, Work, check_engine
 from data_prep.scanning.journal import Journal
 from data_prep.scanning.options import DEADLINE_S, ScanOptions
@@ -32,7 +41,6 @@ from vjepa.errors import UserError
 ANSWERS_VERSION: Final = 1  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
 _NUM_NAMED: Final = 3
-_NUM_REASONS: Final = 12
 
 AnyPath = str | os.PathLike[str]
 
@@ -52,9 +60,9 @@ def build_index(
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels: see `data_prep.sources.list_entries`. workers: files scanned at a time; None: as many as
-    there are cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside
-    `out`. Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
+    sources, layout, labels: see `list_entries`. workers: files scanned at a time; None: as many as there are cores.
+    rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
+    UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
     if "://" in os.fspath(out):
         raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
@@ -92,7 +100,7 @@ def build_index(
 
 
 def _check_out(out: Path) -> None:
-    """Before the scan, because a scan may take hours."""
+    """Raise UserError where `out` cannot be written: before the scan, because that may take hours."""
     try:
         if out.is_dir() or (out.exists() and index_version(out) is None):
             raise UserError(
@@ -119,7 +127,7 @@ def _folder(path: Path) -> Iterator[None]:
 
 
 def _previous(out: Path) -> ClipIndex | None:
-    """The index that is to be replaced; None where there is none that can be read."""
+    """Open the index that is to be replaced; None where there is none that can be read."""
     try:
         return ClipIndex.open(out) if out.exists() else None
     except UserError:
@@ -127,9 +135,7 @@ def _previous(out: Path) -> ClipIndex | None:
 
 
 def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, header: dict[str, Any]) -> list[str]:
-    """Take over the answers of an interrupted scan and of the previous index; what there is to say about it, one line
-    each.
-    """
+    """Take over the answers of an interrupted scan and of the previous index; give notes on it, one line each."""
     notes = []
     if journal.was_other:
         notes.append(f"{journal.path}: an interrupted scan with other options, or of another version, is not continued")
@@ -160,12 +166,15 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
     missing, total = answers.missing(), len(answers.entries)
     if not missing:
         return  # an engine would start for nothing
-    with progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index") as bar:
+    found = ENGINES[engine]((answers.entries[number] for number in missing), work)
+    bar = progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index")
+    with bar, closing(found):
         try:
-            for place, rows in ENGINES[engine]((answers.entries[number] for number in missing), work):
+            for place, rows in found:
                 answers.add(missing[place], rows)
                 if is_unusable(rows[0]["status"]):
-                    bar.set_postfix_str(_bad(answers.statuses), refresh=False)
+                    bad = _some(answers.statuses, is_unusable)
+                    bar.set_postfix_str(f"{bad.total()} bad: {counted(bad, _NUM_NAMED)}", refresh=False)
                 bar.update()
         except (KeyboardInterrupt, SystemExit):
             if answers.num_answered:
@@ -178,23 +187,21 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
 
 
 class _IndexRows:
-    """The rows of the index, one at a time, in the order of the entries; and what was counted on the way."""
+    """Yield the rows of the index, in the order of the entries, and count on the way."""
 
     def __init__(self, answers: Answers, folder: Path) -> None:
         self.num_rows = 0
         self.num_duplicates = 0
         self._answers, self._folder = answers, os.path.join(folder, "")
         entries = answers.entries
-        self._label_ids = {
-            label: i for i, label in enumerate(sorted({entry.columns.get("label") or "" for entry in entries} - {""}))
-        }
+        labels = sorted({entry.columns.get("label") or "" for entry in entries} - {""})
+        self._label_ids = {label: i for i, label in enumerate(labels)}
         own = {PART} if any(part_of(entry) for entry in entries) else set()
         self.text_columns = sorted({name for entry in entries for name in entry.columns} - set(SCHEMA.names) | own)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        originals: dict[
-            str, tuple[Any, ...]
-        ] = {}  # uri, offset and length of the first file with a content that several may have
+        # uri, offset and length of the first file with a content that several may have
+        originals: dict[str, tuple[Any, ...]] = {}
         repeated = self._answers.repeated_hashes()
         for number, entry in enumerate(self._answers.entries):
             rows, columns = self._answers[number], self._columns(entry)
@@ -208,7 +215,7 @@ class _IndexRows:
             yield from (row | columns for row in rows)
 
     def _columns(self, entry: Entry) -> dict[str, Any]:
-        """What the sources know of a file."""
+        """Collect what the sources know of a file."""
         return {
             **entry.columns,
             "uri": entry.uri.removeprefix(self._folder),
@@ -227,28 +234,21 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
             "duplicate_of names the first"
         )
     statuses, num_files = answers.statuses, len(answers.entries)
-    filtered = Counter({status: count for status, count in statuses.items() if is_filtered(status)})
-    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
+    filtered, unusable = _some(statuses, is_filtered), _some(statuses, is_unusable)
     clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
     line = f"{num_files} files{clips}: {statuses['ok']} ok"
     if filtered:
-        line += f", {sum(filtered.values())} left out ({_counts(filtered)})"
-    line += f", {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else "")
+        line += f", {filtered.total()} left out ({counted(filtered)})"
+    line += f", {unusable.total()} not usable" + (f": {counted(unusable)}" if unusable else "")
     return [*lines, line]
 
 
 def _none_usable(names: Sequence[str], answers: Answers) -> str:
-    start, num_files, counts = f"{first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
+    start, num_files, counts = f"{first(names)}: none of its", len(answers.entries), counted(answers.statuses)
     if any(is_filtered(status) for status in answers.statuses):
         return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
     return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"
 
 
-def _bad(statuses: Counter[str]) -> str:
-    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
-    return f"{sum(unusable.values())} bad: {_counts(unusable, _NUM_NAMED)}"
-
-
-def _counts(reasons: Counter[str], at_most: int = _NUM_REASONS) -> str:
-    named = ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common(at_most))
-    return named + (", ..." if len(reasons) > at_most else "")
+def _some(statuses: Counter[str], is_meant: Callable[[str], bool]) -> Counter[str]:
+    return Counter({status: count for status, count in statuses.items() if is_meant(status)})

@@ -29,7 +29,7 @@ LOST: Final = "the machine that scanned it was lost"
 
 @dataclass(frozen=True)
 class Work:
-    """What every engine needs. workers: files at a time; None: as many as there are cores."""
+    """Say how to scan. workers: files at a time; None: as many as there are cores."""
 
     options: ScanOptions
     deadline_s: float
@@ -47,7 +47,7 @@ def scan_in_processes(entries: Iterable[Entry], work: Work) -> NumberedRows:
 
 
 def scan_on_ray(entries: Iterable[Entry], work: Work) -> NumberedRows:
-    """In actors of a Ray cluster, which must see the files under the same names.
+    """Scan in actors of a Ray cluster, which must see the files under the same names.
 
     A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises
     UserError where none of the actors can start.
@@ -77,8 +77,9 @@ def _connect(ray: Any) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing answers at host:port, or at ray://host:port; other kinds of address are
-    left to Ray.
+    """Raise OSError where nothing answers at host:port, or at ray://host:port.
+
+    Other kinds of address are left to Ray.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
@@ -86,8 +87,9 @@ def _reach(address: str) -> None:
 
 
 def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> NumberedRows:
-    """The next file to whichever actor is free. An actor that still waits for a place gets none: a crowded cluster is
-    merely slower.
+    """Give the next file to whichever actor is free.
+
+    An actor that still waits for a place gets none: a crowded cluster is merely slower.
     """
     remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_MAX_RETRIES)(_Actor)
     actors = [remote.remote(work) for _ in range(work.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))]
@@ -121,7 +123,7 @@ def _rows(ray: Any, done: Any) -> list[dict[str, Any]]:
 
 
 def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
-    """Whether an actor has started. Raises UserError where it was the last that could have."""
+    """Tell whether an actor has started. Raises UserError where it was the last that could have."""
     try:
         ray.get(done)
     except ray.exceptions.RayError as error:
@@ -135,13 +137,13 @@ def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
 
 
 class _Actor:
-    """Scans one file after the other in a child that can be killed."""
+    """Scan one file after the other in a child that can be killed."""
 
     def __init__(self, work: Work) -> None:
         self._work, self._scanner = work, new_scanner()
 
     def ready(self) -> None:
-        """Its answer shows that the actor has a place, and that this node can import what it needs."""
+        """Show by an answer that the actor has a place, and that this node can import what it needs."""
 
     def scan(self, entry: Entry) -> list[dict[str, Any]]:
         return scan_file(self._scanner, entry, self._work.options, self._work.deadline_s)
@@ -154,7 +156,7 @@ ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], NumberedRows]]] = {
 
 
 def check_engine(name: str) -> None:
-    """Raises UserError for an unknown engine, or one that is not installed."""
+    """Raise UserError for an unknown engine, or one that is not installed."""
     if name not in ENGINES:
         raise UserError(f"engine {name}: no such engine; there are {', '.join(ENGINES)}")
     if name == "ray" and importlib.util.find_spec("ray") is None:

@@ -24,7 +24,7 @@ _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted,
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one pass over a video found.
+    """Hold what one pass over a video found.
 
     columns: codec, bit_depth, rotation and sample_aspect, as in the clip index.
     in_order: whether every timestamp is there and later than the one before, so that random access can be right.
@@ -68,10 +68,10 @@ def measure(
 
 
 class _Meter:
-    """Takes the frames of a video, one after the other."""
+    """Measure the frames of a video, one after the other."""
 
     def __init__(self, stream: Any, frame: Any, scene_threshold: float | None) -> None:
-        """frame: the first one, which tells what holds for all."""
+        """Take the first frame, which tells what holds for all."""
         aspect = float(stream.sample_aspect_ratio or 1)
         self.rotation, self.aspect = round(frame.rotation / 90) * 90 % 360, aspect if 0.1 < aspect < 10 else 1.0
         self.columns = {
@@ -92,7 +92,7 @@ class _Meter:
         self._to_upright, self._to_small = reformatters.VideoReformatter(), reformatters.VideoReformatter()
 
     def add(self, i: int, frame: Any) -> None:
-        """Frame number `i`. Nothing of it is taken where a library cannot convert it, and raises."""
+        """Take frame number `i`, or nothing of it where a library cannot convert it, and raises."""
         small, before = self._shrink(frame), self._small
         if (frame.width, frame.height) != self._stored_px:
             height, width, _ = self._upright(frame).shape
@@ -130,7 +130,7 @@ class _Meter:
         return upright(self._to_upright, frame, self.rotation, self.aspect)
 
     def _shrink(self, frame: Any) -> np.ndarray:
-        """uint8 [h, w, 3], as it is stored; of one size, also where the size of the frames changes."""
+        """Give uint8 [h, w, 3], as it is stored; of one size, also where the size of the frames changes."""
         width, height = self._small_px
         picture: np.ndarray = self._to_small.reformat(
             frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
@@ -139,8 +139,7 @@ class _Meter:
 
 
 def true_times(seconds: np.ndarray, header_fps: float) -> np.ndarray:
-    """When each frame comes on screen: float64 [n], ascending, in the order of decoding; from float64 [n], nan: no
-    timestamp.
+    """Tell when each frame comes on screen: float64 [n], ascending, from timestamps float64 [n], nan where missing.
 
     Timestamps that run backwards belong to frames in the right order (packed B-frames), so the instants are sorted
     and the frames are not. Where a timestamp is missing, the rate of the header is all there is.
