@@ -54,8 +54,9 @@ class Child:
         self._command = [sys.executable, *program]
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""  # of messages that have not ended
+        self._late = False
         self._lock = Lock()
-        self._killed = False
+        self._killed = False  # for good
 
     def __enter__(self) -> Child:
         return self
@@ -75,7 +76,7 @@ class Child:
             self._write(process, request)
             while not (message := self._read(process, deadline_s)).get("end"):
                 yield message
-            ended = True
+            ended = not self._late
         finally:
             if not ended:
                 _end(process)
@@ -102,7 +103,7 @@ class Child:
             if self._process and self._process.poll() is None:
                 return self._process
             process = self._process = _start(self._command)
-            self._heard = b""
+            self._heard, self._late = b"", False
         try:
             self._read(process, _START_S)
         except ChildLost:
@@ -122,14 +123,14 @@ class Child:
         """Read the next message. Raises ChildLost."""
         if process.stdout is None:
             raise RuntimeError("a child without a pipe from it")
-        pipe, begin_s, late = process.stdout.fileno(), monotonic(), False
+        pipe, begin_s = process.stdout.fileno(), monotonic()
         while b"\n" not in self._heard:
             if not wait([pipe], max(0.0, begin_s + deadline_s - monotonic())):
-                late = True
+                self._late = True
                 process.kill()
             block = os.read(pipe, 1 << 16)
             if not block:
-                raise ChildLost("late" if late else "crashed")
+                raise ChildLost("late" if self._late else "crashed")
             self._heard += block
         line, _, self._heard = self._heard.partition(b"\n")
         message: Message = json.loads(line)
