@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep.listing import places
+from data_prep.listing.places import base_name, first, join, read_text, shown
 from vjepa.errors import UserError
 
 Columns = dict[str, str | None]
@@ -42,7 +42,7 @@ class Tree:
         return [name for name in self.others if wanted.fullmatch(posixpath.basename(name).lower())]
 
     def read_text(self, name: str) -> str:
-        return places.read_text(places.join(self.root, name))
+        return read_text(join(self.root, name))
 
     def read_json(self, name: str, kind: type) -> Any:
         """Read a file that holds `kind`, list or dict. Raises UserError where it holds anything else."""
@@ -67,10 +67,8 @@ class Tree:
         return [dict(zip(header, line, strict=True)) for line in lines if line]
 
     def error(self, name: str, what: str) -> UserError:
-        return UserError(
-            f"{places.shown(places.join(self.root, name))}: {places.shown(what)}; give the file as the data "
-            "set publishes it, or --layout flat"
-        )
+        remedy = "give the file as the data set publishes it, or --layout flat"
+        return UserError(f"{shown(join(self.root, name))}: {shown(what)}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,8 @@ def annotate(layout: str, tree: Tree) -> Annotated:
         return _recognise(tree)
     annotated = LAYOUTS[layout].read(tree)
     if annotated is None:
-        wanted = LAYOUTS[layout].files
-        raise UserError(
-            f"{places.shown(tree.root)}: layout {layout} found no {wanted} in it; give the folder that holds "
-            "them and the videos"
-        )
+        wanted, remedy = LAYOUTS[layout].files, "give the folder that holds them and the videos"
+        raise UserError(f"{shown(tree.root)}: layout {layout} found no {wanted} in it; {remedy}")
     return annotated
 
 
@@ -123,7 +118,7 @@ def _recognise(tree: Tree) -> Annotated:
             notes.append(f"looks like layout {name}, read without: {error}")
             continue
         if annotated:
-            return Annotated(annotated.columns, [f"{places.shown(tree.root)}: read as layout {name}", *annotated.notes])
+            return Annotated(annotated.columns, [f"{shown(tree.root)}: read as layout {name}", *annotated.notes])
     return Annotated({}, notes)
 
 
@@ -139,16 +134,14 @@ def _imagefolder(tree: Tree) -> Annotated:
     columns = {name: _of_folders(tree, name) for name in tree.media}
     unlabelled = [name for name, of_file in columns.items() if of_file["label"] is None]
     if len(unlabelled) == len(columns):
-        raise UserError(
-            f"{places.shown(tree.root)}: layout imagefolder found no class folder above "
-            f"{places.first(unlabelled)}; use layout flat"
-        )
+        lost = f"layout imagefolder found no class folder above {first(unlabelled)}"
+        raise UserError(f"{shown(tree.root)}: {lost}; use layout flat")
     return Annotated(columns, _notes(tree, unlabelled, []))
 
 
 def _of_folders(tree: Tree, name: str) -> Columns:
     *folders, _ = name.split("/")
-    split = _split_of([places.base_name(tree.root), *folders])
+    split = _split_of([base_name(tree.root), *folders])
     return {"label": folders[-1] if folders and folders[-1].lower() not in _SPLITS else None, "split": split}
 
 
@@ -167,15 +160,14 @@ def _kinetics(tree: Tree) -> Annotated | None:
             try:
                 start, end = round(float(line["time_start"])), round(float(line["time_end"]))
             except (ValueError, OverflowError):
-                raise tree.error(
-                    name, f"time_start and time_end of {line['youtube_id']} are not both numbers"
-                ) from None
+                wrong = f"time_start and time_end of {line['youtube_id']} are not both numbers"
+                raise tree.error(name, wrong) from None
             split = line.get("split") or posixpath.basename(name)
             rows[f"{line['youtube_id']}_{start:06d}_{end:06d}"] = {
                 "label": line.get("label") or None,
                 "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
             }  # fmt: skip
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _ssv2(tree: Tree) -> Annotated | None:
@@ -202,7 +194,7 @@ def _ssv2(tree: Tree) -> Annotated | None:
             if label and class_ids and label not in class_ids:
                 raise tree.error(name, f"template {label!r} of {item['id']} is not in labels.json")
             rows[str(item["id"])] = {"label": label, "split": split, "class_id": class_ids.get(label or "")}
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _ucf101(tree: Tree) -> Annotated | None:
@@ -226,7 +218,7 @@ def _ucf101(tree: Tree) -> Annotated | None:
                 _stem(file), {"label": label, "class_id": class_ids.get(label), "group": group[1] if group else None}
             )
             row[_split_column(number)] = kind
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _hmdb51(tree: Tree) -> Annotated | None:
@@ -245,11 +237,7 @@ def _hmdb51(tree: Tree) -> Annotated | None:
             film, found, _ = file.partition(f"_{label}_")
             row = rows.setdefault(f"{label}/{_stem(file)}", {"label": label, "group": film if found else None})
             row[_split_column(number.zfill(2))] = kinds[kind]
-    return (
-        _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}")
-        if rows
-        else None
-    )
+    return _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}")
 
 
 def _diving48(tree: Tree) -> Annotated | None:
@@ -266,18 +254,13 @@ def _diving48(tree: Tree) -> Annotated | None:
         for item in _items(tree, name, "vid_name"):
             number = item.get("label")
             if not isinstance(number, int) or not 0 <= number < (len(vocabulary) or number + 1):
-                raise tree.error(
-                    name, f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary"
-                )
+                wrong = f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary"
+                raise tree.error(name, wrong)
             label = vocabulary[number] if vocabulary else str(number)
             video = str(item["vid_name"])
-            rows[video] = {
-                "label": label,
-                "class_id": str(number),
-                "split": split,
-                "group": video.rpartition("_")[0] or None,
-            }
-    return _match(tree, rows) if rows else None
+            group = video.rpartition("_")[0] or None
+            rows[video] = {"label": label, "class_id": str(number), "split": split, "group": group}
+    return _match(tree, rows)
 
 
 def _imagenet(tree: Tree) -> Annotated | None:
@@ -302,20 +285,13 @@ def _imagenet(tree: Tree) -> Annotated | None:
     columns: dict[str, Columns] = {}
     for name in tree.media:
         folders = name.split("/")[:-1]
-        synset = next((folder for folder in reversed(folders) if _SYNSET.fullmatch(folder)), None) or solution.get(
-            _stem(name)
-        )
+        synset = next(filter(_SYNSET.fullmatch, reversed(folders)), None) or solution.get(_stem(name))
         if synset:
-            columns[name] = {
-                "label": synset,
-                "split": _split_of([places.base_name(tree.root), *folders]),
-            } | classes.get(synset, {})
-    absent = solution.keys() - set(map(_stem, columns))
-    return (
-        Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], sorted(absent)))
-        if columns
-        else None
-    )
+            split = _split_of([base_name(tree.root), *folders])
+            columns[name] = {"label": synset, "split": split} | classes.get(synset, {})
+    absent = sorted(solution.keys() - set(map(_stem, columns)))
+    unannotated = [name for name in tree.media if name not in columns]
+    return Annotated(columns, _notes(tree, unannotated, absent)) if columns else None
 
 
 def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
@@ -325,30 +301,25 @@ def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
     return items
 
 
-def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated:
-    """Bring annotations to files.
+def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated | None:
+    """Bring annotations to files; None where there are none.
 
     key: what the annotation of a file goes by, from the name of the file (default: that without folder and extension).
     """
+    if not rows:
+        return None
     keys = {name: (key or _stem)(name) for name in tree.media}
     columns = {name: rows[place] for name, place in keys.items() if place in rows}
     absent = sorted(rows.keys() - set(keys.values()))
     if not columns:
-        files = places.first(list(tree.media))
-        raise UserError(
-            f"{places.shown(tree.root)}: no annotation is about a file in it: files {files}; annotations "
-            f"{places.first(absent)}; use layout flat"
-        )
+        lost = f"files {first(list(tree.media))}; annotations {first(absent)}"
+        raise UserError(f"{shown(tree.root)}: no annotation is about a file in it: {lost}; use layout flat")
     return Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], absent))
 
 
 def _notes(tree: Tree, unannotated: Sequence[str], absent: Sequence[str]) -> list[str]:
     counts = {"files without an annotation": unannotated, "annotations without a file": absent}
-    return [
-        f"{places.shown(tree.root)}: {what}: {len(names)} ({places.first(names)})"
-        for what, names in counts.items()
-        if names
-    ]
+    return [f"{shown(tree.root)}: {what}: {len(names)} ({first(names)})" for what, names in counts.items() if names]
 
 
 def _stem(name: str) -> str:

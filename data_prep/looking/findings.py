@@ -26,6 +26,7 @@ _NUM_LOOKED_AT: Final = 64  # rows among which they are sought: many may be clip
 _NUM_COMMON: Final = 8  # values of a column, or kinds of failures, that are listed
 _FEW: Final = 2  # a class with fewer clips cannot be learnt from one and measured on another
 _MANY_FAILURES: Final = 0.05  # share of the rows
+_REASONS: Final = ("reason", "rows", "such as")
 _SLOW_DECODER: Final = "pyav"
 _DECODERS: Final = {
     "decord": "random access",
@@ -136,27 +137,20 @@ def _overview(rows: _Rows) -> _Part:
 
 def _failures(rows: _Rows) -> _Part:
     share = rows.failed.sum() / rows.num
-    warnings = (
-        [f"{share:.0%} of the rows are not usable; the reasons are below"]
-        if share > _MANY_FAILURES and rows.num_usable
-        else []
-    )
-    return Table("Not usable, by reason", ("reason", "rows", "such as"), _reasons(rows, rows.failed)), warnings
+    warning = f"{share:.0%} of the rows are not usable; the reasons are below"
+    is_much = share > _MANY_FAILURES and rows.num_usable
+    return Table("Not usable, by reason", _REASONS, _reasons(rows, rows.failed)), [warning] if is_much else []
 
 
 def _filtered(rows: _Rows) -> _Part:
-    return Table("Left out by a filter, by reason", ("reason", "rows", "such as"), _reasons(rows, rows.filtered)), []
+    return Table("Left out by a filter, by reason", _REASONS, _reasons(rows, rows.filtered)), []
 
 
 def _reasons(rows: _Rows, mask: np.ndarray) -> tuple[tuple[str, ...], ...]:
     """Count reasons; those that differ only in numbers are one, shown with the numbers of its first row."""
     numbers, statuses = np.flatnonzero(mask), rows.column("status", mask)
-    kinds = (
-        pc.replace_substring_regex(statuses, r"[0-9]+(\.[0-9]+)?", "#")
-        .combine_chunks()
-        .dictionary_encode()
-        .indices.to_numpy()
-    )
+    without_numbers = pc.replace_substring_regex(statuses, r"[0-9]+(\.[0-9]+)?", "#")
+    kinds = without_numbers.combine_chunks().dictionary_encode().indices.to_numpy()
     counts = Counter(kinds.tolist())
     shown = []
     for kind, count in counts.most_common(_NUM_COMMON):
@@ -205,28 +199,21 @@ def _quantiles(rows: _Rows) -> _Part:
 
 def _common(rows: _Rows) -> list[_Part]:
     """Count rates, sizes, codecs, and what is odd about how clips are stored."""
-    num_variable = pc.sum(rows.column("times_s").is_valid()).as_py() or 0
-    depth = _numbers(rows.column("bit_depth"))
-    odd = [
-        ("variable frame rate", num_variable),
-        ("rotated by the player", pc.sum(pc.greater(rows.column("rotation"), 0)).as_py() or 0),
-        (
-            "pixels not square",
-            pc.sum(pc.greater(pc.abs(pc.subtract(rows.column("sample_aspect"), 1.0)), 1e-3)).as_py() or 0,
-        ),
-        ("more than 8 bits a sample", int((depth > 8).sum())),
-        ("clips that begin inside of their file", pc.sum(pc.greater(rows.column("first_frame"), 0)).as_py() or 0),
-        ("in shards", rows.num_usable - rows.column("offset").null_count),
-    ]
-    stored = Table(
-        "Handled while reading",
-        ("", "clips", ""),
-        tuple((name, f"{num:,}", f"{num / rows.num_usable:.1%}") for name, num in odd if num),
-    )
+    not_square = pc.abs(pc.subtract(rows.column("sample_aspect"), 1.0))
+    odd = {
+        "variable frame rate": rows.column("times_s").is_valid(),
+        "rotated by the player": pc.greater(rows.column("rotation"), 0),
+        "pixels not square": pc.greater(not_square, 1e-3),
+        "more than 8 bits a sample": pc.greater(rows.column("bit_depth"), 8),
+        "clips that begin inside of their file": pc.greater(rows.column("first_frame"), 0),
+        "in shards": rows.column("offset").is_valid(),
+    }
+    counts = {name: pc.sum(is_odd).as_py() or 0 for name, is_odd in odd.items()}
+    shown = tuple((name, f"{num:,}", f"{num / rows.num_usable:.1%}") for name, num in counts.items() if num)
+    stored = Table("Handled while reading", ("", "clips", ""), shown)
     rates = pc.round(rows.column("fps", rows.moving), 2)
-    sizes = pc.binary_join_element_wise(
-        pc.cast(rows.column("width"), pa.string()), pc.cast(rows.column("height"), pa.string()), "x"
-    )
+    sides = (pc.cast(rows.column(name), pa.string()) for name in ("width", "height"))
+    sizes = pc.binary_join_element_wise(*sides, "x")
     tables = [
         _most_common("Rates, fps", rates),
         _most_common("Sizes, px (upright, square pixels)", sizes),
@@ -240,16 +227,13 @@ def _common(rows: _Rows) -> list[_Part]:
 def _most_common(title: str, column: Any, header: tuple[str, ...] = ("", "clips", "")) -> Table:
     """Count the values of a column, with their shares where the header has a place for them."""
     counts = _counts(column.drop_null())
-    shown = [
-        (f"{value:g}" if isinstance(value, float) else str(value), count)
-        for value, count in counts.most_common(_NUM_COMMON)
-    ]
-    rest = counts.total() - sum(count for _, count in shown)
+    common = counts.most_common(_NUM_COMMON)
+    shown = [(f"{value:g}" if isinstance(value, float) else str(value), count) for value, count in common]
+    rest = counts.total() - sum(count for _, count in common)
     if rest:
-        shown.append((f"{len(counts) - len(shown):,} others", rest))
-    return Table(
-        title, header, tuple((name, f"{count:,}", f"{count / len(column):.1%}")[: len(header)] for name, count in shown)
-    )
+        shown.append((f"{len(counts) - len(common):,} others", rest))
+    cells = ((name, f"{count:,}", f"{count / len(column):.1%}") for name, count in shown)
+    return Table(title, header, tuple(row[: len(header)] for row in cells))
 
 
 def _counts(column: Any) -> Counter[Any]:
@@ -276,14 +260,11 @@ def _decoders(rows: _Rows) -> _Part:
 
 def _duplicates(rows: _Rows) -> _Part:
     copies = _and(rows.usable, rows.index.arrow("duplicate_of").is_valid())
-    originals = _most_common(
-        "Duplicates: files with the same content", rows.column("duplicate_of", copies), ("first file", "copies")
-    )
+    title, header = "Duplicates: files with the same content", ("first file", "copies")
     num = int(copies.sum())
-    are = "is of a file" if num == 1 else "are of files"
-    return originals, [
-        f"{_count(num, 'usable clip')} {are} with the same content as another file, so it counts more than once"
-    ] if num else []
+    are = f"{_count(num, 'usable clip')} {'is of a file' if num == 1 else 'are of files'}"
+    warning = f"{are} with the same content as another file, so it counts more than once"
+    return _most_common(title, rows.column("duplicate_of", copies), header), [warning] if num else []
 
 
 def _splits(rows: _Rows) -> _Part:
@@ -299,20 +280,11 @@ def _splits(rows: _Rows) -> _Part:
         labels = pc.unique(part["label"].drop_null())
         num_unseen = pc.sum(pc.invert(pc.is_in(labels, value_set=learned))).as_py() or 0
         duration = _duration(pc.sum(pc.subtract(video["end_s"], video["start_s"])).as_py() or 0.0)
-        shown.append(
-            (
-                split,
-                f"{count:,}",
-                duration,
-                f"{len(labels):,}",
-                f"{num_unseen:,}" if len(learned) and split != "train" else "",
-            )
-        )
+        unseen = f"{num_unseen:,}" if len(learned) and split != "train" else ""
+        shown.append((split, f"{count:,}", duration, f"{len(labels):,}", unseen))
     header = ("split", "clips", "duration", "classes", "not in train")
-    return Table("Splits", header, tuple(shown)), [
-        *_leaks(rows, "group", "group"),
-        *_leaks(rows, "content_hash", "file content"),
-    ]
+    leaks = _leaks(rows, "group", "group") + _leaks(rows, "content_hash", "file content")
+    return Table("Splits", header, tuple(shown)), leaks
 
 
 def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
@@ -324,10 +296,8 @@ def _leaks(rows: _Rows, name: str, noun: str) -> list[str]:
         return []
     lying = np.flatnonzero(_and(rows.usable, pc.is_in(rows.index.arrow(name), value_set=found.combine_chunks())))
     same = f"{len(found):,} {noun}s lie" if len(found) > 1 else f"1 {noun} lies"
-    return [
-        f"{same} in more than one split, so a split holds what another one has seen; clips of them: "
-        f"{_names(rows, lying)}"
-    ]
+    what = "in more than one split, so a split holds what another one has seen; clips of them:"
+    return [f"{same} {what} {_names(rows, lying)}"]
 
 
 def _classes(rows: _Rows) -> _Part:
@@ -349,13 +319,10 @@ def _classes(rows: _Rows) -> _Part:
     notes += [f"{_count(num_without, 'usable clip')} without a label"] if num_without else []
     few = [label for label, count in reversed(order) if count < _FEW]
     named = ", ".join(shorten(label, 40) for label in few[:_NUM_NAMED]) + (", ..." if len(few) > _NUM_NAMED else "")
-    warnings = [
-        f"{_count(len(few), 'class', 'classes')} with fewer than {_FEW} usable clips, too few to learn from "
-        f"some and measure on others: {named}"
-    ]
-    return Table(
-        "Classes, by number of usable clips", ("label", "clips", ""), tuple(shown), tuple(notes)
-    ), warnings if few else []
+    classes = f"{_count(len(few), 'class', 'classes')} with fewer than {_FEW} usable clips"
+    warning = f"{classes}, too few to learn from some and measure on others: {named}"
+    table = Table("Classes, by number of usable clips", ("label", "clips", ""), tuple(shown), tuple(notes))
+    return table, [warning] if few else []
 
 
 def _other_columns(rows: _Rows) -> _Part:
@@ -364,10 +331,8 @@ def _other_columns(rows: _Rows) -> _Part:
     for name in ("group", *(name for name in rows.index.names if name not in SCHEMA.names)):
         column = rows.column(name)
         if column.null_count < len(column):
-            common = ", ".join(
-                f"{shorten(value, 24)} ({count:,})"
-                for value, count in _counts(column.drop_null()).most_common(_NUM_NAMED)
-            )
+            found = _counts(column.drop_null()).most_common(_NUM_NAMED)
+            common = ", ".join(f"{shorten(value, 24)} ({count:,})" for value, count in found)
             shown.append((name, f"{pc.count_distinct(column).as_py():,}", f"{column.null_count:,}", common))
     return Table("Other columns", ("", "values", "empty", "most common"), tuple(shown)), []
 
