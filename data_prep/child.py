@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from queue import Full, Queue
@@ -29,6 +29,8 @@ _START_S: Final = 120.0  # for a program to load its libraries; the clock of a r
 _AHEAD: Final = 8  # results for each child that may wait to be taken
 _PUT_S: Final = 0.1
 _PR_SET_PDEATHSIG: Final = 1  # of linux/prctl.h
+
+_NOTHING: Final = object()
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -188,44 +190,14 @@ def work_off(
 
     work: yields the results of a task, with the help of a child.
     """
-    waiting, next_task = iter(tasks), Lock()
-    results: Queue[Any] = Queue(_AHEAD * len(children))
-    left = Event()  # by the caller
-    nothing = object()
-
-    def hand_over(result: Any) -> None:
-        while not left.is_set():
-            with suppress(Full):
-                return results.put(result, timeout=_PUT_S)
-
-    def run(child: Child) -> None:
-        try:
-            while not left.is_set():
-                with next_task:
-                    task: Any = next(waiting, nothing)
-                if task is nothing:
-                    break
-                for result in work(child, task):
-                    hand_over(result)
-            hand_over(nothing)
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the caller
-            hand_over(error)
-
-    threads = [Thread(target=run, args=(child,), daemon=True) for child in children]
+    crew = _Crew(iter(tasks), work, _AHEAD * len(children))
+    threads = [Thread(target=crew.run, args=(child,), daemon=True) for child in children]
     try:
         for thread in threads:
             thread.start()
-        num_at_work = len(threads)
-        while num_at_work:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            if result is nothing:
-                num_at_work -= 1
-            else:
-                yield result
+        yield from crew.results(len(threads))
     finally:  # also when the caller was interrupted: nobody waits for a decoder then
-        left.set()
+        crew.left.set()
         for child in children:
             child.kill()
         for thread in threads:
@@ -233,3 +205,43 @@ def work_off(
                 thread.join()
         for child in children:
             child.close()
+
+
+class _Crew:
+    """Hand tasks to threads, and their results to the caller; few results wait at a time."""
+
+    def __init__(self, tasks: Iterator[Any], work: Callable[[Child, Any], Iterable[Any]], num_waiting: int) -> None:
+        self.left = Event()  # by the caller
+        self._tasks, self._work = tasks, work
+        self._next = Lock()
+        self._waiting: Queue[Any] = Queue(num_waiting)
+
+    def run(self, child: Child) -> None:
+        """Work off tasks until there is none, or the caller has left."""
+        try:
+            while not self.left.is_set():
+                with self._next:
+                    task = next(self._tasks, _NOTHING)
+                if task is _NOTHING:
+                    break
+                for result in self._work(child, task):
+                    self._hand_over(result)
+            self._hand_over(_NOTHING)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the caller
+            self._hand_over(error)
+
+    def _hand_over(self, result: Any) -> None:
+        while not self.left.is_set():
+            with suppress(Full):
+                return self._waiting.put(result, timeout=_PUT_S)
+
+    def results(self, num_at_work: int) -> Iterator[Any]:
+        """Yield results until all threads have ended; what one of them raised is raised here."""
+        while num_at_work:
+            result = self._waiting.get()
+            if isinstance(result, BaseException):
+                raise result
+            if result is _NOTHING:
+                num_at_work -= 1
+            else:
+                yield result
