@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep import pictures
+from data_prep.first_run import pictures
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.decode import read_image
 from vjepa.errors import UserError

@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.scan import ScanOptions, scan
-from data_prep.scenes import Frames, cut
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
+from data_prep.scanning.scenes import Frames, cut
 from vjepa.data.decode import DecodeError
 
 

@@ -15,8 +15,9 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import nn
 
-from data_prep.scan import ScanOptions, scan
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
 from vjepa import config, load_encoder, load_predictor, probe
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
 from vjepa.data.decode import READERS, DecodeError

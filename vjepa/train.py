@@ -119,7 +119,7 @@ def write_data(data: config.Data, progress: bool) -> None:
     """The data set that `data.prepare` names, beside its index, unless it is there. Images have the splits that the
     probe knows.
     """
-    from data_prep import demo, pictures
+    from data_prep.first_run import demo, pictures
     from vjepa.probing.datasets_images import open_images
 
     path = Path(data.train.index)

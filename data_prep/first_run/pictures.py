@@ -7,24 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from data_prep.new_folder import new_folder
+from data_prep.first_run.new_folder import new_folder
+from data_prep.scanning.build import build_index
 
 
 def prepare(
     index_path: Path, pictures: Iterable[np.ndarray], columns: Mapping[str, Sequence[str]], progress: bool = True
 ) -> None:
-    """Write `pictures`, uint8 [H, W, 3] each, as PNG into the folder of `index_path`, and that index with `columns`;
-    nothing where it is there.
+    """Write pictures as PNG into the folder of `index_path`, and that index; nothing where it is there.
 
+    pictures: uint8 [H, W, 3] each. columns: of the index, one value a picture.
     Raises UserError where the folder holds something else.
     """
     if index_path.is_file():
         return
-    from PIL import Image
-
-    from data_prep.index import build_index
-
     with new_folder(index_path.parent, f"exists without {index_path.name}") as partial:
         (partial / "pictures").mkdir()
         with (partial / "labels.csv").open("w", newline="") as file:

@@ -13,46 +13,34 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from data_prep.listing.places import first
+from data_prep.rows import matching
+from data_prep.scanning.answers import counted
 from vjepa.data.clip_index import SCHEMA, ClipIndex
+from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
+from vjepa.files import remove_partials, write_text
 
-Where = Mapping[str, list[str]]
 INDEX_NAME: Final = "index.parquet"
 SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
-_NUM_NAMED: Final = 3
 _BLOCK_BYTES: Final = 1 << 20
 
 
-def parse_where(words: Sequence[str]) -> dict[str, list[str]]:
-    """["split=train", "split=val"] -> {"split": ["train", "val"]}. Raises UserError for a word without "="."""
-    where: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name or not equals:
-            raise UserError(f"--where {word}: write COLUMN=VALUE, for example split=train")
-        where.setdefault(name, []).append(value)
-    return where
-
-
 def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str]]:
-    """Numbers of the usable rows that match `where`: int64 [n], n >= 1; and why others that match are not usable.
+    """Choose the usable rows that match `where`: int64 [n], n >= 1; and count why others that match are not usable.
 
     Raises UserError for an unknown column, or where no usable row matches.
     """
-    rows = index.select({name: list(values) for name, values in where.items()})
-    columns = [(index.column(name), set(values)) for name, values in where.items()]
-    statuses = index.column("status")
-    bad = [
-        i
-        for i, status in enumerate(statuses)
-        if status != "ok" and all(column[i] in values for column, values in columns)
-    ]
-    return rows, Counter(statuses[i] or "no status" for i in bad)
+    rows, statuses = index.select(where), index.arrow("status").fill_null("no status")
+    bad = statuses.filter(pa.array(matching(index, where) & np.asarray(pc.not_equal(statuses, "ok"))))
+    return rows, Counter(bad.to_pylist())
 
 
 def extra_columns(index: ClipIndex) -> list[str]:
-    """Names of the text columns of an index that is made of `index`, beside those of the schema."""
+    """Name the text columns of an index that is made of `index`, beside those of the schema."""
     return sorted({name for name in index.names if name not in SCHEMA.names} | {SOURCE})
 
 
@@ -70,10 +58,10 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
         others = sorted(os.listdir(out)) if known is None else []
         if others:
             raise UserError(
-                f"{out}: holds other things already ({first_of(others)}); choose a new or empty folder for --out"
+                f"{out}: holds other things already ({first(others)}); choose a new or empty folder for --out"
             )
         if known is None:
-            write_whole(marker, json.dumps(facts))
+            write_text(marker, json.dumps(facts))
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -88,32 +76,31 @@ def claim_folder(out: Path, name: str, facts: Mapping[str, Any]) -> Iterator[Non
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another process is writing there; wait for it, or choose another --out") from None
-        for left_over in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):  # of a run that was killed
-            left_over.unlink(missing_ok=True)
+        for folder in (out, *filter(Path.is_dir, out.iterdir())):
+            remove_partials(folder)  # of a run that was killed
         yield
 
 
 def index_facts(index: ClipIndex, where: Where) -> dict[str, Any]:
-    """What decides which rows are meant, whatever the place of the index."""
+    """Note what decides which rows are meant, whatever the place of the index."""
     digest = hashlib.sha256()
     with index.path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-    return {"index of sha256": digest.hexdigest(), "where": {name: list(values) for name, values in where.items()}}
+    return {"index of sha256": digest.hexdigest(), "where": dict(where)}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """All at once or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def closing_lines(
+    index: ClipIndex, copied: str, word: str, failed: Sequence[tuple[str, str]], unusable: Counter[str]
+) -> str:
+    """Say what a command copied, and what it did not.
 
-
-def first_of(names: Sequence[str]) -> str:
-    """The first names, escaped where they hold what would break a line."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:_NUM_NAMED]]
-    return ", ".join(shown) + (", ..." if len(names) > _NUM_NAMED else "")
-
-
-def counts(reasons: Counter[str]) -> str:
-    return ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common())
+    failed: (uri, reason) of what was not copied, as `word` puts it.
+    """
+    lines = [copied]
+    if failed:
+        reasons = counted(Counter(reason for _, reason in failed))
+        lines.append(f"{word}: {len(failed)}: {reasons} ({first([uri for uri, _ in failed])})")
+    if unusable:
+        lines.append(f"not usable in {index.path}: {unusable.total()}: {counted(unusable)}")
+    return "\n".join(lines)

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from data_prep.random_access import Samples, mean_differences
-from data_prep.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import DecodeError, Media, av_library, open_video, upright
+from data_prep.scanning.random_access import Samples, mean_differences
+from data_prep.scanning.scenes import Frames, SceneDetector, rate
+from vjepa.data.decode import Media, av_library, open_video, upright
+from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
@@ -22,8 +23,8 @@ _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted,
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one pass over a video found.
+class Measurement:
+    """Hold what one pass over a video found.
 
     columns: codec, bit_depth, rotation and sample_aspect, as in the clip index.
     in_order: whether every timestamp is there and later than the one before, so that random access can be right.
@@ -39,7 +40,7 @@ class Measured:
 
 def measure(
     media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]
-) -> Measured:
+) -> Measurement:
     """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
@@ -67,10 +68,10 @@ def measure(
 
 
 class _Meter:
-    """Takes the frames of a video, one after the other."""
+    """Measure the frames of a video, one after the other."""
 
     def __init__(self, stream: Any, frame: Any, scene_threshold: float | None) -> None:
-        """frame: the first one, which tells what holds for all."""
+        """Take the first frame, which tells what holds for all."""
         aspect = float(stream.sample_aspect_ratio or 1)
         self.rotation, self.aspect = round(frame.rotation / 90) * 90 % 360, aspect if 0.1 < aspect < 10 else 1.0
         self.columns = {
@@ -91,7 +92,7 @@ class _Meter:
         self._to_upright, self._to_small = reformatters.VideoReformatter(), reformatters.VideoReformatter()
 
     def add(self, i: int, frame: Any) -> None:
-        """Frame number `i`. Nothing of it is taken where a library cannot convert it, and raises."""
+        """Take frame number `i`, or nothing of it where a library cannot convert it, and raises."""
         small, before = self._shrink(frame), self._small
         if (frame.width, frame.height) != self._stored_px:
             height, width, _ = self._upright(frame).shape
@@ -107,7 +108,7 @@ class _Meter:
         self._small = small
         self.seconds.append(frame.time if frame.time is not None and math.isfinite(frame.time) else math.nan)
 
-    def result(self, header_fps: float, stopped: bool) -> Measured:
+    def result(self, header_fps: float, stopped: bool) -> Measurement:
         self.samples.end()
         seconds = np.array(self.seconds)
         times = true_times(seconds, header_fps)
@@ -123,13 +124,13 @@ class _Meter:
             scene_starts=self._scenes.starts if self._scenes else [],
         )
         in_order = bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any())
-        return Measured(frames, self.columns, self.samples, in_order, None if stopped else len(times))
+        return Measurement(frames, self.columns, self.samples, in_order, None if stopped else len(times))
 
     def _upright(self, frame: Any) -> np.ndarray:
         return upright(self._to_upright, frame, self.rotation, self.aspect)
 
     def _shrink(self, frame: Any) -> np.ndarray:
-        """uint8 [h, w, 3], as it is stored; of one size, also where the size of the frames changes."""
+        """Give uint8 [h, w, 3], as it is stored; of one size, also where the size of the frames changes."""
         width, height = self._small_px
         picture: np.ndarray = self._to_small.reformat(
             frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
@@ -138,8 +139,7 @@ class _Meter:
 
 
 def true_times(seconds: np.ndarray, header_fps: float) -> np.ndarray:
-    """When each frame comes on screen: float64 [n], ascending, in the order of decoding; from float64 [n], nan: no
-    timestamp.
+    """Tell when each frame comes on screen: float64 [n], ascending, from timestamps float64 [n], nan where missing.
 
     Timestamps that run backwards belong to frames in the right order (packed B-frames), so the instants are sorted
     and the frames are not. Where a timestamp is missing, the rate of the header is all there is.

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from vjepa.data.decode import plain
+from data_prep.listing.entry import MEDIA_EXTENSIONS
+from data_prep.listing.places import file_system, is_address
+from vjepa.data.media import plain
+from vjepa.files import whole_file
 
 CHANGED: Final = "changed since its scan"
 _BLOCK_BYTES: Final = 1 << 22
@@ -26,12 +28,11 @@ _MAGIC: Final = {
 
 @dataclass(frozen=True)
 class Member:
-    """A file that goes into a shard.
+    """Name a file that goes into a shard.
 
     key: name in the shard, without extension, of letters, digits and dashes. uri: absolute path or fsspec address.
     offset: where it starts in `uri`; None: it is the whole file. num_bytes, content_hash: what the scan found (None:
-    not known).
-    facts: what the JSON beside it says.
+    not known). facts: what the JSON beside it says.
     """
 
     key: str
@@ -44,38 +45,32 @@ class Member:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the bytes of a member lie in its shard."""
+    """Say where the bytes of a member lie in its shard."""
 
     offset: int
     length: int
 
 
 class SourceError(Exception):
-    """A file cannot be copied. The message says why, in plain words."""
+    """Report a file that cannot be copied. The message says why, in plain words."""
 
 
 def write_shard(path: Path, members: Sequence[Member]) -> dict[str, Place | str]:
-    """Write the shard, whole or not at all, unless it is there already; by key, where a member lies, or why it was left
-    out.
+    """Write the shard, whole or not at all, unless it is there already.
 
-    Raises OSError where the shard cannot be written.
+    Gives by key where a member lies, or why it was left out. Raises OSError where the shard cannot be written.
     """
     places = read_places(path) if path.is_file() else {}
     if all(member.key in places for member in members):
         return dict(places)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as tar:
-            found = {member.key: _append_whole(tar, member) for member in members}
-            tar.write(_END)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("w+b") as tar:
+        found = {member.key: _append_whole(tar, member) for member in members}
+        tar.write(_END)
     return found
 
 
 def read_places(path: Path) -> dict[str, Place]:
-    """Where each file of a shard lies, by key; none where the file is no tar."""
+    """Read where each file of a shard lies, by key; none where the file is no tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             return {
@@ -116,7 +111,10 @@ def _append(tar: BinaryIO, member: Member) -> Place:
 
 
 def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
-    """Exactly `num_bytes`. Raises SourceError where there are fewer, or more in a file that is meant as a whole."""
+    """Yield exactly `num_bytes`.
+
+    Raises SourceError where there are fewer, or more in a file that is meant as a whole.
+    """
     try:
         with _open(member.uri) as file:
             file.seek(member.offset or 0)
@@ -134,24 +132,22 @@ def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
 
 
 def _open(uri: str) -> Any:
-    if "://" not in uri:
+    if not is_address(uri):
         return open(uri, "rb")
-    from fsspec.core import url_to_fs
-
-    system, path = url_to_fs(uri)
-    return system.open(path, "rb", block_size=_BLOCK_BYTES)
+    files, path = file_system(uri)
+    return files.open(path, "rb", block_size=_BLOCK_BYTES)
 
 
 def _extension(uri: str, first: bytes) -> str:
-    """Of the name where it is a known one, else by the first bytes."""
+    """Take the extension of the name where it is a known one, else by the first bytes."""
     extension = os.path.splitext(uri)[1].lower()
-    if extension in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+    if extension in MEDIA_EXTENSIONS:
         return extension
     return next((known for (place, magic), known in _MAGIC.items() if first[place:].startswith(magic)), ".bin")
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """No time and no owner. GNU format, because a file may be larger than 8 GiB."""
+    """Make the header of a member, without time and owner; GNU format, because a file may be larger than 8 GiB."""
     entry = tarfile.TarInfo(name)
     entry.size = num_bytes
     return entry.tobuf(tarfile.GNU_FORMAT)

@@ -14,7 +14,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import IO, Any, Final
+
+from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from vjepa.errors import UserError
 
@@ -26,7 +31,7 @@ _DEEP: Final = "**"
 
 @dataclass(frozen=True)
 class Files:
-    """Files that are not hidden, by name, sorted; `unreadable`: folders that could not be looked into."""
+    """List files that are not hidden, by name, sorted; `unreadable`: folders that could not be looked into."""
 
     root: str
     names: list[str]
@@ -38,7 +43,7 @@ def is_address(place: str) -> bool:
 
 
 def absolute(place: str) -> str:
-    """An absolute path without a slash at its end, or the address that it is; file:///x is the path /x."""
+    """Give an absolute path without a slash at its end, or the address that it is; file:///x is the path /x."""
     protocol, separator, path = place.partition("://")
     if separator and protocol not in _LOCAL_PROTOCOLS:
         return place
@@ -46,7 +51,7 @@ def absolute(place: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """The place of `name` as somebody in `folder` would write it: relative, absolute, or an address."""
+    """Give the place of `name` as somebody in `folder` would write it: relative, absolute, or an address."""
     if is_address(name) or name.startswith("/") or not is_address(folder):
         return absolute(name if is_address(name) else os.path.join(folder, name))
     while name.startswith("../"):
@@ -67,7 +72,7 @@ def base_name(place: str) -> str:
 
 
 def suffix(place: str) -> str:
-    """The extension in lower case, with its dot. What follows a ? in an address of the web is no part of it."""
+    """Give the extension in lower case, with its dot; what follows a ? in an address of the web is no part of it."""
     name = base_name(place)
     return os.path.splitext(name.partition("?")[0] if place.startswith("http") else name)[1].lower()
 
@@ -77,7 +82,7 @@ def has_pattern(place: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a message of one line, whatever bytes it has."""
+    """Write a name as it can stand in a message of one line, whatever bytes it has."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
@@ -87,7 +92,7 @@ def first(names: Sequence[str]) -> str:
 
 @contextmanager
 def reaching(place: str) -> Iterator[None]:
-    """What goes wrong with files inside of it is a UserError about `place`."""
+    """Turn what goes wrong with files inside of it into a UserError about `place`."""
     try:
         yield
     except UserError:
@@ -107,27 +112,62 @@ def reaching(place: str) -> Iterator[None]:
         ) from None
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """Hold size and change of a file, as the index keeps them; None where the storage does not tell."""
+
+    file_bytes: int | None
+    modified_ns: int | None
+
+
+def file_facts(place: str) -> FileFacts:
+    """Ask for the facts of a file, of a shard as a whole. Raises OSError, or what the storage raises."""
+    if not is_address(place):
+        facts = Path(place).stat()
+        return FileFacts(facts.st_size, facts.st_mtime_ns)
+    files, path = file_system(place)
+    info = files.info(path)
+    keys = ("mtime", "LastModified", "last_modified", "updated", "created")
+    changed = next((info[key] for key in keys if info.get(key)), None)
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
+    return FileFacts(info.get("size"), int(changed * 1e9) if isinstance(changed, int | float) else None)
+
+
+def bytes_at_hand(place: str, length: int | None) -> int:
+    """Tell the size of a local file, or `length` where it is part of one; 0 for storage that may be slow to answer."""
+    if length is not None or is_address(place):
+        return length or 0
+    try:
+        return os.stat(place).st_size
+    except (OSError, ValueError):  # ValueError: a null byte in a name
+        return 0
+
+
 def exists(place: str) -> bool:
     if not is_address(place):
         return os.path.exists(place)
     with reaching(place):
-        files, path = _file_system(place)
+        files, path = file_system(place)
         return bool(files.exists(path))
 
 
 def open_bytes(place: str) -> IO[bytes]:
-    """Raises UserError where it cannot be opened."""
+    """Open a place for reading. Raises UserError where it cannot be opened."""
     with reaching(place):
         if not is_address(place):
             return open(place, "rb")
-        files, path = _file_system(place)
+        files, path = file_system(place)
         opened: IO[bytes] = files.open(path, "rb", block_size=_BLOCK_BYTES)
         return opened
 
 
 @contextmanager
 def open_text(place: str) -> Iterator[IO[str]]:
-    """UTF-8, a byte order mark dropped. Other bytes, as paths may have, come through as Python has them in paths."""
+    """Open a place as UTF-8, a byte order mark dropped.
+
+    Other bytes, as paths may have, come through as Python has them in paths.
+    """
     with (
         open_bytes(place) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
@@ -141,7 +181,10 @@ def read_text(place: str) -> str:
 
 
 def folder_files(root: str) -> Files:
-    """Files in any depth. Links to folders are followed, each folder once. Raises UserError where it is no folder."""
+    """List the files of a folder in any depth. Links to folders are followed, each folder once.
+
+    Raises UserError where it is no folder.
+    """
     if is_address(root):
         return _remote_files(root)
     if not os.path.isdir(root):
@@ -153,14 +196,18 @@ def folder_files(root: str) -> Files:
 
 
 def matching_files(pattern: str) -> Files:
-    """Files that match `*`, `?`, `[ab]`, and `**` for any depth. The root is the last folder before the
-    first of them.
+    """List the files that match `*`, `?`, `[ab]`, and `**` for any depth.
+
+    The root is the last folder before the first of them.
     """
     return _remote_matches(pattern) if is_address(pattern) else _local_matches(pattern)
 
 
 def _walk(root: str) -> tuple[list[str], list[str]]:
-    """Names of files, and folders that cannot be read. A folder that a link leads to as well goes by its own name."""
+    """List names of files, and folders that cannot be read.
+
+    A folder that a link leads to as well goes by its own name.
+    """
     names: list[str] = []
     unreadable: list[str] = []
     seen: set[str] = set()
@@ -200,8 +247,6 @@ def _local_matches(pattern: str) -> Files:
 
 
 def _compiled(tail: str, pattern: str) -> re.Pattern[str]:
-    from fsspec.utils import glob_translate
-
     try:
         return re.compile(glob_translate(tail))
     except ValueError as error:
@@ -210,7 +255,7 @@ def _compiled(tail: str, pattern: str) -> re.Pattern[str]:
 
 def _remote_files(root: str) -> Files:
     with reaching(root):
-        files, path = _file_system(root)
+        files, path = file_system(root)
         names = _visible(files.find(path), path)
     if not names:
         raise UserError(
@@ -226,9 +271,9 @@ def _remote_matches(pattern: str) -> Files:
     start = next(number for number, part in enumerate(parts) if has_pattern(part))
     root = f"{protocol}://{'/'.join(parts[:start])}{outer}"
     with reaching(pattern):
-        files, inner = _file_system(pattern)
+        files, inner = file_system(pattern)
         found = [name for name, facts in files.glob(inner, detail=True).items() if facts["type"] != "directory"]
-        return Files(root, _visible(found, _file_system(root)[1]))
+        return Files(root, _visible(found, file_system(root)[1]))
 
 
 def _visible(paths: Sequence[str], root: str) -> list[str]:
@@ -236,16 +281,16 @@ def _visible(paths: Sequence[str], root: str) -> list[str]:
     return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
 
 
-def _file_system(place: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
+def file_system(place: str) -> tuple[Any, str]:
+    """Give the fsspec file system of an address, and the path of the address in it."""
     files, path = url_to_fs(place)
     return files, path
 
 
 def _split(address: str) -> tuple[str, str, str]:
-    """Protocol, path, and what a chained address (zip://videos::s3://bucket/x.zip) has around the first link with a
-    path.
+    """Split an address into protocol, path, and what stands around it in a chain (zip://videos::s3://bucket/x.zip).
+
+    The path is that of the first link that has one.
     """
     links = address.split("::")
     place = next(number for number, link in enumerate(links) if "://" in link)

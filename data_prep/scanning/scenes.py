@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from vjepa.data.decode import DecodeError
-
-if TYPE_CHECKING:
-    from data_prep.scan import ScanOptions
+from data_prep.scanning.options import ScanOptions
+from vjepa.data.media import DecodeError
 
 BLACK_BELOW: Final = 0.04  # mean level of a frame, as a share of white: 10 of 255
 FROZEN_BELOW: Final = 0.001  # mean change to a frame, as a share of white: that of FFmpeg's freezedetect, -60 dB
@@ -26,7 +24,7 @@ _NOMINAL_FPS: Final = 25.0  # PySceneDetect wants some rate; frames are counted,
 
 @dataclass(frozen=True)
 class Frames:
-    """What decoding in order found out about the n frames of a video, n >= 1."""
+    """Hold what decoding in order found out about the n frames of a video, n >= 1."""
 
     times_s: np.ndarray  # float64 [n], ascending
     end_s: float  # when the last frame leaves the screen
@@ -39,17 +37,17 @@ class Frames:
 
 
 class SceneDetector:
-    """PySceneDetect's ContentDetector, which is given small pictures one after the other and keeps none."""
+    """Run PySceneDetect's ContentDetector on small pictures, one after the other; none is kept."""
 
     def __init__(self, threshold: float) -> None:
-        from scenedetect import ContentDetector, FrameTimecode
+        from scenedetect import ContentDetector, FrameTimecode  # here: an extra of its own, and OpenCV takes a second
 
         self._detector = ContentDetector(threshold=threshold, min_scene_len=_MIN_SCENE_FRAMES)
         self._timecode = FrameTimecode
         self.starts: list[int] = []
 
     def add(self, i: int, picture: np.ndarray) -> None:
-        """The next frame: uint8 [h, w, 3] RGB, always of the same size."""
+        """Take the next frame: uint8 [h, w, 3] RGB, always of the same size."""
         cuts = self._detector.process_frame(self._timecode(i, _NOMINAL_FPS), np.ascontiguousarray(picture[..., ::-1]))
         self.starts += [cut.frame_num for cut in cuts]
 
@@ -57,8 +55,9 @@ class SceneDetector:
 def cut(
     frames: Frames, options: ScanOptions, start_s: float | None = None, end_s: float | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each clip of the part from `start_s` to `end_s`, in order. Raises DecodeError where the part has no
-    frame.
+    """Cut the part from `start_s` to `end_s` into clips, in order: one row each.
+
+    Raises DecodeError where the part has no frame.
     """
     first, end = _part(frames, start_s, end_s)
     inner = {start for start, _, _ in frames.sizes} | set(frames.scene_starts)
@@ -71,13 +70,16 @@ def cut(
 
 
 def rate(times: np.ndarray, fallback_fps: float) -> float:
-    """Mean frames per second of float64 [n] ascending times; `fallback_fps` where they do not tell."""
+    """Give the mean frames per second of float64 [n] ascending times; `fallback_fps` where they do not tell."""
     span_s = float(times[-1] - times[0])
     return (len(times) - 1) / span_s if span_s > 0 else fallback_fps
 
 
 def _part(frames: Frames, start_s: float | None, end_s: float | None) -> tuple[int, int]:
-    """The frames that come on screen from `start_s` on and before `end_s`: the first, and the one after the last."""
+    """Find the frames that come on screen from `start_s` on and before `end_s`: the first, and the one after the last.
+
+    Raises DecodeError where there is none.
+    """
     times = frames.times_s
     first = 0 if start_s is None else int(np.searchsorted(times, start_s - _EPS_S))
     end = len(times) if end_s is None else int(np.searchsorted(times, end_s - _EPS_S))
@@ -88,7 +90,7 @@ def _part(frames: Frames, start_s: float | None, end_s: float | None) -> tuple[i
 
 
 def _leaves_s(frames: Frames, i: int) -> float:
-    """When frame `i` leaves the screen; later than it came, also where the next has the same timestamp."""
+    """Tell when frame `i` leaves the screen: later than it came, also where the next has the same timestamp."""
     if i == len(frames.times_s) - 1:
         return frames.end_s
     comes_s, next_s = float(frames.times_s[i]), float(frames.times_s[i + 1])
@@ -96,13 +98,16 @@ def _leaves_s(frames: Frames, i: int) -> float:
 
 
 def _windows(frames: Frames, first: int, end: int, window_s: float) -> list[tuple[int, int]]:
-    """The stretch in windows from its first frame on; the last one is shorter, and windows without a frame are none."""
+    """Cut a stretch into windows from its first frame on.
+
+    The last window is shorter, and windows without a frame are none.
+    """
     numbers = np.floor((frames.times_s[first:end] - frames.times_s[first] + _EPS_S) / window_s)
     return list(pairwise([first, *(first + 1 + np.flatnonzero(np.diff(numbers))).tolist(), end]))
 
 
 def _equal_parts(frames: Frames, first: int, end: int, max_s: float) -> list[tuple[int, int]]:
-    """The stretch in as few windows of one length as keep to `max_s`."""
+    """Cut a stretch into as few windows of one length as keep to `max_s`."""
     length_s = _leaves_s(frames, end - 1) - float(frames.times_s[first])
     return _windows(frames, first, end, length_s / max(1.0, np.ceil((length_s - _EPS_S) / max_s)))
 
@@ -127,7 +132,7 @@ def _row(frames: Frames, options: ScanOptions, first: int, end: int) -> dict[str
 
 
 def filter_status(row: dict[str, Any], options: ScanOptions) -> str:
-    """ "ok", or why the clip is left out. A single frame has no motion, and is not left out for it."""
+    """Give "ok", or say why the clip is left out. A single frame has no motion, and is not left out for it."""
     motion, frozen = row["motion_ratio"], row["frozen_ratio"]
     if row["end_s"] - row["start_s"] < options.min_s - _RATE_TOLERANCE_S:
         return f"filtered: shorter than {options.min_s:g} s"

@@ -7,69 +7,44 @@ nothing is left.
 
 from __future__ import annotations
 
-import json
 import os
-import posixpath
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Final
 
-from data_prep import places
-from data_prep.layouts import LAYOUTS, Tree, annotate
-from data_prep.manifests import plain_path, read_labels, read_manifest, text_columns
-from data_prep.places import first, shown
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from data_prep.listing import places
+from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
+from data_prep.listing.layouts import LAYOUTS, Tree, annotate
+from data_prep.listing.manifests import plain_path, read_labels, read_manifest
+from data_prep.listing.places import first, shown
+from data_prep.listing.tar_members import list_members
 from vjepa.errors import UserError
 
-MEDIA_EXTENSIONS: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 MANIFEST_EXTENSIONS: Final = (".csv", ".txt", ".jsonl", ".parquet")
 LAYOUT_NAMES: Final = ("auto", *LAYOUTS)
 
 _TAR: Final = ".tar"
 _LABELS_NAME: Final = "labels.csv"
-_COMPANIONS: Final = ("json", "cls", "txt")  # of a WebDataset sample: columns, label, and text that describes it
-_COMPANION_BYTES: Final = 1 << 20
 _NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place: each question is a request
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One video or image to scan.
-
-    uri: absolute local path or fsspec address. name: relative to its source, which is what labels and messages call it.
-    offset, length: bytes, where it is a member of a tar shard. start_s, end_s: the part that is meant, where a manifest
-    says so.
-    columns: label, split, group and any other text.
-    """
-
-    uri: str
-    name: str
-    offset: int | None = None
-    length: int | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    columns: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """notes: one line each about files left out, labels without a file, and the like."""
+    """Hold what was found; notes: one line each about files left out, labels without a file, and the like."""
 
     entries: list[Entry]
     notes: list[str]
 
 
 def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | None = None) -> Listing:
-    """Every video and image of `sources`, in their order, sorted within each; a manifest and a shard keep their own
-    order.
+    """List every video and image of `sources`, in their order, and what they are labelled.
 
     A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
-    tar shards (train-*.tar), on disk or at an fsspec address. layout: one of LAYOUT_NAMES; "auto" knows the data sets
-    with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative to the
-    source (or an absolute path); its columns stand above those of layouts and manifests. Raises UserError where nothing
-    can be listed.
+    tar shards (train-*.tar), on disk or at an fsspec address. Files are sorted within a source; manifests and shards
+    keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the data sets with annotation files, and takes no
+    label from folders. labels: CSV whose first column is a name relative to the source (or an absolute path); its
+    columns stand above those of layouts and manifests. Raises UserError where nothing can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
@@ -97,8 +72,9 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
 
 @dataclass(frozen=True)
 class _Found:
-    """What one source has. others: files that are neither video nor image; empty: what to say where there is
-    no entry.
+    """Hold what one source has.
+
+    others: files that are neither video nor image. empty: what to say where there is no entry.
     """
 
     root: str
@@ -152,38 +128,28 @@ def _in_pattern(pattern: str) -> _Found:
 
 
 def _media(files: places.Files, empty: str) -> _Found:
-    entries, others = [], []
+    entries, others, root = [], [], files.root
     for name in files.names:
         if places.suffix(name) in MEDIA_EXTENSIONS:
-            entries.append(
-                Entry(
-                    places.join(files.root, name)
-                    if places.is_address(files.root)
-                    else f"{files.root.rstrip('/')}/{name}",
-                    name,
-                )
-            )
+            uri = places.join(root, name) if places.is_address(root) else f"{root.rstrip('/')}/{name}"
+            entries.append(Entry(uri, name))
         else:
             others.append(name)
-    notes = (
-        [f"{shown(files.root)}: folders that cannot be read: {len(files.unreadable)} ({first(files.unreadable)})"]
-        if files.unreadable
-        else []
-    )
+    notes, closed = [], files.unreadable
+    if closed:
+        notes.append(f"{shown(root)}: folders that cannot be read: {len(closed)} ({first(closed)})")
     if any(name.endswith(_TAR) for name in others):
-        notes.append(
-            f"{shown(files.root)}: has {_TAR} files; to take what is in them, give {shown(files.root)}/**/*{_TAR}"
-        )
-    return _Found(files.root, entries, others, notes, empty)
+        notes.append(f"{shown(root)}: has {_TAR} files; to take what is in them, give {shown(root)}/**/*{_TAR}")
+    return _Found(root, entries, others, notes, empty)
 
 
 def _inside(root: str, names: Sequence[str], kind: str) -> _Found:
-    """What manifests name and shards hold."""
+    """List what manifests name and shards hold."""
     entries: list[Entry] = []
     notes: list[str] = []
     for name in names:
         place = places.join(root, name)
-        entries += _members(place, name, notes) if kind == _TAR else _named(place, notes)
+        entries += list_members(place, name, notes) if kind == _TAR else _named(place, notes)
     return _Found(root, entries, [], notes, "holds no video or image" if kind == _TAR else "names no file")
 
 
@@ -213,8 +179,9 @@ def _named(manifest: str, notes: list[str]) -> list[Entry]:
 
 
 def _check_exists(manifest: str, folder: str, entries: Sequence[Entry]) -> None:
-    """A file that is missing gets its reason when it is scanned. Where all are, the paths are meant from somewhere
-    else.
+    """Raise UserError where all files are missing: their paths are meant from somewhere else.
+
+    A single file that is missing gets its reason when it is scanned.
     """
     near = (entry.uri for entry in entries if not places.is_address(entry.uri))
     far = islice((entry.uri for entry in entries if places.is_address(entry.uri)), _NUM_ASKED)
@@ -224,89 +191,6 @@ def _check_exists(manifest: str, folder: str, entries: Sequence[Entry]) -> None:
             f"{shown(manifest)}: no file that it names exists: {missing}; looked for in {shown(folder)}; "
             "write paths from there, or absolute ones"
         )
-
-
-def _members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
-    """Videos and images in a tar file by where their bytes lie, with what their WebDataset companions say. Nothing is
-    extracted.
-    """
-    entries: dict[str, tuple[str, Entry]] = {}
-    companions: dict[str, dict[str, str | None]] = {}
-    left_out: dict[str, list[str]] = {}
-    ignored: set[str] = set()
-    with places.open_bytes(shard) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in _headers(tar):
-                    name = posixpath.normpath(member.name)
-                    key, extension = _sample(name)
-                    if reason := _unusable(member) or ("named a second time" if name in entries else None):
-                        left_out.setdefault(reason, []).append(member.name)
-                    elif member.isdir() or any(part.startswith(".") for part in name.split("/")):
-                        continue
-                    elif places.suffix(name) in MEDIA_EXTENSIONS:
-                        entries[name] = key, Entry(shard, f"{shard_name}/{name}", member.offset_data, member.size)
-                    elif extension not in _COMPANIONS:
-                        left_out.setdefault("other extensions", []).append(member.name)
-                    elif (columns := _companion(tar, member, extension, ignored)) is None:
-                        left_out.setdefault("cannot be read as what they say of a video", []).append(member.name)
-                    else:
-                        companions.setdefault(key, {}).update(columns)
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            notes.append(
-                f"{shown(shard)}: not a whole tar file ({shown(str(error))}); members before the damage: {len(entries)}"
-            )
-    notes += [
-        f"{shown(shard)}: members left out, {reason}: {len(names)} ({first(names)})"
-        for reason, names in left_out.items()
-    ]
-    if ignored:
-        notes.append(
-            f"{shown(shard)}: columns that the index measures itself, ignored: {shown(', '.join(sorted(ignored)))}"
-        )
-    return [replace(entry, columns=companions[key]) if key in companions else entry for key, entry in entries.values()]
-
-
-def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    last = -1
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # else the headers of the whole shard stay in memory
-        if member.offset <= last or member.size < 0:
-            raise tarfile.ReadError(f"header of {shown(member.name)} points back")
-        last = member.offset
-        yield member
-
-
-def _unusable(member: tarfile.TarInfo) -> str | None:
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "pointing outside of the shard"
-    if not member.isreg() and not member.isdir():
-        return "links and devices"
-    return "stored with holes" if member.issparse() else None
-
-
-def _sample(name: str) -> tuple[str, str]:
-    """Key and extension as WebDataset has them: the base name is cut at its first dot."""
-    folder, base = posixpath.split(name)
-    stem, _, extension = base.partition(".")
-    return posixpath.join(folder, stem), extension.lower()
-
-
-def _companion(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, ignored: set[str]
-) -> dict[str, str | None] | None:
-    """None where it cannot be read."""
-    file = tar.extractfile(member) if member.size <= _COMPANION_BYTES else None
-    if file is None:
-        return None
-    try:
-        text = file.read().decode()
-        cells: Any = (
-            json.loads(text) if extension == "json" else {"label" if extension == "cls" else "text": text.strip()}
-        )
-    except (ValueError, RecursionError):
-        return None
-    return text_columns(cells, ignored) if isinstance(cells, dict) else None
 
 
 def _ignored(found: _Found, labels: str | None) -> list[str]:
@@ -319,7 +203,7 @@ def _ignored(found: _Found, labels: str | None) -> list[str]:
 
 
 def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | None]]) -> list[Entry]:
-    """What a manifest or a shard says of a file itself stands above the layout."""
+    """Add the columns of a layout; what a manifest or a shard says of a file itself stands above them."""
     if not columns:
         return entries
     said = ({name: value for name, value in entry.columns.items() if value is not None} for entry in entries)
@@ -329,7 +213,7 @@ def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | 
 
 
 def _storable(entries: list[Entry], notes: list[str]) -> list[Entry]:
-    """Parquet holds UTF-8 alone, so a name of other bytes could not be found again from the index."""
+    """Leave out names that are not UTF-8: Parquet holds nothing else, so they could not be found again."""
     kept = [entry for entry in entries if _is_utf8(entry.uri) and _is_utf8(entry.name)]
     if len(kept) < len(entries):
         names = [entry.name for entry in entries if not (_is_utf8(entry.uri) and _is_utf8(entry.name))]
@@ -353,7 +237,10 @@ def _once(entries: list[Entry], notes: list[str]) -> list[Entry]:
 def _with_labels(
     entries: list[Entry], table: Mapping[str, Mapping[str, str | None]], labels: str, notes: list[str]
 ) -> list[Entry]:
-    """Raises UserError where labels and files share none, and where one row is about files of two sources."""
+    """Add the columns of a CSV of labels.
+
+    Raises UserError where labels and files share none, and where one row is about files of two sources.
+    """
     used: dict[str, str] = {}
     labelled, without = [], []
     for entry in entries:
@@ -389,7 +276,7 @@ def _check_text(entries: Sequence[Entry]) -> None:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for what Python puts in place of other bytes."""
+    """Tell whether text can be stored; what Python puts in place of other bytes cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep.scan import ScanOptions
-from data_prep.scan_pool import ScanPool
-from data_prep.sources import Entry
+from data_prep.child import Child, work_off
+from data_prep.listing.entry import Entry
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scanner import new_scanner, scan_file
 from vjepa.errors import UserError
 
-Answers = Iterator[tuple[int, list[dict[str, Any]]]]
+NumberedRows = Generator[tuple[int, list[dict[str, Any]]]]
 _REASON_LENGTH: Final = 300  # of the messages of Ray, which have many lines
 _CONNECT_S: Final = 10.0  # for an address to answer; Ray itself goes on asking for minutes
 _MAX_RETRIES: Final = 2  # of a file whose machine was lost
@@ -28,26 +29,30 @@ LOST: Final = "the machine that scanned it was lost"
 
 @dataclass(frozen=True)
 class Work:
-    """What every engine needs. workers: files at a time; None: as many as there are cores."""
+    """Say how to scan. workers: files at a time; None: as many as there are cores."""
 
     options: ScanOptions
     deadline_s: float
     workers: int | None = None
 
 
-def scan_in_processes(entries: Iterable[Entry], work: Work) -> Answers:
-    """In child processes on this machine."""
-    pool = ScanPool(work.workers or os.cpu_count() or 1, work.options, work.deadline_s)
-    yield from enumerate(pool.scan(entries))
+def scan_in_processes(entries: Iterable[Entry], work: Work) -> NumberedRows:
+    """Scan in child processes on this machine."""
+
+    def scan(scanner: Child, task: tuple[int, Entry]) -> NumberedRows:
+        yield task[0], scan_file(scanner, task[1], work.options, work.deadline_s)
+
+    scanners = [new_scanner() for _ in range(work.workers or os.cpu_count() or 1)]
+    yield from work_off(enumerate(entries), scanners, scan)
 
 
-def scan_on_ray(entries: Iterable[Entry], work: Work) -> Answers:
-    """In actors of a Ray cluster, which must see the files under the same names.
+def scan_on_ray(entries: Iterable[Entry], work: Work) -> NumberedRows:
+    """Scan in actors of a Ray cluster, which must see the files under the same names.
 
     A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises
     UserError where none of the actors can start.
     """
-    import ray
+    import ray  # here: an extra of its own
 
     ours = not ray.is_initialized()
     if ours:
@@ -72,17 +77,19 @@ def _connect(ray: Any) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nothing answers at host:port, or at ray://host:port; other kinds of address are
-    left to Ray.
+    """Raise OSError where nothing answers at host:port, or at ray://host:port.
+
+    Other kinds of address are left to Ray.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
-def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Answers:
-    """The next file to whichever actor is free. An actor that still waits for a place gets none: a crowded cluster is
-    merely slower.
+def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> NumberedRows:
+    """Give the next file to whichever actor is free.
+
+    An actor that still waits for a place gets none: a crowded cluster is merely slower.
     """
     remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_MAX_RETRIES)(_Actor)
     actors = [remote.remote(work) for _ in range(work.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))]
@@ -116,7 +123,7 @@ def _rows(ray: Any, done: Any) -> list[dict[str, Any]]:
 
 
 def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
-    """Whether an actor has started. Raises UserError where it was the last that could have."""
+    """Tell whether an actor has started. Raises UserError where it was the last that could have."""
     try:
         ray.get(done)
     except ray.exceptions.RayError as error:
@@ -130,27 +137,26 @@ def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
 
 
 class _Actor:
-    """Scans one file after the other in a child that can be killed."""
+    """Scan one file after the other in a child that can be killed."""
 
     def __init__(self, work: Work) -> None:
-        self._pool = ScanPool(1, work.options, work.deadline_s)
-        self._pool.start()
+        self._work, self._scanner = work, new_scanner()
 
     def ready(self) -> None:
-        """Its answer shows that the actor has a place, and that this node can import what it needs."""
+        """Show by an answer that the actor has a place, and that this node can import what it needs."""
 
     def scan(self, entry: Entry) -> list[dict[str, Any]]:
-        return self._pool.scan_one(entry)
+        return scan_file(self._scanner, entry, self._work.options, self._work.deadline_s)
 
 
-ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], Answers]]] = {
+ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], NumberedRows]]] = {
     "processes": scan_in_processes,
     "ray": scan_on_ray,
 }
 
 
 def check_engine(name: str) -> None:
-    """Raises UserError for an unknown engine, or one that is not installed."""
+    """Raise UserError for an unknown engine, or one that is not installed."""
     if name not in ENGINES:
         raise UserError(f"engine {name}: no such engine; there are {', '.join(ENGINES)}")
     if name == "ray" and importlib.util.find_spec("ray") is None:

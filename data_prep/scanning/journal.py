@@ -12,31 +12,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from data_prep.places import shown
+from data_prep.listing.places import shown
 from vjepa.errors import UserError
 
 Rows = list[dict[str, Any]]
-Key = tuple[
-    str, int | None, int | None, float | None, float | None
-]  # uri, offset, length, start_s, end_s: what was scanned
+# what was scanned: uri, offset, length, start_s, end_s
+Key = tuple[str, int | None, int | None, float | None, float | None]
 _FIRST_LINE_LIMIT: Final = 1 << 16
 
 
-class Answer(NamedTuple):
+class JournalLine(NamedTuple):
     place: int  # in the journal, for `Journal.read`
     key: Key
     rows: Rows
 
 
 class Journal:
-    """An open journal; use as a context manager. The same `header` continues it, any other begins it anew. Without
-    answers nothing stays.
+    """Keep an open journal; use as a context manager.
 
+    The same `header` continues it, any other begins it anew. Without answers nothing stays.
     was_other: whether it held answers under another header, which are gone now.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Raises UserError where another process has it open, or it cannot be written."""
+        """Open or begin a journal. Raises UserError where another process has it open, or it cannot be written."""
         self.path = path
         self._first_line = _line(header)
         try:
@@ -79,10 +78,8 @@ class Journal:
         self._reader.close()
         self._sink.close()
 
-    def answers(self) -> Iterator[Answer]:
-        """Every answer so far. The first line that is not whole ends the journal, and is cut off with all that
-        follows.
-        """
+    def answers(self) -> Iterator[JournalLine]:
+        """Yield every answer so far. The first line that is not whole is cut off with all that follows."""
         place = len(self._first_line)
         self._reader.seek(place)
         while line := self._reader.readline():
@@ -91,7 +88,7 @@ class Journal:
                 self._cut(place)
                 return
             key, rows = answer
-            yield Answer(place, tuple(key), rows)
+            yield JournalLine(place, tuple(key), rows)
             place += len(line)
 
     def append(self, key: Key, rows: Rows) -> int:
@@ -99,7 +96,7 @@ class Journal:
         return self._write(_line([key, rows]))
 
     def read(self, place: int) -> Rows:
-        """The rows of the answer at `place`."""
+        """Read the rows of the answer at `place`."""
         self._reader.seek(place)
         rows: Rows = json.loads(self._reader.readline())[1]
         return rows
@@ -114,7 +111,7 @@ class Journal:
         self._reader = self.path.open("rb")
 
     def _write(self, line: bytes) -> int:
-        """Straight to the file, so that what was written survives the death of this process."""
+        """Write straight to the file, so that the line survives the death of this process."""
         place, rest = self._end, memoryview(line)
         try:
             while rest:
@@ -129,7 +126,7 @@ class Journal:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line says; None where it is not whole."""
+    """Parse a line; None where it is not whole."""
     try:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

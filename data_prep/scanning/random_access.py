@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import DecodeError, open_decord, open_media, read_frames, torchcodec_library
+from vjepa.data.decode import open_decord, read_frames, torchcodec_library
+from vjepa.data.media import DecodeError, open_media
 
 CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
 _NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours
@@ -23,14 +24,14 @@ _TIE: Final = 0.05  # levels; frames that are this alike cannot be told apart
 
 
 class Samples:
-    """Small copies of some frames and of their neighbours, taken while a file is decoded in order.
+    """Keep small copies of some frames and of their neighbours, while a file is decoded in order.
 
     Which ones is not known before the end: frames spread over the file, frames around keyframes, and the last ones.
     So the latest few pictures are at hand, and the choice is thinned out as the file goes on.
     """
 
     def __init__(self, picture: Callable[[Any], np.ndarray]) -> None:
-        """picture: PyAV frame -> uint8 [H, W, 3]; costly, and asked for few frames only."""
+        """Take a function from a frame of PyAV to uint8 [H, W, 3]; it is costly, and called for few frames only."""
         self._picture = picture
         self._latest: deque[tuple[int, Any]] = deque(maxlen=_NEIGHBOURS + 1)
         self._until = -1
@@ -38,7 +39,7 @@ class Samples:
         self.spread, self.keyframes = Thinned(), Thinned()
 
     def add(self, i: int, frame: Any) -> None:
-        """Frame number `i`, in order."""
+        """Take frame number `i`, in order."""
         self._latest.append((i, frame))
         chosen = [self.spread.offer(i), bool(frame.key_frame) and self.keyframes.offer(i)]
         if any(chosen):
@@ -49,13 +50,14 @@ class Samples:
             self._keep(i, frame)
 
     def end(self) -> None:
-        """There are no more frames."""
+        """Keep the last frames; no more come."""
         self._keep_latest()
         self._latest.clear()
 
     def checks(self) -> Iterator[np.ndarray]:
-        """Frame numbers of the clips to read, each int64 [n] ascending; single frames among them where there are
-        several keyframes.
+        """Yield frame numbers of the clips to read, each int64 [n] ascending.
+
+        Single frames are among them where there are several keyframes.
         """
         last, keys = max(self.points), self.keyframes.kept
         spread, end = {*self.spread.kept, last}, set(range(max(0, last - _NEIGHBOURS), last + 1))
@@ -71,13 +73,13 @@ class Samples:
             yield np.array([single])
 
     def keyframe_checks(self) -> Iterator[np.ndarray]:
-        """Frame numbers of clips that start at a keyframe, as `checks`."""
+        """Yield frame numbers of clips that start at a keyframe, as `checks` does."""
         last, keys = max(self.points), self.keyframes.kept
         for key in keys[:: max(1, len(keys) // _NUM_RUNS)]:
             yield np.arange(key, min(key + _NEIGHBOURS, last) + 1)
 
     def is_frame(self, i: int, frame: np.ndarray) -> bool:
-        """Whether uint8 [H, W, 3] is frame `i`, and not a neighbour of it."""
+        """Tell whether uint8 [H, W, 3] is frame `i`, and not a neighbour of it."""
         points = small(frame)
         if points.shape != self.points[i].shape:
             return False  # another stream of the file, or rotated otherwise
@@ -105,14 +107,14 @@ class Samples:
 
 
 class Thinned:
-    """At most `_NUM_CENTRES` of any number of frames, evenly spread over those that were offered."""
+    """Keep at most `_NUM_CENTRES` of any number of frames, evenly spread over those that were offered."""
 
     def __init__(self) -> None:
         self.kept: list[int] = []
         self._offered, self._stride = 0, 1
 
     def offer(self, i: int) -> bool:
-        """Whether frame `i` is kept, for now."""
+        """Tell whether frame `i` is kept, for now."""
         chosen = self._offered % self._stride == 0
         self._offered += 1
         if chosen:
@@ -123,14 +125,15 @@ class Thinned:
 
 
 def small(picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [<= 64, <= 64, 3]: single pixels, so that it tells a frame from the next."""
+    """Thin out uint8 [H, W, 3] to [<= 64, <= 64, 3]: single pixels, so that they tell a frame from the next."""
     height, width, _ = picture.shape
     return picture[:: -(-height // 64), :: -(-width // 64)].copy()
 
 
 def mean_differences(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """uint8 [n, H, W, 3] and [H, W, 3] -> float64 [n]: the mean level by which each of them is away, without leaving
-    bytes on the way.
+    """Measure by how many levels each of uint8 [n, H, W, 3] is away from [H, W, 3], in the mean: float64 [n].
+
+    No wider type than bytes is needed on the way.
     """
     apart = np.maximum(pictures, picture)
     apart -= np.minimum(pictures, picture)
@@ -141,8 +144,7 @@ def mean_differences(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
 def exact_decoder(
     row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]
 ) -> str:
-    """The quickest decoder that reads every checked frame of `row` right; "pyav", which reads in order, where none
-    does.
+    """Find the quickest decoder that reads every checked frame of `row` right; else "pyav", which reads in order.
 
     num_total: frames of the file; None where it was not decoded up to its end.
     announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
@@ -154,7 +156,7 @@ def exact_decoder(
 
 
 def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: Callable[[str], None]) -> bool:
-    """Whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
+    """Tell whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
     try:
         announce(row.decoder)
         if row.decoder == "torchcodec" and torchcodec_library() is None:
@@ -174,8 +176,7 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
 def keyframe_decoder(
     row: IndexRow, samples: Samples, excluded: Collection[str], announce: Callable[[str], None]
 ) -> str | None:
-    """The decoder that is quicker than that of `row`, and exact, for clips that start at a keyframe; None where there
-    is none.
+    """Find a decoder that is quicker than that of `row`, and exact, for clips that start at a keyframe; None for none.
 
     decord goes through the packets of the whole file before it decodes any, and hands every frame from thread to
     thread: PyAV reads 16 of 61 frames from a keyframe of a film of 900 in four fifths of decord's time
@@ -187,7 +188,7 @@ def keyframe_decoder(
 
 
 def _reads(row: IndexRow, samples: Samples, checks: Iterator[np.ndarray], announce: Callable[[str], None]) -> bool:
-    """Whether the decoder of `row` gives the right frames of every check."""
+    """Tell whether the decoder of `row` gives the right frames of every check."""
     try:
         for ids in checks:
             announce(row.decoder)

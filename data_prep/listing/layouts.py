@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep import places
+from data_prep.listing.places import base_name, first, join, read_text, shown
 from vjepa.errors import UserError
 
 Columns = dict[str, str | None]
@@ -27,8 +27,9 @@ _SYNSET: Final = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a source. media: names of videos and images; others: names of the other files, annotations among
-    them.
+    """Hold the files of a source.
+
+    media: names of videos and images. others: names of the other files, annotations among them.
     """
 
     root: str
@@ -36,15 +37,15 @@ class Tree:
     others: Sequence[str]
 
     def find(self, pattern: str) -> list[str]:
-        """The other files whose name in lower case, without its folder, is `pattern` as a whole."""
+        """Find the other files whose name in lower case, without its folder, is `pattern` as a whole."""
         wanted = re.compile(pattern)
         return [name for name in self.others if wanted.fullmatch(posixpath.basename(name).lower())]
 
     def read_text(self, name: str) -> str:
-        return places.read_text(places.join(self.root, name))
+        return read_text(join(self.root, name))
 
     def read_json(self, name: str, kind: type) -> Any:
-        """`kind`: list or dict, which it must be."""
+        """Read a file that holds `kind`, list or dict. Raises UserError where it holds anything else."""
         try:
             value = json.loads(self.read_text(name))
         except (ValueError, RecursionError) as error:
@@ -54,7 +55,7 @@ class Tree:
         return value
 
     def read_table(self, name: str, columns: set[str]) -> list[dict[str, str]]:
-        """The rows of a CSV with a header; none where it lacks one of `columns`, so is a CSV of something else."""
+        """Read the rows of a CSV with a header; none where it lacks one of `columns`, so is a CSV of something else."""
         try:
             header, *lines = list(csv.reader(self.read_text(name).splitlines())) or [[]]
         except csv.Error as error:
@@ -66,15 +67,13 @@ class Tree:
         return [dict(zip(header, line, strict=True)) for line in lines if line]
 
     def error(self, name: str, what: str) -> UserError:
-        return UserError(
-            f"{places.shown(places.join(self.root, name))}: {places.shown(what)}; give the file as the data "
-            "set publishes it, or --layout flat"
-        )
+        remedy = "give the file as the data set publishes it, or --layout flat"
+        return UserError(f"{shown(join(self.root, name))}: {shown(what)}; {remedy}")
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """columns: of each file that has an annotation, by its name; notes: what did not match, one line each."""
+    """Hold the columns of each file that has an annotation, by its name, and notes on what did not match."""
 
     columns: Mapping[str, Columns]
     notes: list[str]
@@ -82,8 +81,11 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Layout:
-    """read: None where the annotation files are not there. files: what they are called, for messages.
-    sign: a file that gives the data set away to `auto`, as a pattern of its name in lower case."""
+    """Describe a published data set.
+
+    read: gives None where the annotation files are not there. files: what they are called, for messages. sign: a file
+    that gives the data set away to `auto`, as a pattern of its name in lower case.
+    """
 
     read: Callable[[Tree], Annotated | None]
     files: str
@@ -91,7 +93,7 @@ class Layout:
 
 
 def annotate(layout: str, tree: Tree) -> Annotated:
-    """What `layout` ("auto" or one of LAYOUTS) says about the files of `tree`.
+    """Ask `layout` ("auto" or one of LAYOUTS) about the files of `tree`.
 
     "auto" knows a data set by its annotation files; folders alone mean no label, as nothing tells classes from cameras
     or dates. Raises UserError for a layout without its annotation files, and for annotations that match no file.
@@ -100,11 +102,8 @@ def annotate(layout: str, tree: Tree) -> Annotated:
         return _recognise(tree)
     annotated = LAYOUTS[layout].read(tree)
     if annotated is None:
-        wanted = LAYOUTS[layout].files
-        raise UserError(
-            f"{places.shown(tree.root)}: layout {layout} found no {wanted} in it; give the folder that holds "
-            "them and the videos"
-        )
+        wanted, remedy = LAYOUTS[layout].files, "give the folder that holds them and the videos"
+        raise UserError(f"{shown(tree.root)}: layout {layout} found no {wanted} in it; {remedy}")
     return annotated
 
 
@@ -119,7 +118,7 @@ def _recognise(tree: Tree) -> Annotated:
             notes.append(f"looks like layout {name}, read without: {error}")
             continue
         if annotated:
-            return Annotated(annotated.columns, [f"{places.shown(tree.root)}: read as layout {name}", *annotated.notes])
+            return Annotated(annotated.columns, [f"{shown(tree.root)}: read as layout {name}", *annotated.notes])
     return Annotated({}, notes)
 
 
@@ -128,22 +127,21 @@ def _flat(tree: Tree) -> Annotated:
 
 
 def _imagefolder(tree: Tree) -> Annotated:
-    """Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source itself
-    included.
+    """Take labels and splits from folders.
+
+    Label: the folder that a file is in. Split: a folder above that is called train, val or test, the source included.
     """
     columns = {name: _of_folders(tree, name) for name in tree.media}
     unlabelled = [name for name, of_file in columns.items() if of_file["label"] is None]
     if len(unlabelled) == len(columns):
-        raise UserError(
-            f"{places.shown(tree.root)}: layout imagefolder found no class folder above "
-            f"{places.first(unlabelled)}; use layout flat"
-        )
+        lost = f"layout imagefolder found no class folder above {first(unlabelled)}"
+        raise UserError(f"{shown(tree.root)}: {lost}; use layout flat")
     return Annotated(columns, _notes(tree, unlabelled, []))
 
 
 def _of_folders(tree: Tree, name: str) -> Columns:
     *folders, _ = name.split("/")
-    split = _split_of([places.base_name(tree.root), *folders])
+    split = _split_of([base_name(tree.root), *folders])
     return {"label": folders[-1] if folders and folders[-1].lower() not in _SPLITS else None, "split": split}
 
 
@@ -152,8 +150,9 @@ def _split_of(folders: Sequence[str]) -> str | None:
 
 
 def _kinetics(tree: Tree) -> Annotated | None:
-    """label,youtube_id,time_start,time_end,split; files {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on
-    YouTube.
+    """Read CSV files of label,youtube_id,time_start,time_end,split.
+
+    Files are {youtube_id}_{start:06d}_{end:06d}.mp4. Group: the video on YouTube.
     """
     rows: dict[str, Columns] = {}
     for name in tree.find(_KINETICS_CSV):
@@ -161,19 +160,21 @@ def _kinetics(tree: Tree) -> Annotated | None:
             try:
                 start, end = round(float(line["time_start"])), round(float(line["time_end"]))
             except (ValueError, OverflowError):
-                raise tree.error(
-                    name, f"time_start and time_end of {line['youtube_id']} are not both numbers"
-                ) from None
+                wrong = f"time_start and time_end of {line['youtube_id']} are not both numbers"
+                raise tree.error(name, wrong) from None
             split = line.get("split") or posixpath.basename(name)
             rows[f"{line['youtube_id']}_{start:06d}_{end:06d}"] = {
                 "label": line.get("label") or None,
                 "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
             }  # fmt: skip
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _ssv2(tree: Tree) -> Annotated | None:
-    """Lists of {id, template}; a label is the template without its brackets, as in labels.json. Files {id}.webm."""
+    """Read lists of {id, template}; files are {id}.webm.
+
+    A label is the template without its brackets, as in labels.json.
+    """
     rows: dict[str, Columns] = {}
     class_ids = {
         label: str(number)
@@ -193,12 +194,13 @@ def _ssv2(tree: Tree) -> Annotated | None:
             if label and class_ids and label not in class_ids:
                 raise tree.error(name, f"template {label!r} of {item['id']} is not in labels.json")
             rows[str(item["id"])] = {"label": label, "split": split, "class_id": class_ids.get(label or "")}
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _ucf101(tree: Tree) -> Annotated | None:
-    """Lists of `Class/v_Class_g01_c01.avi [number]`. Split: list 01; the others are split_02, split_03. Group: class
-    and g01.
+    """Read lists of `Class/v_Class_g01_c01.avi [number]`.
+
+    Split: list 01; the others are split_02, split_03. Group: class and g01.
     """
     class_ids = dict(
         line.split()[::-1][:2]
@@ -216,12 +218,13 @@ def _ucf101(tree: Tree) -> Annotated | None:
                 _stem(file), {"label": label, "class_id": class_ids.get(label), "group": group[1] if group else None}
             )
             row[_split_column(number)] = kind
-    return _match(tree, rows) if rows else None
+    return _match(tree, rows)
 
 
 def _hmdb51(tree: Tree) -> Annotated | None:
-    """`class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test. Group: the film, which is what the file name
-    has before the class.
+    """Read `class_test_split1.txt` of `file.avi 0|1|2`: unused, train, test.
+
+    Group: the film, which is what the file name has before the class.
     """
     kinds = {"0": "unused", "1": "train", "2": "test"}
     rows: dict[str, Columns] = {}
@@ -234,16 +237,13 @@ def _hmdb51(tree: Tree) -> Annotated | None:
             film, found, _ = file.partition(f"_{label}_")
             row = rows.setdefault(f"{label}/{_stem(file)}", {"label": label, "group": film if found else None})
             row[_split_column(number.zfill(2))] = kinds[kind]
-    return (
-        _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}")
-        if rows
-        else None
-    )
+    return _match(tree, rows, lambda name: f"{posixpath.basename(posixpath.dirname(name))}/{_stem(name)}")
 
 
 def _diving48(tree: Tree) -> Annotated | None:
-    """Lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`. Group: the competition's
-    video.
+    """Read lists of {vid_name, label}; the vocabulary names the four parts of dive number `label`.
+
+    Group: the video of the competition.
     """
     lists = tree.find(r"diving48_v2_(train|test)\.json") or tree.find(r"diving48_(train|test)\.json")
     dives = [dive for name in tree.find(r"diving48_(v2_)?vocab\.json")[:1] for dive in tree.read_json(name, list)]
@@ -254,23 +254,19 @@ def _diving48(tree: Tree) -> Annotated | None:
         for item in _items(tree, name, "vid_name"):
             number = item.get("label")
             if not isinstance(number, int) or not 0 <= number < (len(vocabulary) or number + 1):
-                raise tree.error(
-                    name, f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary"
-                )
+                wrong = f"label {number!r} of {item['vid_name']} is no number of a dive of the vocabulary"
+                raise tree.error(name, wrong)
             label = vocabulary[number] if vocabulary else str(number)
             video = str(item["vid_name"])
-            rows[video] = {
-                "label": label,
-                "class_id": str(number),
-                "split": split,
-                "group": video.rpartition("_")[0] or None,
-            }
-    return _match(tree, rows) if rows else None
+            group = video.rpartition("_")[0] or None
+            rows[video] = {"label": label, "class_id": str(number), "split": split, "group": group}
+    return _match(tree, rows)
 
 
 def _imagenet(tree: Tree) -> Annotated | None:
-    """Label: the synset, of the folder or of LOC_val_solution.csv (names of classes are not unique: two are
-    `crane`).
+    """Take the synset for the label, of the folder or of LOC_val_solution.csv.
+
+    Names of classes are not unique: two are `crane`.
     """
     mapping = [
         line.split(" ", 1)
@@ -289,20 +285,13 @@ def _imagenet(tree: Tree) -> Annotated | None:
     columns: dict[str, Columns] = {}
     for name in tree.media:
         folders = name.split("/")[:-1]
-        synset = next((folder for folder in reversed(folders) if _SYNSET.fullmatch(folder)), None) or solution.get(
-            _stem(name)
-        )
+        synset = next(filter(_SYNSET.fullmatch, reversed(folders)), None) or solution.get(_stem(name))
         if synset:
-            columns[name] = {
-                "label": synset,
-                "split": _split_of([places.base_name(tree.root), *folders]),
-            } | classes.get(synset, {})
-    absent = solution.keys() - set(map(_stem, columns))
-    return (
-        Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], sorted(absent)))
-        if columns
-        else None
-    )
+            split = _split_of([base_name(tree.root), *folders])
+            columns[name] = {"label": synset, "split": split} | classes.get(synset, {})
+    absent = sorted(solution.keys() - set(map(_stem, columns)))
+    unannotated = [name for name in tree.media if name not in columns]
+    return Annotated(columns, _notes(tree, unannotated, absent)) if columns else None
 
 
 def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
@@ -312,29 +301,25 @@ def _items(tree: Tree, name: str, key: str) -> list[dict[str, Any]]:
     return items
 
 
-def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated:
-    """Annotations to files; `key` of a file's name is what its annotation goes by (default: the name without folder and
-    extension).
+def _match(tree: Tree, rows: Mapping[str, Columns], key: Callable[[str], str] | None = None) -> Annotated | None:
+    """Bring annotations to files; None where there are none.
+
+    key: what the annotation of a file goes by, from the name of the file (default: that without folder and extension).
     """
+    if not rows:
+        return None
     keys = {name: (key or _stem)(name) for name in tree.media}
     columns = {name: rows[place] for name, place in keys.items() if place in rows}
     absent = sorted(rows.keys() - set(keys.values()))
     if not columns:
-        files = places.first(list(tree.media))
-        raise UserError(
-            f"{places.shown(tree.root)}: no annotation is about a file in it: files {files}; annotations "
-            f"{places.first(absent)}; use layout flat"
-        )
+        lost = f"files {first(list(tree.media))}; annotations {first(absent)}"
+        raise UserError(f"{shown(tree.root)}: no annotation is about a file in it: {lost}; use layout flat")
     return Annotated(columns, _notes(tree, [name for name in tree.media if name not in columns], absent))
 
 
 def _notes(tree: Tree, unannotated: Sequence[str], absent: Sequence[str]) -> list[str]:
     counts = {"files without an annotation": unannotated, "annotations without a file": absent}
-    return [
-        f"{places.shown(tree.root)}: {what}: {len(names)} ({places.first(names)})"
-        for what, names in counts.items()
-        if names
-    ]
+    return [f"{shown(tree.root)}: {what}: {len(names)} ({first(names)})" for what, names in counts.items() if names]
 
 
 def _stem(name: str) -> str:

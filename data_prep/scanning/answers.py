@@ -17,10 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from data_prep.journal import Journal, Key, Rows
-from data_prep.places import reaching
-from data_prep.scan import file_facts
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.listing.places import file_facts, reaching
+from data_prep.scanning.journal import Journal, Key, Rows
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
 from vjepa.errors import UserError
 
@@ -33,7 +32,7 @@ _FILES_ASKED_AT_ONCE: Final = 4096
 
 @dataclass
 class Changes:
-    """Files of a new scan against those of the index before."""
+    """Count the files of a new scan against those of the index before."""
 
     same: int = 0
     same_unusable: int = 0  # of `same`
@@ -43,7 +42,7 @@ class Changes:
 
 
 class Answers:
-    """The answers for `entries`, of which each is another file or part of one."""
+    """Hold the answers for `entries`, of which each is another file or part of one."""
 
     def __init__(self, entries: Sequence[Entry], journal: Journal) -> None:
         self.entries = entries
@@ -57,7 +56,7 @@ class Answers:
         return self._journal.read(self._places[number])
 
     def missing(self) -> list[int]:
-        """Numbers of the entries that are still to be scanned."""
+        """List the numbers of the entries that are still to be scanned."""
         return [number for number, place in enumerate(self._places) if place < 0]
 
     def add(self, number: int, rows: Rows) -> None:
@@ -98,7 +97,10 @@ class Answers:
         return {key_of(entry): number for number, entry in enumerate(self.entries)}
 
     def repeated_hashes(self) -> set[int]:
-        """The `short_hash` that several files have: few, so that looking for duplicates takes little memory."""
+        """Find the `short_hash` that several files have.
+
+        They are few, so that looking for duplicates takes little memory.
+        """
         hashes, counts = np.unique(self._hashes[self._hashes > 0], return_counts=True)
         return set(hashes[counts > 1].tolist())
 
@@ -115,13 +117,19 @@ def is_unusable(status: str) -> bool:
     return status != "ok" and not is_filtered(status)
 
 
+def counted(reasons: Counter[str], at_most: int = 12) -> str:
+    """Write the commonest reasons with their counts."""
+    named = ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common(at_most))
+    return named + (", ..." if len(reasons) > at_most else "")
+
+
 def part_of(entry: Entry) -> str | None:
-    """What the column PART says of an entry."""
+    """Write what the column PART says of an entry."""
     return None if entry.start_s is None and entry.end_s is None else json.dumps([entry.start_s, entry.end_s])
 
 
 def file_states(entries: Sequence[Entry]) -> np.ndarray:
-    """Size in bytes and time of change in ns of the file of each entry, -1 where it is not known: int64 [n, 2]."""
+    """Ask for size in bytes and time of change in ns of the file of each entry: int64 [n, 2], -1: not known."""
     states = np.full((len(entries), 2), -1, np.int64)
     files = groupby(range(len(entries)), key=lambda number: entries[number].uri)  # members of a shard lie side by side
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -149,12 +157,12 @@ def _known(value: int | None) -> int:
 
 
 def short_hash(content_hash: str | None) -> int:
-    """The first 64 bits of a content hash; 0 where there is none."""
+    """Take the first 64 bits of a content hash; 0 where there is none."""
     return int(content_hash[:16], 16) if content_hash else 0
 
 
 def _files(index: ClipIndex) -> Iterator[tuple[Key, Rows]]:
-    """The rows of each file, which lie side by side, as they were scanned."""
+    """Yield the rows of each file, which lie side by side, as they were scanned."""
     folder = str(index.path.parent)
     for key, rows in groupby(index.records(), key=lambda row: _key_of_row(row, folder)):
         yield key, [{name: row[name] for name in _ANSWERED if row[name] is not None} for row in rows]

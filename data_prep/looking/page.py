@@ -1,4 +1,4 @@
-"""What `data_prep.describe` found, as text for a terminal and as one HTML page that needs no other file."""
+"""A description as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import base64
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from data_prep.looking.contact_sheet import Sheet
+from data_prep.looking.description import Description, Table, printable
 from vjepa.errors import UserError
 
-if TYPE_CHECKING:
-    from data_prep.contact_sheet import Sheet
-
-_NAME_LETTERS: Final = 60  # of the first column in the text; the page wraps
-_NUMBER: Final = re.compile(r"|[0-9][0-9.,e+-]*( ?(%|s|min|h|[KMGT]?i?B))?")
 _DOCTYPE: Final = "<!doctype html>"
 # The policy is a second wall behind the escaping: a page that holds names of strangers' files runs and loads nothing.
 _HEAD: Final = f"""{_DOCTYPE}
@@ -50,41 +46,8 @@ img {{ max-width: 100%%; height: auto; }}
 """
 
 
-@dataclass(frozen=True)
-class Table:
-    """One part of a description. A table without rows is not shown."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def is_number(self, column: int) -> bool:
-        """Whether each cell of a column is a number, with or without a unit, or empty: such columns are aligned on the
-        right.
-        """
-        return column > 0 and all(_NUMBER.fullmatch(row[column]) for row in self.rows)
-
-
-@dataclass(frozen=True)
-class Description:
-    """title: the index and the rows that are described. warnings: what to mend before training, one sentence each."""
-
-    title: str
-    warnings: tuple[str, ...]
-    tables: tuple[Table, ...]
-
-
-def text(description: Description) -> str:
-    """For a terminal; names of files cannot move its cursor."""
-    lines = [description.title, *(f"WARNING: {warning}" for warning in description.warnings)]
-    for table in description.tables:
-        lines += ["", table.title, *_aligned(table), *(f"  {note}" for note in table.notes)]
-    return "\n".join(printable(line) for line in lines)
-
-
 def page(description: Description, sheet: Sheet | None) -> str:
-    """One HTML page with everything inside; without `sheet` there are no pictures."""
+    """Write one HTML page with everything inside; without `sheet` there are no pictures."""
     title = escape(printable(description.title))
     parts = [_HEAD % title, f"<h1>{title}</h1>\n"]
     if description.warnings:
@@ -105,46 +68,11 @@ def page(description: Description, sheet: Sheet | None) -> str:
 
 
 def check_page(path: Path) -> None:
-    """Before the work is done. Raises UserError where a page cannot be written to `path`, or another kind of file is
-    there.
-    """
+    """Raise UserError, before the work is done, where a page cannot be written or another kind of file is there."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--html {path}: cannot be written; give a file name in a folder that exists")
     if path.exists() and not path.read_bytes()[: len(_DOCTYPE)].lower().startswith(_DOCTYPE.encode()):
         raise UserError(f"--html {path}: exists and is not an HTML page, so it is not replaced; choose another name")
-
-
-def write_page(path: Path, html: str) -> None:
-    """All at once, so that an interrupted command leaves the page that was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def shorten(words: str, num: int) -> str:
-    """At most `num` printable characters on one line; the middle goes."""
-    words = printable(words)
-    keep = (num - 3) // 2
-    return words if len(words) <= num else f"{words[:keep]}...{words[-keep:]}"
-
-
-def printable(words: str) -> str:
-    """The words with line breaks and other control characters written as in a Python string."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)
-
-
-def _aligned(table: Table) -> list[str]:
-    shown = [(shorten(row[0], _NAME_LETTERS), *map(printable, row[1:])) for row in (table.header, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    right = [table.is_number(column) for column in range(len(widths))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, right, strict=True)
-        )
-        for row in shown
-    ]
-    return [f"  {line}".rstrip() for line in lines]
 
 
 def _section(table: Table) -> str:

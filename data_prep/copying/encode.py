@@ -1,34 +1,35 @@
-"""Encode training-ready copies of the clips of one file. It runs in a child process that can be killed, because a
-decoder may hang or crash in native code.
+"""Encode training-ready copies of the clips of one file.
 
-`python -m data_prep.encode` is such a child: jobs on standard input, one JSON object a line each; its answers on
-standard
-output: {"alive": frames read} now and then, {"row": i, "columns": {...}} or {"row": i, "failed": reason} for each copy,
-{"end": true} for each job.
+A decoder may hang or crash in native code, so this belongs into a process that can be killed:
+`python -m data_prep.copying.encode` is the program that `data_prep.copying.transcode` asks. It says {"alive": frames
+read} now and then, and {"row": i, "columns": {...}} or {"row": i, "failed": reason} for each copy.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+from PIL import Image
 
-from data_prep.scan import ScanOptions, scan
+from data_prep.child import Message, Say, serve
+from data_prep.copying.job import CopyJob, CopyOptions
+from data_prep.listing.entry import Entry
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import DecodeError, av_library, open_video, plain, read_image
+from vjepa.data.decode import av_library, open_video, read_image
 from vjepa.data.frame_times import frame_ids_at
-from vjepa.data.media import open_media
+from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.files import whole_file
 
+_MEMORY_BYTES: Final = 8 << 30  # beside the decoder, x264 holds as many frames as it looks ahead
 _CLOCK: Final = 90_000  # ticks a second: exact for 24, 25, 30, 50, 60 fps and 30000/1001
 _EPS_S: Final = 1e-6
 _ALIVE_EVERY_S: Final = 1.0
@@ -38,45 +39,10 @@ _LIMITED_RANGE: Final = 1
 _ANY_TYPE: Final = 0
 
 
-@dataclass(frozen=True)
-class CopyOptions:
-    """What decides the bytes of a copy.
-
-    short_side_px: of a copy at most, even. fps: constant rate; 0: the times of the source. gop_frames: from one
-    keyframe to the next. crf: quality of x264, 0 (lossless) to 51.
-    """
-
-    short_side_px: int = 256
-    fps: float = 0.0
-    gop_frames: int = 16
-    crf: float = 23.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows of one and the same file, and where the copy of each goes."""
-
-    rows: list[IndexRow]
-    paths: list[str]
-    options: CopyOptions
-
-    def to_json(self) -> str:
-        rows = [asdict(row) | {"times_s": None if row.times_s is None else row.times_s.tolist()} for row in self.rows]
-        return json.dumps({"rows": rows, "paths": self.paths, "options": asdict(self.options)})
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        data = json.loads(text)
-        rows = [
-            IndexRow(**row | {"times_s": None if row["times_s"] is None else np.array(row["times_s"])})
-            for row in data["rows"]
-        ]
-        return cls(rows, data["paths"], CopyOptions(**data["options"]))
-
-
 def copy_size(width: int, height: int, short_side_px: int) -> tuple[int, int]:
-    """(width, height) of the copy of a video, px: even, the short side as wanted, never enlarged (save a side of 1 px,
-    to 2).
+    """Choose (width, height) of the copy of a video, px: even, the short side as wanted, never enlarged.
+
+    A side of 1 px alone is enlarged, to 2.
     """
     scale = min(1.0, short_side_px / min(width, height))
     return _even(width, scale), _even(height, scale)
@@ -87,8 +53,7 @@ def _even(side: int, scale: float) -> int:
 
 
 def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of the clip in the order in which the copy shows them, int64 [n], and when, float64 [n] in seconds from
-    its start.
+    """Order the frames of the clip as the copy shows them: int64 [n], and when: float64 [n] in seconds from its start.
 
     fps 0: every frame at its own time; else at a constant rate, each instant showing the frame on screen then.
     """
@@ -100,8 +65,8 @@ def timeline(row: IndexRow, fps: float) -> tuple[np.ndarray, np.ndarray]:
     return frame_ids_at(times, seconds), seconds
 
 
-def encode_copies(job: Job, alive: Callable[[int], None]) -> Iterator[tuple[IndexRow, str | None]]:
-    """Make every copy of a job; yields each row when it is done, with None or the reason why there is no copy.
+def encode_copies(job: CopyJob, alive: Callable[[int], None]) -> Iterator[tuple[IndexRow, str | None]]:
+    """Make every copy of a job; yield each row when it is done, with None or the reason why there is no copy.
 
     A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames
     read.
@@ -148,11 +113,11 @@ def _copy_video(copies: Sequence[_Copy], alive: Callable[[int], None]) -> Iterat
 
 
 class _Copy:
-    """One copy in the making: frames of the source go in, in order; it takes those that it shows."""
+    """Encode one copy: frames of the source go in, in order; it takes those that it shows."""
 
     def __init__(self, row: IndexRow, path: Path, options: CopyOptions) -> None:
         self.row, self.options = row, options
-        self._path, self._temporary = path, temporary_name(path)
+        self._path, self._files = path, ExitStack()
         self._ids, seconds = timeline(row, options.fps)
         self._ticks = _ascending(np.round(seconds * _CLOCK).astype(np.int64))
         end = round((len(seconds) / options.fps if options.fps else row.end_s - row.start_s) * _CLOCK)
@@ -168,7 +133,7 @@ class _Copy:
         return self._num_shown == len(self._ids)
 
     def add(self, frame: Any) -> None:
-        """The next frame of the source, from the first one of the clip on."""
+        """Take the next frame of the source, from the first one of the clip on."""
         times_shown = int(np.searchsorted(self._ids, self._num_seen, side="right")) - self._num_shown
         self._num_seen += 1
         if not times_shown:
@@ -194,7 +159,9 @@ class _Copy:
 
     def _open(self, matrix: int) -> None:
         options = self.options
-        self._output = av_library().open(str(self._temporary), "w", format="mp4", options={"movflags": "+faststart"})
+        partial = str(self._files.enter_context(whole_file(self._path)))
+        output = av_library().open(partial, "w", options={"movflags": "+faststart"})
+        self._output = self._files.enter_context(output)
         # The rate only guides x264; timestamps are those of the frames.
         rate = Fraction(options.fps or self.row.fps or 25.0).limit_denominator(1001)
         gop = str(options.gop_frames)
@@ -206,8 +173,9 @@ class _Copy:
         context.colorspace, context.color_range = matrix, _LIMITED_RANGE
 
     def _upright(self, frame: Any) -> Any:
-        """The frame at the size of the copy. Its colour matrix stays as it is, so that copy and source are read
-        alike.
+        """Bring a frame to the size of the copy, and upright.
+
+        Its colour matrix stays as it is, so that copy and source are read alike.
         """
         width, height = self._size[::-1] if self.row.rotation % 180 else self._size
         matrix = _ITU601 if frame.format.is_rgb else None
@@ -231,18 +199,18 @@ class _Copy:
             self._output.mux(packet)
 
     def finish(self) -> None:
-        """The file appears under its name, whole."""
+        """Let the file appear under its name, whole."""
         self._mux(self._stream.encode())
-        self._output.close()
-        self._output = None
-        os.replace(self._temporary, self._path)
+        self._files.close()
 
     def abandon(self) -> None:
         """Leave nothing of a copy that was not finished."""
-        if self._output is not None:
-            with suppress(av_library().error.FFmpegError, OSError):  # it may be closed because the disk is full
-                self._output.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(_Abandoned, av_library().error.FFmpegError, OSError), self._files:
+            raise _Abandoned  # to what writes the file; closing it may fail besides, where the disk is full
+
+
+class _Abandoned(Exception):
+    """Tell that a copy is not to be finished."""
 
 
 def _open(row: IndexRow) -> str | BinaryIO:
@@ -250,7 +218,7 @@ def _open(row: IndexRow) -> str | BinaryIO:
 
 
 def _turned(picture: Any, quarters: int) -> Any:
-    """A yuv420p picture of even sides after quarter turns, counter-clockwise."""
+    """Turn a yuv420p picture of even sides by quarter turns, counter-clockwise."""
     width, height = picture.width, picture.height
     samples = picture.to_ndarray().ravel()
     luma, chroma = (
@@ -266,8 +234,9 @@ def _turned(picture: Any, quarters: int) -> Any:
 
 
 def _ascending(ticks: np.ndarray) -> np.ndarray:
-    """Each at least one later than the one before: what a muxer asks for, where a source shows two frames at
-    one time.
+    """Raise each tick to at least one later than the one before.
+
+    A muxer asks for it, where a source shows two frames at one time.
     """
     steps = np.arange(len(ticks))
     raised: np.ndarray = np.maximum.accumulate(ticks - steps) + steps
@@ -275,48 +244,27 @@ def _ascending(ticks: np.ndarray) -> np.ndarray:
 
 
 def _copy_image(row: IndexRow, path: Path, options: CopyOptions) -> str | None:
-    """A still of the same size or smaller, upright; as JPEG or PNG by the extension of `path`."""
-    from PIL import Image
+    """Copy a still at the same size or smaller, upright; give the reason where there is no copy.
 
-    temporary = temporary_name(path)
+    It is a JPEG or PNG by the extension of `path`.
+    """
+    kind: dict[str, Any] = {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": _JPEG_QUALITY}
     try:
         image = Image.fromarray(read_image(_open(row)))
         scale = min(1.0, options.short_side_px / min(image.size))
         if scale < 1:
             image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-        kind: dict[str, Any] = (
-            {"format": "PNG"} if path.suffix == ".png" else {"format": "JPEG", "quality": _JPEG_QUALITY}
-        )
-        image.save(temporary, **kind)
-        os.replace(temporary, path)
+        with whole_file(path) as partial:
+            image.save(partial, **kind)
     except (DecodeError, OSError) as error:
         return plain(error)
-    finally:
-        temporary.unlink(missing_ok=True)
     return None
 
 
-def temporary_name(path: Path) -> Path:
-    """Another one in each process, and hidden."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-@dataclass(frozen=True)
-class _WholeFile:
-    """What `scan` asks of a file."""
-
-    uri: str
-    name: str
-    offset: int | None = None
-    length: int | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-
-
-def _answer(row: IndexRow, path: Path, reason: str | None, options: CopyOptions) -> dict[str, Any]:
-    """What a scan of the copy finds is what the new index says; a copy that is not as it should be does not stay."""
+def _verdict(row: IndexRow, path: Path, reason: str | None, options: CopyOptions) -> dict[str, Any]:
+    """Say what a scan of the copy finds, as the new index has it; a copy that is not as it should be does not stay."""
     if reason is None:
-        columns = scan(_WholeFile(str(path), path.name), ScanOptions())[0]
+        columns = scan(Entry(str(path), path.name), ScanOptions())[0]
         wanted = len(timeline(row, options.fps)[0])
         if columns["status"] == "ok" and columns["num_frames"] == wanted:
             return {"row": row.clip_id, "columns": columns}
@@ -328,30 +276,22 @@ def _answer(row: IndexRow, path: Path, reason: str | None, options: CopyOptions)
 
 
 def main() -> None:
-    """Do jobs until standard input ends. What libraries print must not mix with the answers."""
-    with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)
-        last_s = 0.0
+    """Do the jobs of data_prep.copying.transcode."""
+    last_s = 0.0
 
-        def tell(answer: Mapping[str, Any]) -> None:
-            print(json.dumps(answer), file=answers, flush=True)
-
+    def answer(request: Message, say: Say) -> None:
         def alive(num_frames: int) -> None:
             nonlocal last_s
             if time.monotonic() - last_s > _ALIVE_EVERY_S:
                 last_s = time.monotonic()
-                tell({"alive": num_frames})
+                say(alive=num_frames)
 
-        for line in sys.stdin:
-            job = Job.from_json(line)
-            paths = dict(zip((row.clip_id for row in job.rows), job.paths, strict=True))
-            try:
-                for row, reason in encode_copies(job, alive):
-                    tell(_answer(row, Path(paths.pop(row.clip_id)), reason, job.options))
-            except Exception as error:  # noqa: BLE001 - the boundary of the process: one file must not stop the others
-                for number in paths:
-                    tell({"row": number, "failed": f"encoding failed: {plain(error)}"})
-            tell({"end": True})
+        job = CopyJob.from_json(request)
+        paths = {row.clip_id: Path(path) for row, path in zip(job.rows, job.paths, strict=True)}
+        for row, reason in encode_copies(job, alive):
+            say(**_verdict(row, paths[row.clip_id], reason, job.options))
+
+    serve(answer, _MEMORY_BYTES)
 
 
 if __name__ == "__main__":

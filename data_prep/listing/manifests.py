@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
-from data_prep.places import is_address, open_bytes, open_text, reaching, shown
-from data_prep.scan import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.listing.entry import MEDIA_EXTENSIONS
+from data_prep.listing.places import is_address, open_bytes, open_text, reaching, shown
 from vjepa.data.clip_index import SCHEMA
 from vjepa.errors import UserError
 
@@ -23,7 +26,7 @@ RESERVED: Final = frozenset(SCHEMA.names) - set(TEXT_COLUMNS)  # what the index 
 
 _FILE_KEYS: Final = ("path", "file", "file_name", "filename", "uri", "video")
 _NUMBERS: Final = ("offset", "length", "start_s", "end_s")
-_EXTENSIONS: Final = sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS)
+_EXTENSIONS: Final = sorted(MEDIA_EXTENSIONS)
 _EXTENSION: Final = "|".join(map(re.escape, _EXTENSIONS))
 _MEDIA_NAME: Final = re.compile(rf".*({_EXTENSION})", re.IGNORECASE | re.DOTALL)
 _MEDIA_CELL: Final = re.compile(rf"({_EXTENSION})[\"']?(\s|,|::|$)", re.IGNORECASE)
@@ -35,7 +38,7 @@ _REMEDY: Final = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a manifest. path: as written; where: the line, for messages."""
+    """Hold one line of a manifest. path: as written; where: the line, for messages."""
 
     path: str
     where: str
@@ -47,11 +50,10 @@ class Row:
 
 
 def read_manifest(place: str, ignored: set[str]) -> Iterator[Row]:
-    """The rows of `place`, in its order. `ignored` receives names of columns that the index measures itself or that
-    hold no text.
+    """Yield the rows of `place`, in its order.
 
-    Raises UserError for a file that cannot be read, or not for sure: nothing is guessed where a path may have commas
-    and spaces.
+    ignored: receives the names of columns that the index measures itself or that hold no text. Raises UserError for a
+    file that cannot be read, or not for sure: nothing is guessed where a path may have commas and spaces.
     """
     if place.lower().endswith(".parquet"):
         records = _parquet(place, ignored)
@@ -64,16 +66,18 @@ def read_manifest(place: str, ignored: set[str]) -> Iterator[Row]:
 
 
 def text_columns(cells: Mapping[str, Any], ignored: set[str]) -> dict[str, str | None]:
-    """Values as text, None where there is none; without the columns that the index measures itself, which go to
-    `ignored`.
+    """Turn values into text, None where there is none.
+
+    ignored: receives the names of columns that the index measures itself, which are left out.
     """
     ignored |= {name for name in cells if name in RESERVED or not name}
     return {name: _as_text(value) for name, value in cells.items() if name not in RESERVED and name}
 
 
 def read_labels(place: str) -> dict[str, dict[str, str | None]]:
-    """Rows of a CSV of labels by what the first column says, without detours such as ./ in it. An empty cell is no
-    value.
+    """Read a CSV of labels: rows by what their first column says, without detours such as ./ in it.
+
+    An empty cell is no value.
     """
     with open_text(place) as text:
         lines = _csv_lines(place, text)
@@ -109,8 +113,9 @@ def _check_header(place: str, header: list[str]) -> None:
 
 
 def _text_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Which of the two kinds of text it is, the first line says: one names a file of a known kind, or it is a header
-    that names none.
+    """Tell by the first line which of the two kinds of text it is, and read it.
+
+    It names a file of a known kind, or it is a header that names none.
     """
     with open_text(place) as text, reaching(place):
         line = next((line for line in text if line.strip()), "")
@@ -128,8 +133,9 @@ def _text_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _path_label_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The label is the last word: after a space, or after :: as V-JEPA 2 has it; or there is none in any of
-    the lines.
+    """Yield paths with their labels; either every line has a label, or none has one.
+
+    A label is the last word: after a space, or after :: as V-JEPA 2 has it.
     """
     labelled = None
     with open_text(place) as text:
@@ -147,7 +153,7 @@ def _path_label_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _path_and_label(line: str) -> tuple[str, str | None] | None:
-    """None where the line is not surely a path of a known kind, with a label or without."""
+    """Split a line; None where it is not surely a path of a known kind, with a label or without."""
     line = line.strip()
     if line.startswith('"'):
         quoted = re.fullmatch(r'"((?:[^"]|"")*)"(?:\s+(\S+))?', line)
@@ -206,9 +212,6 @@ def _json_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _parquet(place: str, ignored: set[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with open_bytes(place) as file:
         try:
             table = pq.ParquetFile(file)
@@ -277,7 +280,7 @@ def _file_key(names: Iterable[str]) -> str | None:
 
 
 def _numbered(place: str, text: IO[str]) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers."""
+    """Yield the lines that are not empty, with their numbers."""
     with reaching(place):
         for number, line in enumerate(text, start=1):
             if line.strip():
