@@ -21,8 +21,9 @@ import vjepa
 from vjepa import config, extract
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.decode import READERS, DecodeError
+from vjepa.data.decode import READERS
 from vjepa.data.loader import eval_loader
+from vjepa.data.media import DecodeError
 from vjepa.data.plan_rows import Views
 from vjepa.data.plan_windows import Cut
 from vjepa.errors import UserError

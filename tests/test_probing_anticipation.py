@@ -20,8 +20,9 @@ from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa import config, load_encoder, load_predictor, probe
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
-from vjepa.data.decode import READERS, DecodeError
+from vjepa.data.decode import READERS
 from vjepa.data.frame_times import observed_frames
+from vjepa.data.media import DecodeError
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import own

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -24,7 +25,7 @@ from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import av, open_video, read_image
+from vjepa.data.decode import open_video, read_image
 from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError, open_media, plain
 from vjepa.files import whole_file

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
+import av
 import numpy as np
 
 from data_prep.scanning.random_access import Samples, mean_differences
 from data_prep.scanning.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import Media, av, open_video, upright
+from vjepa.data.decode import Media, open_video, upright
 from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured

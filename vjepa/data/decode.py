@@ -25,12 +25,6 @@ from vjepa.data.media import DecodeError, open_media, plain
 if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
-__all__ = [
-    "READERS", "DecodeError", "av", "decord_frames",
-    "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
-    "torchcodec_library", "upright",
-]  # fmt: skip
-
 decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
 av.logging.set_level(None)
 
