@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.index import build_index
 from vjepa import bench, config
-from vjepa.data import clips, decode, speed
+from vjepa.data import decode, plan_training, speed
 from vjepa.errors import UserError
 from vjepa.training import benchmark
 
@@ -107,8 +107,8 @@ def test_loader_figures_are_those_of_the_clock(indices, monkeypatch) -> None:
     monkeypatch.setattr(speed, "perf_counter", clock)
     for reader in ("decord", "pyav_seek"):  # the second reads clips that start at a keyframe
         clock.costs(monkeypatch, decode.READERS, reader, lambda row, *_: 1.0 if "/long/" in row.uri else 0.2)
-    clock.costs(monkeypatch, clips, "crop_resize", lambda *_: 0.1)
-    clock.costs(monkeypatch, clips, "frame_ids", lambda *_: 0.05)
+    clock.costs(monkeypatch, speed, "crop_resize", lambda *_: 0.1)
+    clock.costs(monkeypatch, plan_training, "frame_ids", lambda *_: 0.05)
     found = speed.loader_speed(loader_settings(indices[0]).data, 0, 3, str(indices[1]))
     assert found["loader_clips_per_s"] == pytest.approx(1 / 1.15) and found["bare_clips_per_s"] == pytest.approx(1)
     assert found["loader_ratio"] == pytest.approx(1 / 1.15) and found["keyframe_ratio"] == pytest.approx(1)

@@ -10,9 +10,13 @@ from pydantic import ValidationError
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import EvalClips, TrainClips, Views, frame_ids, open_sources
 from vjepa.data.decode import read_frames
+from vjepa.data.frame_times import frame_ids
 from vjepa.data.order import num_steps, source_of_step
+from vjepa.data.plan_rows import RowPlan, Views
+from vjepa.data.plan_training import TrainPlan
+from vjepa.data.reader import Reader
+from vjepa.data.sources import open_sources
 from vjepa.errors import UserError
 
 
@@ -37,7 +41,7 @@ def settings(train, **changes):
 
 
 def clips_of(data, **ranks):
-    return TrainClips(open_sources(data), data, 3, **ranks)
+    return Reader(TrainPlan(open_sources(data), data, 3, **ranks))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
@@ -93,7 +97,7 @@ def test_several_clips_of_a_video_and_several_crops_of_a_decode_lie_side_by_side
     dataset, decoded = clips_of(data), []
     dataset.read = lambda row, ids, size: (
         decoded.append((row.clip_id, *ids)),
-        TrainClips.read(dataset, row, ids, size),
+        read_frames(row, ids, size),
     )[1]
     batches = [dataset[step] for step in range(5)]
     ids = torch.cat([batch.clip_ids for batch in batches]).view(-1, 4)
@@ -160,7 +164,7 @@ def test_a_clip_that_starts_elsewhere_is_read_by_the_decoder_that_is_exact_anywh
 @pytest.mark.fast
 def test_views_of_evaluation_lie_evenly_in_time_and_space(two):
     index = ClipIndex.open(two[0])
-    batch = EvalClips(index, np.array([1, 4]), settings(two[0]), 2, Views(num_clips=3, num_crops=2))[0]
+    batch = Reader(RowPlan(index, np.array([1, 4]), settings(two[0]), 2, Views(num_clips=3, num_crops=2)))[0]
     assert batch.clip_ids.tolist() == [1] * 6 + [4] * 6 and batch.video.shape == (12, 3, 4, 16, 16)
     first = [int(batch.video[view, 0, 0, 12, 12]) for view in (0, 2, 4)]
     starts = [round((k + 0.5) / 3 * (24 - 3)) for k in range(3)]
@@ -168,6 +172,3 @@ def test_views_of_evaluation_lie_evenly_in_time_and_space(two):
         abs(value - min((level(i) for i in (start - 1, start, start + 1)), key=lambda x: abs(x - value))) <= 3
         for value, start in zip(first, starts, strict=True)
     )
-    backwards = EvalClips(index, np.array([1]), settings(two[0]), 1, Views(time="reversed"))[0]
-    forwards = EvalClips(index, np.array([1]), settings(two[0]), 1, Views())[0]
-    assert torch.equal(backwards.video, forwards.video.flip(2)) and not torch.equal(backwards.video, forwards.video)

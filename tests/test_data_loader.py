@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import level, scanned
+from hang import Timed
 from PIL import Image
 
 from vjepa import config
 from vjepa.config import Data
+from vjepa.counter_rng import generator
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import Part, TrainClips, TrainSource, Views, open_sources
-from vjepa.data.loader import ClipLoader, eval_loader, train_loader
+from vjepa.data.decode import read_frames
+from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
+from vjepa.data.plan_rows import RowPlan, Views
+from vjepa.data.plan_training import TrainPlan
+from vjepa.data.reader import Reader
+from vjepa.data.sources import Part, TrainSource, open_sources
+from vjepa.data.time_order import in_time
 from vjepa.errors import UserError
 
 
@@ -53,7 +60,7 @@ def sources(index, rows=None, **changes):
 
 
 def train_clips(index, rows=None, seed=0, **changes):
-    return TrainClips(sources(index, rows, **changes), data(**changes), seed)
+    return Reader(TrainPlan(sources(index, rows, **changes), data(**changes), seed))
 
 
 def same(one, other):
@@ -81,32 +88,18 @@ def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(index):
     assert not same(runs[0][0], other)
 
 
-class Timed(TrainClips):
-    """Notes in a file when the making of each batch begins and ends; that of odd ones takes longer."""
-
-    log: Path
-
-    def __getitem__(self, step):
-        begin = time.monotonic()
-        batch = super().__getitem__(step)
-        time.sleep(0.05 * (step % 2))
-        with self.log.open("a") as file:
-            file.write(f"{begin} {time.monotonic()}\n")
-        return batch
-
-
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_without_prefetch_processes_rest_while_the_caller_has_a_batch(index, tmp_path, prefetch):
-    clips = Timed(sources(index), data(), 0)
-    clips.log = tmp_path / "log"
+    log = tmp_path / "log"
+    reader = Reader(TrainPlan(sources(index), data(), 0), Timed(log))
     busy = []
-    for _ in ClipLoader(clips, range(5), workers=2, deadline_s=60.0, prefetch=prefetch):
+    for _ in ClipLoader(reader, range(5), workers=2, deadline_s=60.0, prefetch=prefetch):
         begin = time.monotonic()
         time.sleep(0.1)
         busy.append((begin, time.monotonic()))
-    made = [tuple(map(float, line.split())) for line in clips.log.read_text().splitlines()]
+    made = [tuple(map(float, line.split())) for line in log.read_text().splitlines()]
     together = [max(begin, start) < min(end, stop) for begin, end in made for start, stop in busy]
-    assert len(made) == 5 and any(together) == bool(prefetch)
+    assert len(made) == 20 and any(together) == bool(prefetch)
 
 
 @pytest.mark.fast
@@ -169,17 +162,19 @@ def test_evaluation_takes_every_row_once_in_order_from_the_middle(index):
     assert (seen - torch.tensor([level(i) for i in range(4, 12)])).abs().max() < 3
 
 
+def decode_shuffled(row, ids, size):
+    return read_frames(row, generator(0, "shuffled_frames", row.clip_id).permutation(ids), size)
+
+
 @pytest.mark.fast
-def test_shuffled_frames_are_the_same_frames_in_another_order(index):
-    rows = index.select({})
-    (plain,), (shuffled,) = (
-        list(eval_loader(index, rows, data(), 8, 0, Views(time=time))) for time in ("forward", "shuffled")
-    )
-    for one, other in zip(plain.video, shuffled.video, strict=True):
-        assert not torch.equal(one, other)
-        assert sorted(one[:, t].float().mean().item() for t in range(8)) == sorted(
-            other[:, t].float().mean().item() for t in range(8)
-        )
+def test_another_order_of_decoded_frames_is_what_decoding_in_that_order_gives(index):
+    plan = RowPlan(index, index.select({}), data(), 8, Views())
+    (plain,), (decoded,) = plan_loader(plan, plan.data), plan_loader(plan, plan.data, decode_shuffled)
+    assert torch.equal(in_time(plain.video, plain.clip_ids, "shuffled"), decoded.video)
+    assert torch.equal(in_time(plain.video[2:4], plain.clip_ids[2:4], "shuffled"), decoded.video[2:4])
+    assert not any(torch.equal(*pair) for pair in zip(plain.video, decoded.video, strict=True))
+    assert torch.equal(in_time(plain.video, plain.clip_ids, "reversed"), plain.video.flip(2))
+    assert torch.equal(in_time(plain.video, plain.clip_ids, "forward"), plain.video)
 
 
 @pytest.mark.fast
@@ -245,7 +240,7 @@ def test_every_batch_of_a_mix_is_of_one_source_whatever_the_workers(mixed):
 
 @pytest.mark.fast
 def test_each_source_of_a_mix_takes_every_row_once_per_epoch_of_its_own(mixed):
-    dataset = TrainClips(open_sources(mixed), mixed, 1)
+    dataset = Reader(TrainPlan(open_sources(mixed), mixed, 1))
     batches = [dataset[step] for step in range(40)]
     for source, num_rows in enumerate([5, 5, 3]):
         ids = torch.cat([batch.clip_ids for batch in batches if batch.source == source])
@@ -258,7 +253,7 @@ def test_each_source_of_a_mix_takes_every_row_once_per_epoch_of_its_own(mixed):
 def test_a_mix_leaves_the_samples_of_train_alone_and_shares_no_randomness(mixed):
     plain = mixed.model_copy(update={"mix": []})
     twin = plain.model_copy(update={"mix": [config.MixedSource(index=plain.train.index, ratio=0.5)]})
-    alone, dataset = TrainClips(open_sources(plain), plain, 1), TrainClips(open_sources(twin), twin, 1)
+    alone, dataset = (Reader(TrainPlan(open_sources(one), one, 1)) for one in (plain, twin))
     batches = [dataset[step] for step in range(8)]
     train, further = ([batch for batch in batches if batch.source == source] for source in (0, 1))
     assert len(train) == len(further) == 4

@@ -108,7 +108,8 @@ READER = textwrap.dedent(
     import json, sys
     import numpy as np
     from vjepa.data.clip_index import ClipIndex
-    from vjepa.data.decode import DecodeError, read_frames
+    from vjepa.data.decode import read_frames
+    from vjepa.data.media import DecodeError
     index = ClipIndex.open(sys.argv[1])
     for i in range(int(sys.argv[2]), len(index)):
         print("reads", i, flush=True)

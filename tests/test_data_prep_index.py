@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from data_prep.scanning.build import build_index
 from data_prep.scanning.options import ScanOptions
 from vjepa.data import clip_index
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.decode import av_library, open_video, read_frames, upright
+from vjepa.data.decode import open_video, read_frames, upright
 from vjepa.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -407,7 +408,7 @@ def test_odd_videos_are_read_as_in_order_or_have_a_reason(tmp_path):
         assert (np.diff(row.times()) >= 0).all() and row.end_s > row.start_s
         ids = np.unique(np.linspace(0, row.num_frames - 1, 4).astype(int))
         with open_video(row.uri) as (container, stream):
-            reformatter = av_library().video.reformatter.VideoReformatter()
+            reformatter = av.video.reformatter.VideoReformatter()
             decoded = enumerate(islice(container.decode(stream), row.num_frames))
             in_order = {
                 k: upright(reformatter, frame, row.rotation, row.sample_aspect)

@@ -10,7 +10,7 @@ import pytest
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from data_prep.scanning.scenes import Frames, cut
-from vjepa.data.decode import DecodeError
+from vjepa.data.media import DecodeError
 
 
 def frames_of(times_s, end_s=None, keyframes=(0,), **changes):

@@ -17,7 +17,8 @@ from data_prep.copying import tar_shard
 from data_prep.copying.shard import ShardOptions, make_shards, shard_name
 from data_prep.scanning.build import build_index
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.decode import DecodeError, read_frames
+from vjepa.data.decode import read_frames
+from vjepa.data.media import DecodeError
 from vjepa.data.order import sample_row
 from vjepa.errors import UserError
 

@@ -4,19 +4,28 @@ would be.
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import scanned
-from hang import DeadOnArrival, TroubledEvalClips, TroubledTrainClips
+from hang import DeadOnArrival, Trouble
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import Part, TrainClips, TrainSource, Views
-from vjepa.data.loader import ClipLoader, eval_loader, train_loader
+from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
+from vjepa.data.plan_images import ArrayImages, ImagePlan, Squares
+from vjepa.data.plan_rows import RowPlan, Views
+from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import quarantine_path, quarantined
+from vjepa.data.reader import Reader
+from vjepa.data.sources import Part, TrainSource
 from vjepa.errors import UserError
 
 
@@ -48,10 +57,12 @@ def source(index, data):
     return [TrainSource("data.train", data, (Part("data.train", index, index.select({})),))]
 
 
+def plain(index, data):
+    return Reader(TrainPlan(source(index, data), data, 0))
+
+
 def troubled(index, tmp_path, how, data):
-    clips = TroubledTrainClips(source(index, data), data, 0)
-    clips.how, clips.notes = how, tmp_path / "notes"
-    return clips
+    return Reader(TrainPlan(source(index, data), data, 0), Trouble(tmp_path / "notes", how))
 
 
 def equal(one, other):
@@ -63,10 +74,10 @@ def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_n
     index, tmp_path, capfd, how, reason
 ):
     data = settings()
-    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(10)]
+    expected = [plain(index, data)[step] for step in range(10)]
     batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), 2, data.deadline_s))
     assert len(batches) == 10
-    for batch, without_trouble in zip(batches, plain, strict=True):
+    for batch, without_trouble in zip(batches, expected, strict=True):
         same = without_trouble.clip_ids != 2
         assert not (batch.clip_ids == 2).any() and batch.num_replaced == int((~same).sum())
         assert equal_at(batch, without_trouble, same)
@@ -102,23 +113,35 @@ def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index,
 def test_a_process_that_was_killed_once_for_want_of_memory_does_not_cost_its_clip(index, tmp_path):
     data = settings()
     batches = list(ClipLoader(troubled(index, tmp_path, "killed", data), range(6), 2, data.deadline_s))
-    plain = [TrainClips(source(index, data), data, 0)[step] for step in range(6)]
-    assert all(equal(*pair) for pair in zip(batches, plain, strict=True)) and not quarantine_path(index.path).exists()
+    expected = [plain(index, data)[step] for step in range(6)]
+    assert (
+        all(equal(*pair) for pair in zip(batches, expected, strict=True)) and not quarantine_path(index.path).exists()
+    )
 
 
 def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
-    clips = TroubledEvalClips(index, np.arange(5), settings(), 2, Views())
-    clips.notes = tmp_path / "notes"
-    batches = list(ClipLoader(clips, range(3), 1, 1.0))
+    plan = RowPlan(index, np.arange(5), settings(workers=1), 2, Views())
+    batches = list(plan_loader(plan, plan.data, Trouble(tmp_path / "notes")))
     assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[
         1
     ].failures[0][1]
 
 
+def test_a_picture_that_crashes_its_process_is_left_out_of_the_run(tmp_path, capfd):
+    images = ArrayImages("noise", np.zeros((5, 16, 16, 3), np.uint8))
+    plan = ImagePlan(images, np.arange(5), settings(num_frames=1), 2)
+    trouble = Trouble(tmp_path / "notes", "crash", read=Squares(images))
+    batches = list(plan_loader(plan, plan.data, trouble))
+    assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]]
+    assert [clip_id for clip_id, _ in batches[1].failures] == [2] and "SIGSEGV" in batches[1].failures[0][1]
+    said = capfd.readouterr().err
+    assert "noise image 2: the decoder crashed (SIGSEGV); the clip is left out of this run alone" in said
+
+
 def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):
     data = settings()
     with pytest.raises(UserError, match=r"a decoding process died \(exit code 3\)"):
-        list(ClipLoader(DeadOnArrival(source(index, data), data, 0), range(3), 2, 60.0))
+        list(ClipLoader(Reader(DeadOnArrival(source(index, data), data, 0)), range(3), 2, 60.0))
 
 
 def test_no_process_is_left_when_the_reader_goes_away(index):
@@ -130,6 +153,79 @@ def test_no_process_is_left_when_the_reader_goes_away(index):
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from hang import Trouble
+from vjepa.config import Data
+from vjepa.data.loader import ClipLoader
+from vjepa.data.plan_training import TrainPlan
+from vjepa.data.reader import Reader
+from vjepa.data.sources import open_sources
+
+if __name__ == "__main__":
+    data = Data(train={"index": sys.argv[1]}, num_frames=4, crop_px=16, global_batch=4)
+    reader = Reader(TrainPlan(open_sources(data), data, 0), Trouble(Path(sys.argv[2]), bad_row=int(sys.argv[3])))
+    batches = iter(ClipLoader(reader, range(1000), 2, 600.0))
+    next(batches)
+    print("running", flush=True)
+    time.sleep(600)
+"""
+
+
+def descendants(pid):
+    """The processes that are there below `pid`; those that are dead and wait for their parent do not count."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            parents[int(stat.parent.name)] = int(parent) if state != "Z" else None
+    found, seen = {pid}, 0
+    while len(found) > seen:
+        seen = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("doing", ["waiting", "spinning with the GIL"])
+def test_no_process_outlives_a_trainer_that_is_killed(index, tmp_path, doing):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    bad_row = 2 if doing != "waiting" else -1
+    command = [sys.executable, str(tmp_path / "trainer.py"), str(index.path), str(tmp_path / "notes"), str(bad_row)]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    try:
+        if doing == "waiting":
+            assert trainer.stdout.readline() == "running\n"
+        else:
+            wait_until((tmp_path / "notes").exists, 60)
+        below = descendants(trainer.pid)
+        assert len(below) >= 3  # the fork server and two processes that decode
+    finally:
+        trainer.kill()
+        trainer.wait()
+        trainer.stdout.close()
+    wait_until(lambda: not any(map(is_alive, below)), 5)
+    left = [pid for pid in below if is_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_file_that_changed_leaves_quarantine(index):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,16 @@ import vjepa
 from vjepa import config, extract
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import Views
+from vjepa.data.decode import READERS
 from vjepa.data.loader import eval_loader
+from vjepa.data.media import DecodeError
+from vjepa.data.plan_rows import Views
+from vjepa.data.plan_windows import Cut
 from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
 from vjepa.probing import extraction, recipes
-from vjepa.probing.windows import Cut
 
 MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=24, depth=3, heads=2))
 LENGTHS = (24, 40, 17, 9, 64, 24, 24, 24, 30, 12)  # frames, at 8 fps
@@ -228,16 +231,13 @@ def test_rows_that_cannot_be_read_are_named_and_absent(run, files, capsys):
 
 
 def test_one_bad_window_does_not_take_the_others_of_its_video_with_it(run, monkeypatch):
-    from vjepa.data import clips
-
-    read = clips.read_frames
-
-    def broken_tail(row, ids, size):
+    def broken_tail(read, row, ids, size):
         if row.clip_id == 4 and max(ids) >= 56:
-            raise clips.DecodeError("broken tail")
+            raise DecodeError("broken tail")
         return read(row, ids, size)
 
-    monkeypatch.setattr(clips, "read_frames", broken_tail)
+    for name, read in READERS.items():
+        monkeypatch.setitem(READERS, name, partial(broken_tail, read))
     tensors, _ = tensors_of(run("a.safetensors", "--window-s", "2", "--stride-s", "1"))
     assert tensors["clip"][tensors["row"] == 4].tolist() == [0, 1, 2, 3, 4, 5]  # of 7
 

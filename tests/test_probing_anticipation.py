@@ -20,8 +20,10 @@ from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa import config, load_encoder, load_predictor, probe
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
-from vjepa.data.clips import Views
-from vjepa.data.decode import DecodeError
+from vjepa.data.decode import READERS
+from vjepa.data.frame_times import observed_frames
+from vjepa.data.media import DecodeError
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
@@ -29,10 +31,9 @@ from vjepa.jepa import build
 from vjepa.models.encoder import VisionTransformer, patchify
 from vjepa.models.predictor import make_predictor
 from vjepa.probing import recipes
-from vjepa.probing.anticipation import ActionSource, RollOut, ahead, observed_frames
+from vjepa.probing.anticipation import RollOut, ahead
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Looks, compare
-from vjepa.probing.datasets import Request, open_dataset
-from vjepa.probing.passes import Passes
+from vjepa.probing.datasets import ClipSource, Request, open_dataset
 from vjepa.probing.protocol import Method
 from vjepa.probing.store import Store
 from vjepa.probing.sweep import Grid
@@ -178,7 +179,7 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     write_index(
         tmp_path / "i.parquet", [row | {"uri": "a.mp4"} for entry in entries for row in scan(entry, ScanOptions())]
     )  # as of a manifest
-    source = ActionSource(ClipIndex.open(tmp_path / "i.parquet"), data_of("i", num_frames=4), 1.0)
+    source = ClipSource(ClipIndex.open(tmp_path / "i.parquet"), data_of("i", num_frames=4), 1.0)
     asked = []
 
     def read(pixels, row, ids, size):
@@ -188,7 +189,8 @@ def test_what_comes_after_the_cut_changes_no_bit(tmp_path, monkeypatch, looks):
     other, batches = frames.copy(), []
     other[16:] = 255 - other[16:]
     for pixels in (frames, other):
-        monkeypatch.setattr("vjepa.data.clips.read_frames", partial(read, pixels))
+        for decoder in list(READERS):
+            monkeypatch.setitem(READERS, decoder, partial(read, pixels))
         batches += source.loader(np.arange(3), looks, 3)
     first, second = ([batch.video[batch.clip_ids == action] for batch in batches] for action in (0, 1))
     assert len(first[0]) and torch.equal(*first) and not torch.equal(*second)

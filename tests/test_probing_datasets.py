@@ -13,9 +13,10 @@ from torchvision import datasets
 from data_prep.index import build_index
 from vjepa import config, probe
 from vjepa.data.augment import crop_resize
-from vjepa.data.loader import ClipLoader
+from vjepa.data.plan_images import ImagePlan, Squares
+from vjepa.data.reader import Reader
 from vjepa.errors import UserError
-from vjepa.probing.datasets_images import ImageClips, hash_split, open_images
+from vjepa.probing.datasets_images import hash_split, open_images
 from vjepa.training.pretraining import train
 
 
@@ -77,19 +78,24 @@ def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_on
     }
 
 
+def reader_of(found, rows, crop_px, batch, num_crops=1):
+    data = config.Data(train="x", num_frames=1, crop_px=crop_px)
+    return Reader(ImagePlan(found.images, rows, data, batch, num_crops), Squares(found.images))
+
+
 @pytest.mark.fast
 def test_images_become_clips_of_one_frame():
     digits = open_images("digits")
     rows = digits.splits["val"][:10]
-    clips = ImageClips(digits.images, rows, config.Data(train="x", crop_px=32), 4)
-    assert len(clips) == 3
-    batches = list(ClipLoader(clips, range(len(clips)), 0, 60.0))
+    reader = reader_of(digits, rows, 32, 4)
+    assert len(reader.plan) == 3
+    batches = [reader[k] for k in range(3)]
     assert torch.cat([batch.clip_ids for batch in batches]).tolist() == rows.tolist()
     video = torch.cat([batch.video for batch in batches])
     assert video.shape == (10, 3, 1, 32, 32) and video.dtype == torch.uint8
     assert torch.equal(video[3], crop_resize(digits.images.read(int(rows[3]))[None], (0, 0, 8, 8), 32))
-    assert clips.batch_bytes == batches[0].video.numel()
-    assert torch.equal(pickle.loads(pickle.dumps(clips))[1].video, batches[1].video)  # noqa: S301
+    assert reader.plan.batch_bytes == batches[0].video.numel()
+    assert torch.equal(pickle.loads(pickle.dumps(reader))[1].video, batches[1].video)  # noqa: S301
 
 
 @pytest.mark.fast
@@ -97,7 +103,7 @@ def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     root = folder(("train/cat", 3), ("train/dog", 3), ("val/cat", 1), ("val/dog", 1))
     (root / "val/dog/0.png").write_bytes(b"no picture")
     found = open_images(str(root))
-    batch = ImageClips(found.images, found.splits["val"], config.Data(train="x", crop_px=12), 8, num_crops=2)[0]
+    batch = reader_of(found, found.splits["val"], 12, 8, num_crops=2)[0]
     cat, dog = found.splits["val"].tolist()
     assert batch.clip_ids.tolist() == [cat, cat]
     picture = torch.from_numpy(found.images.read(cat)).permute(2, 0, 1)
@@ -106,7 +112,7 @@ def test_crops_lie_side_by_side_and_a_damaged_image_is_named(folder):
     )
     assert [row for row, _ in batch.failures] == [dog] and "cannot identify image" in batch.failures[0][1]
     (root / "val/cat/0.png").write_bytes(b"no picture")
-    empty = ImageClips(found.images, found.splits["val"], config.Data(train="x", crop_px=12), 8)[0]
+    empty = reader_of(found, found.splits["val"], 12, 8)[0]
     assert empty.video.shape == (0, 3, 1, 12, 12) and len(empty.failures) == 2
 
 

@@ -6,10 +6,9 @@ import torch
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.probing.datasets import Request, open_dataset
-from vjepa.probing.passes import Passes
 
 DATA = config.Data(train="x", num_frames=4, crop_px=16, workers=0, clip_fps=8, crop_scale=(0.2, 0.6))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Views
 from vjepa.errors import UserError
 from vjepa.models.pooling import Pooling
 from vjepa.probing import heads, sweep

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
-from vjepa.probing.recipes import in_time, plain_recipe
 from vjepa.probing.store import Recipe, Store, default_folder
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
@@ -196,24 +194,3 @@ def test_nothing_readable_is_one_line(store):
 def test_the_folder_follows_the_convention(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "vjepa" / "features"
-
-
-def test_clips_in_another_order_are_those_of_the_loader(make_video):
-    from data_prep.index import build_index
-    from vjepa import config
-    from vjepa.data.clip_index import ClipIndex
-    from vjepa.data.loader import eval_loader
-
-    folder = make_video("clips/a.mp4", 12, size=(32, 32)).parent
-    make_video("clips/b.mp4", 9, size=(32, 32))
-    build_index(folder, folder.parent / "clips.parquet", workers=1, progress=False)
-    index = ClipIndex.open(folder.parent / "clips.parquet")
-    data = config.Data(train="x", num_frames=8, crop_px=16, workers=0)
-    read = {
-        time: next(iter(eval_loader(index, np.arange(2), data, 2, 0, Views(time=time))))
-        for time in ("forward", "shuffled", "reversed")
-    }
-    for time, batch in read.items():
-        assert torch.equal(in_time(read["forward"].video, batch.clip_ids, time), batch.video)
-    assert not torch.equal(read["forward"].video, read["shuffled"].video)
-    assert plain_recipe("pixels").run(read["forward"].video, batch.clip_ids)["pooled"].shape == (2, 1, 8 * 3 * 16 * 16)

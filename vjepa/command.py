@@ -73,14 +73,6 @@ def _how(kind: Any, option: Option) -> dict[str, Any]:
     return {"type": numbers(read) if origin is tuple else read, "metavar": option.metavar}
 
 
-def where(option: str, text: str) -> dict[str, str | int | list[str | int]]:
-    """Parse `COLUMN=VALUE1,VALUE2` of an option as the `where` of a source. Raises UserError for anything else."""
-    column, equals, values = text.partition("=")
-    if not (column and equals and values):
-        raise UserError(f"{option} {text}: rows are written COLUMN=VALUE or COLUMN=VALUE1,VALUE2")
-    return {column: list(values.split(","))}
-
-
 class _ConfigParser(argparse.ArgumentParser):
     """Let overrides stand before and after options."""
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -24,7 +25,7 @@ from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import av_library, open_video, read_image
+from vjepa.data.decode import open_video, read_image
 from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError, open_media, plain
 from vjepa.files import whole_file
@@ -126,7 +127,7 @@ class _Copy:
         self._size = copy_size(row.width, row.height, options.short_side_px)
         self._output: Any = None
         self._stream: Any = None
-        self._reformatter = av_library().video.reformatter.VideoReformatter()
+        self._reformatter = av.video.reformatter.VideoReformatter()
 
     @property
     def complete(self) -> bool:
@@ -160,7 +161,7 @@ class _Copy:
     def _open(self, matrix: int) -> None:
         options = self.options
         partial = str(self._files.enter_context(whole_file(self._path)))
-        output = av_library().open(partial, "w", options={"movflags": "+faststart"})
+        output = av.open(partial, "w", options={"movflags": "+faststart"})
         self._output = self._files.enter_context(output)
         # The rate only guides x264; timestamps are those of the frames.
         rate = Fraction(options.fps or self.row.fps or 25.0).limit_denominator(1001)
@@ -205,7 +206,7 @@ class _Copy:
 
     def abandon(self) -> None:
         """Leave nothing of a copy that was not finished."""
-        with suppress(_Abandoned, av_library().error.FFmpegError, OSError), self._files:
+        with suppress(_Abandoned, av.error.FFmpegError, OSError), self._files:
             raise _Abandoned  # to what writes the file; closing it may fail besides, where the disk is full
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from data_prep.child import Message, Say, serve
 from data_prep.looking.contact_sheet import BLANK, FRAME_PX, GAP_PX, MOMENTS, PAPER, STRIP_PX, as_jpeg
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.decode import av_library, decord_library, read_frames
+from vjepa.data.decode import read_frames
 from vjepa.data.media import DecodeError
 
 
@@ -29,7 +29,6 @@ def strip(frames: np.ndarray) -> bytes:
 def main() -> None:
     """Answer with the strip of each row of an index that is asked for, or the reason why it cannot be read."""
     index = ClipIndex.open(sys.argv[1])
-    av_library(), decord_library()  # before the clock of the first clip starts
 
     def answer(request: Message, say: Say) -> None:
         row = index.row(request["row"])

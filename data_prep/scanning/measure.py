@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
+import av
 import numpy as np
 
 from data_prep.scanning.random_access import Samples, mean_differences
 from data_prep.scanning.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import Media, av_library, open_video, upright
+from vjepa.data.decode import Media, open_video, upright
 from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
@@ -88,7 +89,7 @@ class _Meter:
         self._small_px = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
         self._small: np.ndarray | None = None
         self._scenes = SceneDetector(scene_threshold) if scene_threshold is not None else None
-        reformatters = av_library().video.reformatter
+        reformatters = av.video.reformatter
         self._to_upright, self._to_small = reformatters.VideoReformatter(), reformatters.VideoReformatter()
 
     def add(self, i: int, frame: Any) -> None:

@@ -29,8 +29,8 @@ from torch import Tensor
 from data_prep.first_run import demo
 from data_prep.scanning.build import build_index
 from vjepa import config
-from vjepa.data.clips import open_sources
 from vjepa.data.loader import eval_loader, train_loader
+from vjepa.data.sources import open_sources
 from vjepa.jepa import Jepa, build, untrained_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.probing.datasets_images import open_images

@@ -1,5 +1,6 @@
-"""Clip-consistent crop and flip in uint8; normalisation where the video is. A box is (top, left, height, width) in
-pixels.
+"""Clip-consistent crop and flip in uint8; normalisation where the video is.
+
+A box is (top, left, height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 def random_crop_box(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float]
 ) -> Box:
-    """A box whose area is a uniform share in `scale` of the frame and whose width over height is log-uniform in
-    `aspect`.
+    """Draw a box: area a uniform share in `scale` of the frame, width over height log-uniform in `aspect`.
 
     After ten boxes that do not fit in the frame, the last one is cut to it.
     """
@@ -39,8 +39,9 @@ def random_crop_box(
 
 
 def view_boxes(height: int, width: int, num_crops: int) -> list[Box]:
-    """`num_crops` squares as large as fit, evenly along the longer side from end to end; a single one is in
-    the centre.
+    """Lay `num_crops` squares, as large as fit, evenly along the longer side from end to end.
+
+    A single one is in the centre.
     """
     side = min(height, width)
     places = [(k / (num_crops - 1) if num_crops > 1 else 0.5) for k in range(num_crops)]
@@ -48,15 +49,16 @@ def view_boxes(height: int, width: int, num_crops: int) -> list[Box]:
 
 
 def size_needed(boxes: Sequence[Box], height: int, width: int, crop_px: int) -> tuple[int, int] | None:
-    """The smallest whole fraction of a frame, (height, width), in which every box still has `crop_px` a side; None: no
-    smaller than the frame.
+    """Find the smallest whole fraction of a frame, (height, width), that leaves every box `crop_px` a side.
+
+    None: no smaller than the frame.
     """
     fraction = min(min(h, w) for _, _, h, w in boxes) // crop_px
     return (-(-height // fraction), -(-width // fraction)) if fraction > 1 else None
 
 
 def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
-    """A box of a frame of `height` x `width` in frames [T, H, W, 3] of another size."""
+    """Scale a box of a frame of `height` x `width` to frames [T, H, W, 3] of another size."""
     top, left, h, w = box
     down, across = frames.shape[1] / height, frames.shape[2] / width
     new_h, new_w = min(round(h * down), frames.shape[1]), min(round(w * across), frames.shape[2])
@@ -69,8 +71,9 @@ def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
 
 
 def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) -> torch.Tensor:
-    """uint8 [T, H0, W0, 3] -> uint8 [3, T, S, S], S = crop_px: the same box of every frame, antialiased, mirrored if
-    `flip`.
+    """Cut the same box out of every frame: uint8 [T, H0, W0, 3] -> uint8 [3, T, S, S], S = crop_px.
+
+    It is resized, antialiased, and mirrored if `flip`.
     """
     top, left, h, w = box
     clip = rearrange(torch.from_numpy(frames[:, top : top + h, left : left + w]), "t h w c -> t c h w")
@@ -80,8 +83,9 @@ def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) 
 
 
 def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [B, 3, T, S, S] -> `dtype` of the same shape, on the same device: mean 0 and deviation 1 on ImageNet, by
-    channel.
+    """Bring each channel to mean 0 and deviation 1 on ImageNet: uint8 [B, 3, T, S, S] -> the same shape in `dtype`.
+
+    The video stays on its device.
     """
     scale, shift = _scale_and_shift(video.device)
     return video.float().mul_(scale).sub_(shift).to(dtype)
@@ -90,7 +94,7 @@ def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @lru_cache(maxsize=8)
 @torch.inference_mode(mode=False)  # they are kept, and training may want what an evaluation has made
 def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """By channel, [3, 1, 1, 1]; kept on `device`: a copy in every step would make the host wait for the GPU."""
+    """Make both by channel, [3, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
     mean, std = (
         rearrange(torch.tensor(values, device=device), "c -> c 1 1 1") for values in (IMAGENET_MEAN, IMAGENET_STD)
     )

@@ -3,8 +3,7 @@
 `data_prep.index` measures and writes it; training only reads it. Times are in seconds on the clock of the file.
 
 Parquet has to be decoded to be read, which would cost every process the whole table. So a copy in Arrow's file format
-is
-kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs
+is kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs
 microseconds.
 """
 
@@ -29,28 +28,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vjepa.errors import UserError
+from vjepa.files import whole_file
 
 SCHEMA_VERSION: Final = 3
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
 _ROWS_PER_GROUP: Final = 1 << 16
-_READS_BETWEEN_RELEASES: Final = (
-    16  # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
-)
+# a read may map megabytes around its rows (large folios); without a release they add up to the whole file
+_READS_BETWEEN_RELEASES: Final = 16
 
 SCHEMA: Final = pa.schema(
     [
-        (
-            "uri",
-            pa.string(),
-        ),  # path, relative to the folder of the index where inside it, else absolute; or an fsspec address (s3://...)
+        # path, relative to the folder of the index where inside it, else absolute; or an fsspec address (s3://...)
+        ("uri", pa.string()),
         ("offset", pa.int64()),  # bytes at which the file lies in a shard; null: `uri` is the file
         ("length", pa.int64()),
-        (
-            "first_frame",
-            pa.int64(),
-        ),  # number in the file of the first frame of this clip; 0 unless a longer video was cut
+        ("first_frame", pa.int64()),  # number in the file of the first frame; 0 unless a longer video was cut
         ("start_s", pa.float64()),  # time of the first frame
         ("end_s", pa.float64()),  # when the last frame leaves the screen
         ("num_frames", pa.int32()),  # that can be decoded, whatever the header says
@@ -64,10 +58,7 @@ SCHEMA: Final = pa.schema(
         ("codec", pa.string()),
         ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
         ("decoder", pa.string()),  # of `decode.READERS`: the first that is exact on this file, wherever a clip starts
-        (
-            "keyframe_decoder",
-            pa.string(),
-        ),  # one that is quicker, and exact, where a clip starts at a keyframe; null: none
+        ("keyframe_decoder", pa.string()),  # a quicker one, exact where a clip starts at a keyframe; null: none
         ("status", pa.string()),  # ok, or a reason in plain words
         ("label", pa.string()),
         ("label_id", pa.int32()),  # place of the label among the sorted names; -1: none
@@ -78,10 +69,8 @@ SCHEMA: Final = pa.schema(
         ("frozen_ratio", pa.float32()),  # share of frames that equal the one before
         ("content_hash", pa.string()),  # sha256 of the file, hex
         ("duplicate_of", pa.string()),  # uri of the first file with the same content
-        (
-            "file_bytes",
-            pa.int64(),
-        ),  # size and change of the file when it was scanned: a new scan skips what is as it was
+        # size and change of the file when it was scanned: a new scan skips what is as it was
+        ("file_bytes", pa.int64()),
         ("modified_ns", pa.int64()),
     ]
 )
@@ -89,9 +78,9 @@ SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True)
 class IndexRow:
-    """What it takes to read one clip. `clip_id` is its row in the index; `uri` is an absolute path or an fsspec
-    address.
+    """Say what it takes to read one clip.
 
+    clip_id: its row in the index. uri: an absolute path or an fsspec address.
     times_s: float64 [num_frames], ascending; None where the rate is constant.
     keyframe_decoder: in place of `decoder` for a clip that starts at a keyframe; None: the same.
     """
@@ -114,14 +103,14 @@ class IndexRow:
     keyframe_decoder: str | None = None
 
     def times(self) -> np.ndarray:
-        """Time of each frame in seconds: float64 [num_frames], ascending."""
+        """Give the time of each frame in seconds: float64 [num_frames], ascending."""
         if self.times_s is not None:
             return self.times_s
         return self.start_s + np.arange(self.num_frames) / self.fps
 
 
-# The numbers of a row side by side, so that reading one touches one page and not one for each column. `times`: whether
-# there are times_s.
+# The numbers of a row side by side, so that reading one touches one page and not one for each column.
+# `times`: whether there are times_s.
 _PACKED: Final = np.dtype(
     [(name, "<i8") for name in ("offset", "length", "first_frame")]
     + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
@@ -132,7 +121,7 @@ _PACKED_COLUMN: Final = "packed row"
 
 
 class _Batch(NamedTuple):
-    """The columns of a stretch of rows that `ClipIndex.row` reads; views of the mapped file."""
+    """Hold the columns of a stretch of rows that `ClipIndex.row` reads; views of the mapped file."""
 
     numbers: np.ndarray  # _PACKED [n]
     uri: pa.Array
@@ -141,16 +130,15 @@ class _Batch(NamedTuple):
 
 
 class ClipIndex:
-    """An open clip index. Pickles as its path, so a worker process maps it for itself."""
+    """Read a clip index that is open. It pickles as its path, so a worker process maps it for itself."""
 
     def __init__(self, path: Path, pages: mmap.mmap) -> None:
         self.path = path
         self._folder = str(path.parent)
         self._pages = pages
         self._file = pa.ipc.open_file(pa.py_buffer(pages))
-        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])[
-            "first_rows"
-        ]  # of each batch, and the number of rows
+        # of each batch, and the number of rows
+        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])["first_rows"]
         self._batches: dict[int, _Batch] = {}
         self._reads = 0
 
@@ -185,49 +173,25 @@ class ClipIndex:
 
     @property
     def names(self) -> list[str]:
-        """Names of all columns: those of the schema, then those of the user's own labels."""
+        """List all columns: those of the schema, then the user's own labels."""
         return [name for name in self._file.schema.names if name != _PACKED_COLUMN]
 
     def row(self, i: int) -> IndexRow:
-        """The row number `i`. Raises IndexError outside of the index."""
+        """Read row number `i`. Raises IndexError outside of the index."""
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of an index of {len(self)} rows")
-        number = bisect_right(self._first_rows, i) - 1
-        batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
-        numbers = batch.numbers[place].item()
-        (
-            offset,
-            length,
-            first_frame,
-            start_s,
-            end_s,
-            fps,
-            sample_aspect,
-            num_frames,
-            width,
-            height,
-            rotation,
-            decoder,
-            keyframe_decoder,
-            times,
-        ) = numbers
+        batch, place = self._locate(i)
+        numbers = dict(zip(_PACKED.names or (), batch.numbers[place].item(), strict=True))
+        has_times, offset, length = (numbers.pop(name) for name in ("times", "offset", "length"))
         row = IndexRow(
             clip_id=int(i),
             uri=resolve(batch.uri[place].as_py(), self._folder),
             offset=None if offset < 0 else offset,
             length=None if length < 0 else length,
-            first_frame=first_frame,
-            start_s=start_s,
-            end_s=end_s,
-            num_frames=num_frames,
-            fps=fps,
-            times_s=batch.times_s[place].values.to_numpy() if times else None,
-            width=width,
-            height=height,
-            rotation=rotation,
-            sample_aspect=sample_aspect,
-            decoder=decoder.decode(),
-            keyframe_decoder=keyframe_decoder.decode() or None,
+            times_s=batch.times_s[place].values.to_numpy() if has_times else None,
+            decoder=numbers.pop("decoder").decode(),
+            keyframe_decoder=numbers.pop("keyframe_decoder").decode() or None,
+            **numbers,
         )
         self._reads += 1
         if self._reads % _READS_BETWEEN_RELEASES == 0:
@@ -235,46 +199,46 @@ class ClipIndex:
         return row
 
     def keyframes(self, i: int) -> np.ndarray:
-        """Times of the keyframes of row number `i` in seconds: float64 [n], ascending; none where they are not
-        known.
-        """
-        number = bisect_right(self._first_rows, i) - 1
-        batch, place = self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
+        """Read the times of the keyframes of row number `i` in seconds: float64 [n], ascending; none if not known."""
+        batch, place = self._locate(i)
         times = batch.keyframes_s[place]
         return times.values.to_numpy() if times.is_valid else np.empty(0)
+
+    def _locate(self, i: int) -> tuple[_Batch, int]:
+        """Find the batch of row number `i`, and its place there."""
+        number = bisect_right(self._first_rows, i) - 1
+        return self._batches.get(number) or self._open_batch(number), i - self._first_rows[number]
 
     def _open_batch(self, number: int) -> _Batch:
         batch = self._file.get_batch(number)
         numbers = np.frombuffer(batch.column(_PACKED_COLUMN).buffers()[1], _PACKED, count=batch.num_rows)
-        opened = self._batches[number] = _Batch(
-            numbers, *(batch.column(name) for name in ("uri", "times_s", "keyframes_s"))
-        )
+        columns = (batch.column(name) for name in ("uri", "times_s", "keyframes_s"))
+        opened = self._batches[number] = _Batch(numbers, *columns)
         return opened
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Every row as column -> value, as `write_index` takes it."""
+        """Read every row as column -> value, as `write_index` takes it."""
         for number in range(self._file.num_record_batches):
             yield from self._file.get_batch(number).select(self.names).to_pylist()
 
     def cell(self, i: int, name: str) -> Any:
-        """The value of one column in row number `i`."""
+        """Read one column of row number `i`."""
         number = bisect_right(self._first_rows, i) - 1
         return self._file.get_batch(number).column(name)[i - self._first_rows[number]].as_py()
 
     def find(self, name: str, values: Sequence[str]) -> list[int]:
-        """Numbers of the rows, whatever their status, whose column `name` is one of `values` as text."""
-        rows: list[int] = np.flatnonzero(
-            np.asarray(pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))
-        ).tolist()
+        """List the rows, whatever their status, whose column `name` is one of `values` as text."""
+        wanted = pc.is_in(self._text(name), value_set=pa.array(values, pa.string()))
+        rows: list[int] = np.flatnonzero(np.asarray(wanted)).tolist()
         return rows
 
     def column(self, name: str) -> list[str | None]:
-        """One value per row, as text; None where there is none. Raises UserError for an unknown column."""
+        """Read one value per row, as text; None where there is none. Raises UserError for an unknown column."""
         values: list[str | None] = self._text(name).to_pylist()
         return values
 
     def select(self, where: Mapping[str, str | int | list[str | int]]) -> np.ndarray:
-        """Numbers of the usable rows (status ok) whose columns have the wanted values: int64 [n], n >= 1.
+        """List the usable rows (status ok) whose columns have the wanted values: int64 [n], n >= 1.
 
         Values are compared as text. Raises UserError for an unknown column, or where no row matches.
         """
@@ -289,8 +253,7 @@ class ClipIndex:
         return rows
 
     def arrow(self, name: str) -> Any:
-        """One value per row in the type of the column: a pyarrow ChunkedArray of views of the mapped file, lists
-        included.
+        """Read one value per row in the type of the column, lists included: a ChunkedArray of views of the mapped file.
 
         Raises UserError for an unknown column.
         """
@@ -308,18 +271,18 @@ class ClipIndex:
 
 
 def resolve(uri: str, folder: str) -> str:
-    """The `uri` of a row of an index in `folder` as an absolute path, or the address that it is."""
+    """Make the `uri` of a row of an index in `folder` an absolute path, or keep the address that it is."""
     return uri if "://" in uri else os.path.join(folder, uri)
 
 
 def index_version(path: Path) -> int | None:
-    """Schema version of a clip index; None where the file is none."""
+    """Read the schema version of a clip index; None where the file is none."""
     version = index_metadata(path).get(_VERSION_KEY, b"")
     return int(version) if version.isdigit() else None
 
 
 def index_metadata(path: Path) -> dict[bytes, bytes]:
-    """What `write_index` noted about the index as a whole; empty where the file is no Parquet."""
+    """Read what `write_index` noted about the index as a whole; empty where the file is no Parquet."""
     try:
         return pq.read_schema(path, memory_map=True).metadata or {}
     except (pa.ArrowException, OSError):
@@ -335,8 +298,8 @@ def write_index(
     """Write rows (column -> value) all at once or not at all.
 
     extra: names of text columns beside those of the schema. Where it is given, `rows` are never all in memory;
-    None: every name outside of the schema that a row has, sorted. metadata: kept beside the version, for
-    `index_metadata`.
+        None: every name outside of the schema that a row has, sorted.
+    metadata: kept beside the version, for `index_metadata`.
     """
     path = Path(path)
     if extra is None:
@@ -346,14 +309,9 @@ def write_index(
         [*SCHEMA, *((name, pa.string()) for name in extra)],
         metadata={**(metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()},
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for group in _groups(rows):
-                writer.write_table(pa.Table.from_pylist(group, schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema))
 
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -363,7 +321,7 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 
 
 def _mappable_copy(path: Path) -> Path:
-    """The copy of a Parquet index in Arrow's file format, made where there is none of this very file.
+    """Find the copy of a Parquet index in Arrow's file format, or make it where there is none of this very file.
 
     It lies beside the index, or where that cannot be written to in the cache folder of the user, or among temporary
     files.
@@ -391,27 +349,21 @@ def _can_write(folder: Path, make: bool) -> bool:
 
 
 def _write_copy(path: Path, copy: Path, source: str) -> None:
-    """All at once, so that processes which open the index at the same time may each do it."""
+    """Write the copy whole, so that processes which open the index at the same time may each do it."""
     file = pq.ParquetFile(path, memory_map=True)
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     facts = {"source": source, "first_rows": np.cumsum([0, *groups]).tolist()}
     packed = pa.field(_PACKED_COLUMN, pa.binary(_PACKED.itemsize))
     schema = file.schema_arrow.append(packed).with_metadata({_SOURCE_KEY: json.dumps(facts)})
-    temporary = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for number, num_rows in enumerate(groups):
-                table = file.read_row_group(number).combine_chunks()
-                writer.write_table(
-                    table.append_column(packed, _pack(table)).cast(schema), max_chunksize=max(1, num_rows)
-                )
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(copy) as partial, partial.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for number, num_rows in enumerate(groups):
+            table = file.read_row_group(number).combine_chunks()
+            packed_table = table.append_column(packed, _pack(table)).cast(schema)
+            writer.write_table(packed_table, max_chunksize=max(1, num_rows))
 
 
 def _pack(table: pa.Table) -> pa.Array:
-    """The numbers of each row as `_PACKED`; -1 where there is none, 0 for the first frame."""
+    """Pack the numbers of each row as `_PACKED`; -1 where there is none, 0 for the first frame."""
     numbers = np.zeros(table.num_rows, _PACKED)
     for name in SCHEMA.names:
         if name in numbers.dtype.fields:
@@ -424,7 +376,7 @@ def _pack(table: pa.Table) -> pa.Array:
 
 
 def _source_of(copy: Path) -> str | None:
-    """Of which Parquet file `copy` is one; None where it is none, or not whole."""
+    """Tell of which Parquet file `copy` is one; None where it is none, or not whole."""
     try:
         with pa.memory_map(str(copy)) as file:
             source: str = json.loads(pa.ipc.open_file(file).schema.metadata[_SOURCE_KEY])["source"]

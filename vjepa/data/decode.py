@@ -14,47 +14,38 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import av
+import av.video.reformatter
+import decord
 import numpy as np
+from PIL import Image, ImageOps
 
 from vjepa.data.media import DecodeError, open_media, plain
 
 if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
-__all__ = [
-    "READERS", "DecodeError", "av_library", "decord_frames", "decord_library",
-    "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
-    "torchcodec_library", "upright",
-]  # fmt: skip
+decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
+av.logging.set_level(None)
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
 Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
 
-_DECORD_LEAST_PX: Final = (
-    96  # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
-)
+# to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
+_DECORD_LEAST_PX: Final = 96
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
-_BACK_S: Final = (
-    0.0,
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-)  # how far before a frame to seek, until a keyframe at or before it is found
+# how far before a frame to seek, until a keyframe at or before it is found
+_BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)
 _DELAY_FRAMES: Final = 4  # by which most files show a keyframe after its decoding time, at most
-_FAR_S: Final = (
-    4.0  # ahead of where a file without an index of keyframes is decoded: longer than most groups of pictures
-)
+_FAR_S: Final = 4.0  # ahead of where a file without an index of keyframes is decoded: more than most groups of pictures
 
 
 def read_frames(row: IndexRow, frame_ids: np.ndarray, size: Size | None = None) -> np.ndarray:
-    """uint8 [T, H, W, 3] for int64 [T] frame ids in any order, repeats allowed: RGB, upright, square pixels.
+    """Decode int64 [T] frame ids, in any order and repeated or not, to uint8 [T, H, W, 3]: RGB, upright, square pixels.
 
     frame_ids: count from the first frame of the clip.
     size: (H, W) that is wanted, if not that of the video: the decoder reduces, antialiased, for a part of the cost of
-    full frames.
-
+        full frames.
     Raises DecodeError, whatever goes wrong in the file or in a decoder.
     """
     ids, places = np.unique(frame_ids, return_inverse=True)
@@ -76,30 +67,12 @@ def _changed_size(row: IndexRow, height: int, width: int) -> DecodeError:
 
 
 @lru_cache(maxsize=1)
-def decord_library() -> Any:
-    """decord, loaded at first use and silenced: its messages reach the reader as DecodeError."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
-
-
-@lru_cache(maxsize=1)
-def av_library() -> Any:
-    """PyAV, loaded at first use; its messages to stderr are off, errors are raised all the same."""
-    import av
-    import av.video.reformatter
-
-    av.logging.set_level(None)
-    return av
-
-
-@lru_cache(maxsize=1)
 def torchcodec_library() -> tuple[Any, Any] | None:
-    """torchcodec's VideoDecoder and Resize; None where it is not installed, or cannot be loaded for want of FFmpeg's
-    libraries.
+    """Load torchcodec's VideoDecoder and Resize.
+
+    None where it is not installed, or cannot be loaded for want of FFmpeg's libraries.
     """
-    try:
+    try:  # optional
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
     except (ImportError, OSError, RuntimeError):
@@ -108,10 +81,10 @@ def torchcodec_library() -> tuple[Any, Any] | None:
 
 
 def open_decord(media: Media, size: Size | None = None) -> Any:
-    """A decord reader of one thread: workers are processes already. Its frames are upright, of `size` where it is
-    given. Raises DecodeError.
+    """Open a decord reader of one thread: workers are processes already. Raises DecodeError.
+
+    Its frames are upright, of `size` where it is given.
     """
-    decord = decord_library()
     height, width = size or (-1, -1)
     try:
         # a file object is copied by decord, whole: it has no other way to read bytes
@@ -122,8 +95,10 @@ def open_decord(media: Media, size: Size | None = None) -> Any:
 
 
 def decord_frames(reader: Any, ids: np.ndarray) -> np.ndarray:
-    """uint8 [n, H, W, 3] of a decord reader. Raises DecodeError, also for an id at which decord would spin for ever."""
-    decord = decord_library()
+    """Read frames of a decord reader: uint8 [n, H, W, 3].
+
+    Raises DecodeError, also for an id at which decord would spin for ever.
+    """
     if ids.max() >= len(reader):
         raise DecodeError(f"frame {ids.max()} is wanted, decord counts {len(reader)}")
     try:
@@ -135,8 +110,10 @@ def decord_frames(reader: Any, ids: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
-    """The PyAV container of a file and its best video stream. Errors of opening and of the body become DecodeError."""
-    av = av_library()
+    """Open the PyAV container of a file and its best video stream.
+
+    Errors of opening and of the body become DecodeError.
+    """
     try:
         with av.open(_rewound(media), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
@@ -151,8 +128,9 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
 
 
 def upright(reformatter: Any, frame: Any, rotation: int, sample_aspect: float, size: Size | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of a PyAV frame: pixels made square by stretching, never by losing any, then rotated; scaled to
-    `size` in the same pass.
+    """Turn a PyAV frame upright: uint8 [H, W, 3], scaled to `size` in the same pass.
+
+    Pixels are made square by stretching, never by losing any, then the picture is rotated.
 
     swscale's bilinear filter, PyAV's default, widens with the reduction: of its filters that do not alias it is the
     nearest to PyTorch's antialiased bilinear. Mean levels away from it, 720p film to 128 px high: bilinear 0.93, area
@@ -161,9 +139,8 @@ def upright(reformatter: Any, frame: Any, rotation: int, sample_aspect: float, s
     height, width = size or _upright_size(frame, rotation, sample_aspect)
     if rotation % 180:
         height, width = width, height
-    picture: np.ndarray = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", threads=1
-    ).to_ndarray()
+    scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+    picture: np.ndarray = scaled.to_ndarray()
     return np.rot90(picture, rotation // 90) if rotation else picture
 
 
@@ -173,7 +150,7 @@ def _upright_size(frame: Any, rotation: int, sample_aspect: float) -> Size:
 
 
 def _rewound(media: Media) -> Any:
-    """What the libraries take: text for a path, a file object that stands at its start."""
+    """Give what the libraries take: text for a path, a file object that stands at its start."""
     if isinstance(media, str | Path):
         return str(media)
     media.seek(0)
@@ -185,7 +162,7 @@ def _open(row: IndexRow) -> str | BinaryIO:
 
 
 def _wanted_size(row: IndexRow, size: Size | None) -> Size | None:
-    """The size to ask a library for that does not make pixels square by itself; None: as they come."""
+    """Choose the size to ask a library for that does not make pixels square by itself; None: as they come."""
     return size or ((row.height, row.width) if row.sample_aspect != 1 else None)
 
 
@@ -193,16 +170,10 @@ def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarra
     target = _wanted_size(row, size)
     if target is None or target[1] >= _DECORD_LEAST_PX:
         return decord_frames(open_decord(_open(row), target), row.first_frame + ids)
-    reformatter, frames = (
-        av_library().video.reformatter.VideoReformatter(),
-        decord_frames(open_decord(_open(row)), row.first_frame + ids),
-    )
-    return np.stack(
-        [
-            upright(reformatter, av_library().VideoFrame.from_ndarray(frame, format="rgb24"), 0, 1.0, target)
-            for frame in frames
-        ]
-    )
+    reformatter = av.video.reformatter.VideoReformatter()
+    found = decord_frames(open_decord(_open(row)), row.first_frame + ids)
+    frames = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in found)
+    return np.stack([upright(reformatter, frame, 0, 1.0, target) for frame in frames])
 
 
 def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
@@ -246,7 +217,7 @@ def _read_pyav(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
 
 
 def _pictures(row: IndexRow, frames: Iterator[Any], size: Size | None) -> list[np.ndarray]:
-    reformatter = av_library().video.reformatter.VideoReformatter()
+    reformatter = av.video.reformatter.VideoReformatter()
     pictures = []
     for frame in frames:
         found = _upright_size(frame, row.rotation, row.sample_aspect)
@@ -263,7 +234,7 @@ def _read_pyav_seek(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.nda
 
 
 def _times(row: IndexRow, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """When the frames come on screen, and how far off a decoder's time may be: float64 [n] twice, in seconds."""
+    """Give when the frames come on screen, and how far off a decoder's time may be: float64 [n] twice, in seconds."""
     times_s = row.times()
     gaps_s = np.diff(times_s) if len(times_s) > 1 else np.array([1 / row.fps])
     nearest_s = np.minimum(np.append(gaps_s, gaps_s[-1]), np.append(gaps_s[0], gaps_s))
@@ -275,8 +246,9 @@ def _no_frame(time_s: float) -> DecodeError:
 
 
 class _Seeker:
-    """Frames of an open video by their time: from the start, the last frame or, where it is nearer, the keyframe before
-    them.
+    """Find frames of an open video by their time.
+
+    From the start, the last frame or, where it is nearer, the keyframe before them.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -287,8 +259,9 @@ class _Seeker:
         self._delay_s = _DELAY_FRAMES / float(stream.average_rate or 25)
 
     def frame_at(self, time_s: float, tolerance_s: float) -> Any:
-        """The frame at `time_s`, later than at the call before. Raises DecodeError where there is none within
-        `tolerance_s`.
+        """Find the frame at `time_s`, later than at the call before.
+
+        Raises DecodeError where there is none within `tolerance_s`.
         """
         latest_s = time_s + tolerance_s
         if self._is_far(latest_s):
@@ -306,9 +279,9 @@ class _Seeker:
         raise _no_frame(time_s)
 
     def _is_far(self, time_s: float) -> bool:
-        """Whether seeking is the shorter way: known where the file's index of keyframes, in decoding times, reaches
-        that far; else likely.
+        """Tell whether seeking is the shorter way.
 
+        That is known where the file's index of keyframes, in decoding times, reaches that far; else it is likely.
         Seeking to a keyframe that is decoded before `time_s`, but shown after it, would end at the one before it.
         """
         position = self._start if self._position is None else self._position
@@ -342,19 +315,16 @@ class _Seeker:
 
 
 def read_image(media: Media, size: Size | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of a still, turned upright by its EXIF orientation, scaled to `size` where it is given. Raises
-    DecodeError.
-    """
-    from PIL import Image, ImageOps
+    """Read a still: uint8 [H, W, 3], turned upright by its EXIF orientation, scaled to `size` where it is given.
 
+    Raises DecodeError.
+    """
     try:
         with Image.open(_rewound(media)) as image:
             if image.mode.startswith(("I", "F")):
                 raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
-            if size:
-                image.draft(
-                    "RGB", (max(size), max(size))
-                )  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
+            if size:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
+                image.draft("RGB", (max(size), max(size)))
             picture = ImageOps.exif_transpose(image).convert("RGB")
             return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -2,14 +2,15 @@
 run.
 
 A batch depends on its number alone, so any process can make it, and make it again. Batches come back through memory
-that
-both sides hold from the start: nothing that a dying process owns is ever waited for.
+that both sides hold from the start: nothing that a dying process owns is ever waited for.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -26,9 +27,14 @@ import torch
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.clips import Clips, EvalClips, TrainClips, TrainSource, Views
+from vjepa.data.decode import read_frames
+from vjepa.data.plan import FinitePlan
+from vjepa.data.plan_rows import Passes, RowPlan, Views
+from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import put_in_quarantine
-from vjepa.data.watch import Reading, Watch
+from vjepa.data.reader import Reader, ReadFrames
+from vjepa.data.sources import TrainSource
+from vjepa.data.watch import BeingRead, Watch
 from vjepa.errors import UserError
 from vjepa.records import ClipBatch
 
@@ -45,59 +51,47 @@ def train_loader(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> ClipLoader:
-    """One `ClipBatch` for each step of `steps`, in order; `sources` are those of `data`, as `open_sources` gives them.
+    """Load one `ClipBatch` for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them.
 
     Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
     """
-    return ClipLoader(
-        TrainClips(sources, data, seed, rank, num_ranks),
-        steps,
-        data.workers,
-        data.deadline_s,
-        data.prefetch,
-        pin_memory,
-    )
+    reader = Reader(TrainPlan(sources, data, seed, rank, num_ranks))
+    return ClipLoader(reader, steps, data.workers, data.deadline_s, data.prefetch, pin_memory)
+
+
+def plan_loader(plan: FinitePlan, data: Data, read: ReadFrames = read_frames) -> ClipLoader:
+    """Load every batch of `plan` once, in order, with the processes that `data` says."""
+    return ClipLoader(Reader(plan, read), range(len(plan)), data.workers, data.deadline_s, data.prefetch)
 
 
 def eval_loader(
-    index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, views: Views | None = None
+    index: ClipIndex, rows: np.ndarray, data: Data, batch: int, workers: int, looks: Views | Passes | None = None
 ) -> ClipLoader:
-    """Every row once, in order, the same at every call; the last batch may be smaller. The views of a row lie side by
-    side.
-    """
-    return ClipLoader(
-        EvalClips(index, rows, data, batch, views or Views()),
-        range(-(-len(rows) // batch)),
-        workers,
-        data.deadline_s,
-        data.prefetch,
-    )
+    """Load every row once, in order, the same at every call, its views side by side; the last batch may be smaller."""
+    plan = RowPlan(index, rows, data, batch, looks or Views())
+    return plan_loader(plan, data.model_copy(update={"workers": workers}))
 
 
 class ClipLoader:
-    """The batches `clips[step]` for `step` of `steps`, each time it is iterated.
+    """Give the batches `reader[step]` for `step` of `steps`, each time it is iterated.
 
     workers: processes that decode; 0: none, in which case a decode cannot be stopped.
     deadline_s: for the decode of one clip; a process that takes longer is killed, its clip put in quarantine, and the
         batch made again without it.
     prefetch: batches that each process makes ahead; 0: all make one each when one is waited for, and rest while the
-    caller works. Iterating raises UserError as `clips` does, and where processes die time and again.
+        caller works.
+    Iterating raises UserError as `reader` does, and where processes die time and again.
     """
 
     def __init__(
-        self, clips: Clips, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False
+        self, reader: Reader, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False
     ) -> None:
-        self.clips, self.steps, self.workers, self.deadline_s, self.prefetch, self.pin_memory = (
-            clips,
-            steps,
-            workers,
-            deadline_s,
-            prefetch,
-            pin_memory,
-        )
+        """Have the processes prepared where there are any: they import PyTorch while the caller builds its model."""
+        self.reader, self.steps, self.workers = reader, steps, workers
+        self.deadline_s, self.prefetch, self.pin_memory = deadline_s, prefetch, pin_memory
         if workers:
             context().set_forkserver_preload(["vjepa.data.loader"])
-            forkserver.ensure_running()  # it imports PyTorch while the caller builds its model
+            forkserver.ensure_running()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -105,14 +99,12 @@ class ClipLoader:
     def __iter__(self) -> Iterator[ClipBatch]:
         if self.workers:
             return _Pool(self).batches()
-        batches = (self.clips[step] for step in self.steps)
+        batches = (self.reader[step] for step in self.steps)
         return (batch.pin_memory() for batch in batches) if self.pin_memory else batches
 
 
 class _Made(NamedTuple):
-    """What is said of a batch whose clips are in shared memory: nothing but plain values, so that no handle is passed
-    between processes.
-    """
+    """Say what a batch is whose clips lie in shared memory: plain values, so that no handle is passed on."""
 
     shape: tuple[int, ...]
     clip_ids: list[int]
@@ -122,20 +114,16 @@ class _Made(NamedTuple):
 
 
 class _Pool:
-    """The processes of one pass over a loader."""
+    """Run the processes of one pass over a loader."""
 
     def __init__(self, loader: ClipLoader) -> None:
-        self.clips, self.steps, self.deadline_s, self.pin_memory = (
-            loader.clips,
-            loader.steps,
-            loader.deadline_s,
-            loader.pin_memory,
-        )
+        self.reader, self.steps = loader.reader, loader.steps
+        self.deadline_s, self.pin_memory = loader.deadline_s, loader.pin_memory
         self.runs_ahead = loader.prefetch > 0
         num_slots = min(max(1, loader.prefetch) * loader.workers, max(1, len(self.steps)))
-        slots = [context().RawArray("B", max(1, self.clips.batch_bytes)) for _ in range(num_slots)]
+        slots = [context().RawArray("B", max(1, self.reader.plan.batch_bytes)) for _ in range(num_slots)]
         self.workers = [
-            _Worker(self.clips, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))
+            _Worker(self.reader, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))
         ]
         self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
         self.unassigned = iter(self.steps)
@@ -161,14 +149,14 @@ class _Pool:
                 worker.kill()
 
     def _hand_out(self) -> None:
-        """The next batches, one to each process in turn, for as long as they have room."""
+        """Hand out the next batches, one to each process in turn, for as long as they have room."""
         for _ in range(max(len(worker.free) for worker in self.workers)):
             for worker in self.workers:
                 if worker.free and (step := next(self.unassigned, None)) is not None:
                     worker.take(step)
 
     def _wait(self) -> None:
-        """For the next answer, or for a process that is dead or late."""
+        """Wait for the next answer, or for a process that is dead or late."""
         by_connection = {worker.connection: worker for worker in self.workers}
         for ready in connection.wait(list(by_connection), timeout=_LOOK_S):
             self._receive(by_connection[ready])
@@ -201,52 +189,56 @@ class _Pool:
             )
         name = (reading.source, reading.clip_id)
         self.killed[name] += 1
-        if (
-            reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1
-        ):  # the first SIGKILL may be for want of memory
+        # the first SIGKILL may be for want of memory
+        if reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1:
             self._quarantine(reading, reason or f"the decoder crashed ({_plain_exit(exit_code)})")
-        worker.start(self.clips)
+        worker.start(self.reader)
 
-    def _quarantine(self, reading: Reading, reason: str) -> None:
+    def _quarantine(self, reading: BeingRead, reason: str) -> None:
         name = (reading.source, reading.clip_id)
-        if name in self.clips.watch.quarantine:  # another process hung on it at the same time
+        if name in self.reader.watch.quarantine:  # another process hung on it at the same time
             return
-        index, row = self.clips.place(*name)
-        self.clips.watch.quarantine[name] = reason
+        self.reader.watch.quarantine[name] = reason
         for worker in self.workers:
             worker.forbid(name, reason)
+        place = self.reader.plan.place(*name)
+        remedy = "left out of this run alone"
         try:
-            remedy = f"named in {put_in_quarantine(index, row, reason)}, which later runs read"
+            if place:
+                remedy = f"named in {put_in_quarantine(*place, reason)}, which later runs read"
         except OSError as error:
-            remedy = f"left out of this run alone, for the list of quarantine cannot be written ({error})"
-        print(f"{index.row(row).uri}: {reason}; the clip is {remedy}", file=sys.stderr, flush=True)
+            remedy += f", for the list of quarantine cannot be written ({error})"
+        print(f"{self.reader.plan.uri(*name)}: {reason}; the clip is {remedy}", file=sys.stderr, flush=True)
 
 
 class _Worker:
-    """A process that makes batches, and the memory that they come back in."""
+    """Run a process that makes batches, and hold the memory that they come back in."""
 
-    def __init__(self, clips: Clips, slots: Sequence[Any]) -> None:
+    def __init__(self, reader: Reader, slots: Sequence[Any]) -> None:
         self.slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in slots]
         self._memory = slots
         self.free = list(range(len(slots)))
         self.taken: dict[int, int] = {}  # step -> slot, until the batch was handed on
         self.made: set[int] = set()
-        self.start(clips)
+        self.start(reader)
 
-    def start(self, clips: Clips) -> None:
-        """A new process, which makes again what the one before it had not finished."""
+    def start(self, reader: Reader) -> None:
+        """Start a new process, which makes again what the one before it had not finished."""
         self.connection, theirs = context().Pipe()
+        lifeline, self._our_end = context().Pipe(duplex=False)  # nothing is ever sent
         self.watch = Watch(beat=context().RawArray("d", 3))
-        self.process = context().Process(target=_work, args=(theirs, clips, self._memory, self.watch.beat), daemon=True)
+        arguments = (theirs, lifeline, reader, self._memory, self.watch.beat)
+        self.process = context().Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
+        lifeline.close()
         for step, slot in self.taken.items():
             if step not in self.made:
                 self._send((step, slot))
 
     @property
     def rests(self) -> bool:
-        """Whether it has made all that it was asked for."""
+        """Tell whether it has made all that it was asked for."""
         return len(self.made) == len(self.taken)
 
     def take(self, step: int) -> None:
@@ -263,7 +255,7 @@ class _Worker:
             return
 
     def batch(self, step: int, made: _Made) -> ClipBatch:
-        """A batch whose clips are still in this memory."""
+        """Give a batch whose clips are still in this memory."""
         self.made.add(step)
         video = self.slots[self.taken[step]][: math.prod(made.shape)].view(made.shape)
         return ClipBatch(
@@ -275,16 +267,17 @@ class _Worker:
         self.free.append(self.taken.pop(step))
 
     def kill(self) -> int | None:
-        """Nothing that it holds is of worth. Returns the exit code that it had or has now."""
+        """End it: nothing that it holds is of worth. Returns the exit code that it had or has now."""
         self.process.kill()
         self.process.join()
         self.connection.close()
+        self._our_end.close()
         code: int | None = self.process.exitcode
         return code
 
 
 def context() -> Any:
-    """Processes forked from a clean one.
+    """Have processes forked from a clean one.
 
     Plain fork copies locks that threads of the training process may hold (decoders, OpenMP, CUDA), which can hang;
     spawn imports PyTorch in each process, seconds each time. A fork server imports it once (2 s, while the caller goes
@@ -293,13 +286,13 @@ def context() -> Any:
     return multiprocessing.get_context("forkserver")
 
 
-def _work(answers: Connection, clips: Clips, memory: Sequence[Any], beat: Any) -> None:
-    """The life of a decoding process: until the other end of the pipe is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
+def _work(answers: Connection, lifeline: Connection, reader: Reader, memory: Sequence[Any], beat: Any) -> None:
+    """Make batches until the other end of the pipe is closed."""
+    # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(lifeline)
     torch.set_num_threads(1)
-    clips.watch.beat = beat
+    reader.watch.beat = beat
     slots = [torch.frombuffer(slot, dtype=torch.uint8) for slot in memory]
     while True:
         try:
@@ -307,15 +300,28 @@ def _work(answers: Connection, clips: Clips, memory: Sequence[Any], beat: Any) -
         except (EOFError, OSError):
             return
         if isinstance(key, tuple):
-            clips.watch.quarantine[key] = value
+            reader.watch.quarantine[key] = value
             continue
-        answers.send((key, _make(clips, key, slots[value])))
+        answers.send((key, _make(reader, key, slots[value])))
 
 
-def _make(clips: Clips, step: int, slot: torch.Tensor) -> _Made | UserError | str:
-    """What is in `slot` then; or what went wrong."""
+def _die_with(lifeline: Connection) -> None:
+    """Have the kernel end this process when the other end of the pipe is closed: when the trainer is gone, however.
+
+    Python code could not, while a decoder holds the GIL; and the parent, whose death Linux can tell of, is the fork
+    server, which lives as long as its children.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which is to end
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if lifeline.poll():  # closed before there was a signal to send
+        os._exit(1)
+
+
+def _make(reader: Reader, step: int, slot: torch.Tensor) -> _Made | UserError | str:
+    """Make a batch in `slot`, and say what is there then; or what went wrong."""
     try:
-        batch = clips[step]
+        batch = reader[step]
     except UserError as error:
         return error
     except Exception:  # noqa: BLE001  (the boundary of the process: it is raised again on the other side)

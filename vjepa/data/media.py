@@ -1,5 +1,6 @@
-"""Where the bytes of a video or image are: a local file, a slice of a local shard, or an object behind any fsspec
-address.
+"""Where the bytes of a video or image are.
+
+A local file, a slice of a local shard, or an object behind any fsspec address.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import BinaryIO
 
 
 class DecodeError(Exception):
-    """A file cannot be read. The message says why, in plain words."""
+    """Say why a file cannot be read, in plain words."""
 
 
 def plain(error: BaseException) -> str:
-    """The message of a library's error on one line, without the stack, the place in its source and the name of the
-    file.
+    """Put the message of a library's error on one line.
+
+    The stack, the place in its source and the name of the file are left out.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
@@ -27,7 +29,9 @@ def plain(error: BaseException) -> str:
 
 
 def open_media(uri: str, offset: int | None = None, length: int | None = None) -> str | BinaryIO:
-    """What a decoder can open: the path of a local file, or the bytes of anything else as a file object, read at once.
+    """Give what a decoder can open: the path of a local file, or the bytes of anything else as a file object.
+
+    Bytes are read at once.
 
     uri: a local path, or an fsspec address (s3://bucket/a.mp4).
     offset, length: in bytes, where the file is a slice of `uri`, such as a member of a tar shard; one range read.
@@ -56,16 +60,15 @@ def _read_slice(path: str, offset: int, length: int) -> bytes:
         with open(path, "rb") as file:
             size_bytes = file.seek(0, io.SEEK_END)
             file.seek(offset)
-            return file.read(
-                max(0, min(length, size_bytes - offset))
-            )  # `length` may be wrong by any amount: never ask for that much memory
+            # `length` may be wrong by any amount: never ask for that much memory
+            return file.read(max(0, min(length, size_bytes - offset)))
     except OSError as error:
         raise DecodeError(f"{Path(path).name}: {plain(error)}") from None
 
 
 def _read_remote(uri: str, offset: int | None, length: int | None) -> bytes:
     try:
-        from fsspec.core import url_to_fs
+        from fsspec.core import url_to_fs  # optional: most data sets are local
     except ImportError:
         raise DecodeError("an address needs fsspec: pip install 'video-jepa[remote]'") from None
     try:

@@ -18,12 +18,12 @@ _IDENTITY = ("uri", "offset", "first_frame", "content_hash")
 
 
 def quarantine_path(index_path: Path) -> Path:
-    """`x.parquet.quarantine.jsonl` for `x.parquet`."""
+    """Name the file: `x.parquet.quarantine.jsonl` for `x.parquet`."""
     return index_path.with_name(f"{index_path.name}.quarantine.jsonl")
 
 
 def quarantined(index: ClipIndex) -> dict[int, str]:
-    """Row of the index -> why it must not be read. Raises UserError where a line of the file is damaged."""
+    """Read which rows must not be read, and why. Raises UserError where a line of the file is damaged."""
     path = quarantine_path(index.path)
     if not path.is_file():
         return {}

@@ -1,5 +1,6 @@
-"""How fast clips are read, in one process: beside the decoder alone, other starts of clips, and other copies of the
-videos.
+"""How fast clips are read, in one process.
+
+Beside the decoder alone, other starts of clips, and other copies of the videos.
 """
 
 from __future__ import annotations
@@ -13,53 +14,45 @@ import numpy as np
 import torch
 
 from vjepa.config import Data
-from vjepa.data.augment import Box
+from vjepa.data.augment import Box, crop_resize
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.clips import TrainClips, one_thread, open_sources
-from vjepa.data.decode import READERS
-from vjepa.records import ClipBatch
+from vjepa.data.decode import READERS, read_frames
+from vjepa.data.plan_training import TrainPlan
+from vjepa.data.reader import Reader, one_thread
+from vjepa.data.sources import open_sources
 
 STARTS: Final = ("uniform", "keyframe")
 Size = tuple[int, int] | None  # height and width of decoded frames, px; None: as they are
 
 
-class MeasuredClips(TrainClips):
-    """The clips of data.train, as a worker reads them; remembers of its last batch what was decoded and where the time
-    went.
-    """
+class MeasuredClips:
+    """Read the batches of data.train as a worker does; remember of the last what was decoded, and where time went."""
 
     def __init__(self, data: Data, seed: int) -> None:
-        super().__init__(open_sources(data), data, seed)
+        self.reader = Reader(TrainPlan(open_sources(data), data, seed), self._decode, self._crop)
 
-    def __getitem__(self, step: int) -> ClipBatch:
+    def read(self, step: int) -> None:
+        """Read the batch of a step."""
         self.reads: list[tuple[IndexRow, np.ndarray, Size]] = []
-        self.decode_s = self.decode_and_crop_s = 0.0
-        return super().__getitem__(step)
+        self.decode_s = self.crop_s = 0.0
+        self.reader[step]
 
-    def read(self, row: IndexRow, frame_ids: np.ndarray, size: Size) -> np.ndarray:
+    def _decode(self, row: IndexRow, frame_ids: np.ndarray, size: Size) -> np.ndarray:
         started = perf_counter()
-        frames = super().read(row, frame_ids, size)
+        frames = read_frames(row, frame_ids, size)
         self.decode_s += perf_counter() - started
         self.reads.append((row, frame_ids, size))
         return frames
 
-    def crops(
-        self,
-        row: IndexRow,
-        name: tuple[int, int],
-        frame_ids: np.ndarray,
-        boxes: Sequence[Box],
-        flips: Sequence[bool],
-        crop_px: int,
-    ) -> list[torch.Tensor]:
+    def _crop(self, frames: np.ndarray, box: Box, crop_px: int, flip: bool) -> torch.Tensor:
         started = perf_counter()
-        clips = super().crops(row, name, frame_ids, boxes, flips, crop_px)
-        self.decode_and_crop_s += perf_counter() - started
-        return clips
+        clip = crop_resize(frames, box, crop_px, flip)
+        self.crop_s += perf_counter() - started
+        return clip
 
 
 def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = None) -> dict[str, Any]:
-    """Clips per second of reading the batches of data.train, beside other ways to read; medians over `num_batches`.
+    """Measure the clips per second of reading data.train, beside other ways to read; medians over `num_batches`.
 
     bare: the decoder alone, on the very rows, frames and sizes of frames. keyframe_ratio: `start: keyframe` over
     uniform starts; None where clips are the whole video. against_ratio: another index, the same settings, over this
@@ -78,7 +71,7 @@ def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = 
         kinds["against"] = data.model_copy(update={"train": data.train.model_copy(update={"index": against})})
     clips = {kind: MeasuredClips(settings, seed) for kind, settings in kinds.items()}
     loader = clips[data.start]
-    ways: dict[str, Callable[[int], Any]] = {kind: read.__getitem__ for kind, read in clips.items()}
+    ways: dict[str, Callable[[int], Any]] = {kind: measured.read for kind, measured in clips.items()}
     ways["bare"] = lambda _: _decode_again(loader.reads)
     seconds: dict[str, list[float]] = {name: [] for name in (*ways, "decode", "crop")}
     for number in range(num_batches):
@@ -90,7 +83,7 @@ def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = 
             ways[name](number)
             seconds[name].append(perf_counter() - started)
         seconds["decode"].append(loader.decode_s)
-        seconds["crop"].append(loader.decode_and_crop_s - loader.decode_s)
+        seconds["crop"].append(loader.crop_s)
     return {"global_batch": data.global_batch, "batches": num_batches} | _rates(
         data, {name: statistics.median(each) for name, each in seconds.items()}
     )
@@ -104,11 +97,9 @@ def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:
 
 
 def _rates(data: Data, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of `loader_speed` from the seconds that a batch takes."""
-    loader_s, clip_ms = (
-        seconds[data.start],
-        {name: 1000 * duration / data.global_batch for name, duration in seconds.items()},
-    )
+    """Make the figures of `loader_speed` from the seconds that a batch takes."""
+    loader_s = seconds[data.start]
+    clip_ms = {name: 1000 * duration / data.global_batch for name, duration in seconds.items()}
     return {
         "loader_clips_per_s": data.global_batch / loader_s,
         "bare_clips_per_s": data.global_batch / seconds["bare"],

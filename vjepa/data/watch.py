@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vjepa.data.decode import DecodeError
+from vjepa.data.media import DecodeError
 
 
-class Reading(NamedTuple):
-    """A clip that is being read, by its source and clip id, and since when on the clock `time.monotonic`."""
+class BeingRead(NamedTuple):
+    """Name the clip that is being read, and since when on the clock `time.monotonic`."""
 
     source: int
     clip_id: int
@@ -21,7 +21,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Watch:
-    """One for each process that reads clips.
+    """Tell what a process reads; each process that reads clips has one.
 
     quarantine: (source, clip id) -> why this clip must not be read.
     beat: three numbers in memory that the waiting process shares: since when, source, clip id; since 0: reads nothing.
@@ -32,7 +32,7 @@ class Watch:
 
     @contextmanager
     def reading(self, source: int, clip_id: int) -> Iterator[None]:
-        """Around each decode. Raises DecodeError, with the reason, for a clip in quarantine."""
+        """Watch one decode. Raises DecodeError, with the reason, for a clip in quarantine."""
         if (source, clip_id) in self.quarantine:
             raise DecodeError(self.quarantine[source, clip_id])
         if self.beat is None:
@@ -45,7 +45,7 @@ class Watch:
         finally:
             self.beat[0] = 0.0
 
-    def now(self) -> Reading | None:
-        """What is being read, as the waiting process sees it."""
+    def now(self) -> BeingRead | None:
+        """Tell what is being read, as the waiting process sees it."""
         since_s, source, clip_id = self.beat or (0.0, 0, 0)
-        return Reading(int(source), int(clip_id), since_s) if since_s else None
+        return BeingRead(int(source), int(clip_id), since_s) if since_s else None

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
+from vjepa.data.time_order import Time
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder
 from vjepa.probing import recipes
 from vjepa.probing.anticipation import RollOut
 from vjepa.probing.comparison import ROLLOUT, TRAINED
-from vjepa.probing.recipes import Reading, Time
+from vjepa.probing.recipes import Reading
 from vjepa.probing.settings import BASELINES
 from vjepa.probing.store import Recipe
 

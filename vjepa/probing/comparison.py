@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.probing import metrics
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.metrics import Floats
-from vjepa.probing.passes import Passes
 from vjepa.probing.protocol import Answer, Examples, Method, answer
 from vjepa.probing.recipes import PLAIN
 from vjepa.probing.scores import TOP, Scores, Share, class_mean_recall, score

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 from vjepa.config import Data
 from vjepa.config import Source as IndexSource
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.clips import Views
-from vjepa.data.loader import ClipLoader, eval_loader
+from vjepa.data.loader import plan_loader
+from vjepa.data.plan_images import ImagePlan, Squares
+from vjepa.data.plan_rows import Passes, RowPlan, Views
+from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
-from vjepa.probing.datasets_images import IMAGE_SETS, ImageClips, ImageSet, open_images
+from vjepa.probing.datasets_images import IMAGE_SETS, ImageSet, open_images
 from vjepa.probing.evidence import Split, hold_out, read_splits
-from vjepa.probing.passes import AugmentedClips, Passes
 from vjepa.records import ClipBatch
 
 # What a clip depends on beside its file.
@@ -42,27 +43,27 @@ _CONTENT: Final = (
 )
 
 
-class Source(Protocol):
-    """Where samples are read from. A sample is named by its clip id."""
+class SampleSource(Protocol):
+    """Read samples, which are named by their clip ids."""
 
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
-        """Every sample once, in order, its views side by side; those that cannot be read are named in `failures`."""
+        """Read every sample once, in order, its views side by side; `failures` name those that cannot be read."""
         ...
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
-        """All that the clips of `loader` depend on, as plain values: equal facts mean equal clips."""
+        """Give all that the clips of `loader` depend on, as plain values: equal facts mean equal clips."""
         ...
 
     def uri(self, clip_id: int) -> str:
-        """Where a reader of the report finds the sample."""
+        """Say where a reader of the report finds the sample."""
         ...
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Clip ids, int64 [n] each, disjoint: probes learn from `train`, choose on `selection`, and are measured once, on
-    `test`.
+    """Hold clip ids, int64 [n] each, disjoint.
 
+    Probes learn from `train`, choose on `selection`, and are measured once, on `test`.
     name: the value of the fold column that `test` has; empty where there are no folds.
     """
 
@@ -74,11 +75,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Dataset:
-    """labels, groups: one value, or None, for every clip id; groups is None where no sample has one. where: the rows of
-    each part, in words.
+    """Hold labelled samples, cut into trials.
+
+    labels, groups: one value, or None, for every clip id; groups is None where no sample has one.
+    where: the rows of each part, in words.
     """
 
-    source: Source
+    source: SampleSource
     labels: Sequence[str | None]
     groups: Sequence[str | None] | None
     trials: tuple[Trial, ...]
@@ -86,21 +89,21 @@ class Dataset:
 
     @property
     def clip_ids(self) -> np.ndarray:
-        """Every sample that some trial uses, int64 [n], ascending."""
+        """List every sample that some trial uses: int64 [n], ascending."""
         return np.unique(
             np.concatenate([part for trial in self.trials for part in (trial.train, trial.selection, trial.test)])
         )
 
     @property
     def data_hash(self) -> str:
-        """sha256 of the samples in use, how they are read once each, and their labels."""
+        """Hash the samples in use, how they are read once each, and their labels: sha256."""
         facts = [self.source.facts(self.clip_ids, Views()), [self.labels[i] for i in self.clip_ids]]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a data set.
+    """Ask for rows and labels of a data set.
 
     train, selection, val: rows as COLUMN=VALUE1,VALUE2; None: those whose split has this name, and for selection else a
     part of train.
@@ -117,7 +120,7 @@ class Request:
 
 
 def open_dataset(name: str, data: Data, request: Request) -> Dataset:
-    """The clip index, image data set or folder of images `name`, read as the settings `data` say. Raises UserError."""
+    """Open the clip index, image data set or folder of images `name`, read as `data` says. Raises UserError."""
     if name not in IMAGE_SETS and not Path(name).is_dir():
         return _clips(name, data, request)
     rows = [f"--{part}" for part, value in request.where.items() if value is not None]
@@ -129,26 +132,28 @@ def open_dataset(name: str, data: Data, request: Request) -> Dataset:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Rows of a clip index."""
+    """Read rows of a clip index.
+
+    anticipation_s: None; or the rows end where an action starts, and are seen up to so long before.
+    """
 
     index: ClipIndex
     data: Data
+    anticipation_s: float | None = None
 
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
-        if isinstance(views, Views):
-            return eval_loader(self.index, clip_ids, self.data, batch, self.data.workers, views)
-        clips = AugmentedClips(self.index, clip_ids, self.data, batch, views)
-        return ClipLoader(
-            clips, range(-(-len(clip_ids) // batch)), self.data.workers, self.data.deadline_s, self.data.prefetch
-        )
+        if self.anticipation_s is not None and isinstance(views, Views) and views.num_clips > 1:
+            raise UserError(
+                f"--num_clips {views.num_clips}: of an action there is one clip, the last before it; leave it "
+                "out with --anticipation_s"
+            )
+        return plan_loader(RowPlan(self.index, clip_ids, self.data, batch, views, self.anticipation_s), self.data)
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
-        return {
-            "rows": _rows_hash(self.index, clip_ids),
-            "views": _words(views),
-            **{name: getattr(self.data, name) for name in names},
-        }
+        facts = {"rows": _rows_hash(self.index, clip_ids), "views": _words(views)}
+        ahead = {} if self.anticipation_s is None else {"anticipation_s": self.anticipation_s}
+        return {**facts, **{name: getattr(self.data, name) for name in names}, **ahead}
 
     def uri(self, clip_id: int) -> str:
         return self.index.row(clip_id).uri
@@ -156,7 +161,7 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images of a data set, clips of one frame."""
+    """Read images of a data set, as clips of one frame."""
 
     images: ImageSet
     data: Data
@@ -164,16 +169,16 @@ class ImageSource:
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
         if isinstance(views, Passes):
             raise UserError("--train_passes: augmented passes are for clips; leave it out for images")
-        clips = ImageClips(self.images.images, clip_ids, self.data, batch, views.num_crops)
-        return ClipLoader(clips, range(len(clips)), self.data.workers, self.data.deadline_s, self.data.prefetch)
+        data = self.data.model_copy(update={"num_frames": 1})
+        images = self.images.images
+        return plan_loader(ImagePlan(images, clip_ids, data, batch, views.num_crops), data, Squares(images))
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()
         return {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
 
     def uri(self, clip_id: int) -> str:
-        paths = getattr(self.images.images, "paths", None)
-        return paths[clip_id] if paths else f"{self.images.name} image {clip_id}"
+        return self.images.images.uri(clip_id)
 
 
 def _images(images: ImageSet, data: Data) -> Dataset:
@@ -203,8 +208,9 @@ def _clips(path: str, data: Data, request: Request) -> Dataset:
 
 
 def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, Split]]:
-    """Value of the fold column -> train, selection and test; selection keeps groups, or where there are none folds,
-    whole.
+    """Cut the rows by the fold column: its value -> train, selection and test.
+
+    Selection keeps groups whole, or where there are none folds.
     """
     given = [f"--{part}" for part, value in request.where.items() if value is not None]
     if given:
@@ -233,7 +239,7 @@ def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, 
 
 
 def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexSource | None]:
-    """The rows of `data.train`, `data.selection` and `data.val` that the options name."""
+    """Name the rows of `data.train`, `data.selection` and `data.val` by the options."""
     splits = {value for value in index.column("split") if value is not None}
     sources: dict[str, IndexSource | None] = {}
     for name in ("train", "selection", "val"):
@@ -246,20 +252,12 @@ def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexS
                 )
             sources[name] = None
         else:
-            sources[name] = IndexSource(index=str(index.path), where=_where(wanted or f"split={name}", name))
+            sources[name] = IndexSource(index=str(index.path), where=parse_where([wanted or f"split={name}"], name))
     return sources
 
 
-def _where(text: str, option: str) -> dict[str, str | int | list[str | int]]:
-    """`COL=V1,V2` as the `where` of a source."""
-    column, equals, values = text.partition("=")
-    if not (column and equals and values):
-        raise UserError(f"--{option} {text}: rows are written COLUMN=VALUE or COLUMN=VALUE1,VALUE2")
-    return {column: list(values.split(","))}
-
-
 def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
-    """sha256 of the numbers of the rows and of what they hold; a file without a content hash goes by its address."""
+    """Hash the numbers of the rows and what they hold; a file without a content hash goes by its address: sha256."""
     digest = hashlib.sha256(np.ascontiguousarray(clip_ids, dtype=np.int64).tobytes())
     rows = {
         name: index.arrow(name).take(pa.array(clip_ids)) for name in (*_CONTENT, "uri", "file_bytes", "modified_ns")
@@ -277,4 +275,5 @@ def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
 
 
 def _words(views: Views | Passes) -> dict[str, Any]:
-    return {"kind": type(views).__name__, **asdict(views)}
+    order = {"time": "forward"} if isinstance(views, Views) else {}  # features that are stored were named with it
+    return {"kind": type(views).__name__, **asdict(views), **order}

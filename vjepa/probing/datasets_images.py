@@ -14,34 +14,21 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
-import torch
+from sklearn.datasets import load_digits
+from torchvision import datasets
 
-from vjepa.config import Data
-from vjepa.data.augment import crop_resize, view_boxes
-from vjepa.data.clips import Clips, clip_bytes, read_each
-from vjepa.data.decode import read_image
+from vjepa.data.plan_images import ArrayImages, FileImages, Images
 from vjepa.errors import UserError
-from vjepa.records import ClipBatch
 
 _DOWNLOAD_TIMEOUT_S: Final = 20.0
 
 
-class Images(Protocol):
-    """Where the pictures are. Copies of it in other processes read the same ones."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> np.ndarray:
-        """uint8 [H, W, 3] of image number `i`, upright. Raises DecodeError."""
-        ...
-
-
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled image data set, cut into rows to learn from, to choose on, and to measure on.
+    """Hold a labelled image data set, cut into rows to learn from, to choose on, and to measure on.
 
     labels: the class of each image. names: the classes, in the order of the data set.
     splits: train, selection, val -> numbers of images, int64 [n], ascending, disjoint.
@@ -56,45 +43,8 @@ class ImageSet:
     data_hash: str
 
 
-class ImageClips(Clips):
-    """Item number k holds images rows[k * batch : (k + 1) * batch], clips of one frame uint8 [B, 3, 1, S, S]; nothing
-    is random.
-
-    The crops of an image lie side by side, as those of `vjepa.data.clips.EvalClips`. Clip ids are numbers of images.
-    """
-
-    def __init__(self, images: Images, rows: np.ndarray, data: Data, batch: int, num_crops: int = 1) -> None:
-        super().__init__()
-        self.images, self.rows, self.data, self.batch, self.num_crops = (
-            images,
-            rows,
-            data.model_copy(update={"num_frames": 1}),
-            batch,
-            num_crops,
-        )
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self.rows) // self.batch)
-
-    @property
-    def batch_bytes(self) -> int:
-        return clip_bytes(self.data) * self.batch * self.num_crops
-
-    def __getitem__(self, k: int) -> ClipBatch:
-        """An image that cannot be read is left out and named in `failures`; B may be 0."""
-        return read_each(self.rows[k * self.batch : (k + 1) * self.batch], self._views, self.data)
-
-    def _views(self, i: int) -> list[torch.Tensor]:
-        frames = self.images.read(i)[None]
-        return [
-            crop_resize(frames, box, self.data.crop_px)
-            for box in view_boxes(frames.shape[1], frames.shape[2], self.num_crops)
-        ]
-
-
 def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:
-    """One of IMAGE_SETS, or the folder of images `name`.
+    """Open one of IMAGE_SETS, or the folder of images `name`.
 
     data_root: the folder that holds CIFAR or ImageNet, or that CIFAR is downloaded to; None: the cache folder of the
     user (ImageNet: required). Raises UserError with one line where it is not there and cannot be downloaded, or where
@@ -109,36 +59,7 @@ def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:
     return _folder(name, Path(name))
 
 
-@dataclass(frozen=True)
-class ArrayImages:
-    """Pictures in memory. pixels: uint8 [N, H, W, 3]."""
-
-    pixels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, i: int) -> np.ndarray:
-        picture: np.ndarray = self.pixels[i]
-        return picture
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Pictures in files."""
-
-    paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, i: int) -> np.ndarray:
-        return read_image(Path(self.paths[i]))
-
-
 def _digits(name: str, data_root: Path | None) -> ImageSet:
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     grey = (digits.images * (255 / 16)).round().astype(np.uint8)
     labels = [str(label) for label in digits.target]
@@ -146,13 +67,11 @@ def _digits(name: str, data_root: Path | None) -> ImageSet:
     pixels = np.repeat(grey[..., None], 3, axis=3)
     splits = hash_split(keys, labels, {"train": 0.6, "selection": 0.2, "val": 0.2})
     return ImageSet(
-        name, ArrayImages(pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels)
+        name, ArrayImages(name, pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels)
     )
 
 
 def _cifar(name: str, data_root: Path | None) -> ImageSet:
-    from torchvision import datasets
-
     loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     root = data_root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "datasets")
     train, val = (_downloaded(loader, root, is_train) for is_train in (True, False))
@@ -161,15 +80,14 @@ def _cifar(name: str, data_root: Path | None) -> ImageSet:
     pixels = np.concatenate([train.data, val.data])
     keys = [hashlib.sha256(picture.tobytes()).digest() for picture in train.data]
     splits = _held_out(keys, labels) | {"val": np.arange(len(train.data), len(pixels))}
-    return ImageSet(name, ArrayImages(pixels), tuple(labels), names, splits, _hash_pixels(pixels, labels))
+    return ImageSet(name, ArrayImages(name, pixels), tuple(labels), names, splits, _hash_pixels(pixels, labels))
 
 
 def _downloaded(loader: Any, root: Path, is_train: bool) -> Any:
-    """A torchvision data set in `root`, downloaded where it is not there yet."""
+    """Open a torchvision data set in `root`, downloaded where it is not there yet."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(
-        _DOWNLOAD_TIMEOUT_S
-    )  # torchvision sets none, and would wait for ever on a network that swallows packets
+    # torchvision sets none, and would wait for ever on a network that swallows packets
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
     try:
         return loader(str(root), train=is_train, download=True)
     except (OSError, RuntimeError) as error:
@@ -205,7 +123,7 @@ IMAGE_SETS: Final[dict[str, Callable[[str, Path | None], ImageSet]]] = {
 
 
 def _folder(name: str, root: Path) -> ImageSet:
-    """train/, val/ and perhaps selection/ with a folder for each class, or folders of classes alone."""
+    """Open train/, val/ and perhaps selection/ with a folder for each class, or folders of classes alone."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images; the data sets known by name are {', '.join(IMAGE_SETS)}")
     parts = [part for part in ("train", "selection", "val") if (root / part).is_dir()]
@@ -237,11 +155,9 @@ def _folder(name: str, root: Path) -> ImageSet:
 
 
 def _listed(root: Path) -> list[tuple[str, str]]:
-    """(path, class) of every image under `root`/CLASS."""
-    from torchvision.datasets import ImageFolder
-
+    """List (path, class) of every image under `root`/CLASS."""
     try:
-        folder = ImageFolder(str(root), allow_empty=True)
+        folder = datasets.ImageFolder(str(root), allow_empty=True)
     except FileNotFoundError:
         raise UserError(f"{root}: no folders of classes; images lie in {root}/CLASS/") from None
     if not folder.samples:
@@ -250,13 +166,12 @@ def _listed(root: Path) -> list[tuple[str, str]]:
 
 
 def _held_out(keys: Sequence[bytes], labels: Sequence[str]) -> dict[str, np.ndarray]:
-    """train and selection of the first len(keys) images: a fifth of each class is held out."""
+    """Cut the first len(keys) images into train and selection: a fifth of each class is held out."""
     return hash_split(keys, labels[: len(keys)], {"train": 0.8, "selection": 0.2})
 
 
 def hash_split(keys: Sequence[bytes], labels: Sequence[str], shares: dict[str, float]) -> dict[str, np.ndarray]:
-    """Split name -> numbers of images, int64 [n], ascending: its share of each class, in the order of the hashes
-    `keys`.
+    """Give each split its share of each class, in the order of the hashes `keys`: name -> int64 [n], ascending.
 
     Equal keys, such as those of equal pictures, stay together; the order of the images plays no part.
     """

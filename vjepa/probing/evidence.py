@@ -19,8 +19,8 @@ from torch import nn
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.clips import Views
 from vjepa.data.loader import eval_loader
+from vjepa.data.time_order import Time, in_time
 from vjepa.errors import UserError
 from vjepa.probing import heads, knn, metrics
 from vjepa.probing.features import Extractor, Features, encode, extract, motion_energy, pixels
@@ -91,7 +91,7 @@ def evaluate_run(
     if "shuffled_frames" in wanted:
         for name, split in vars(splits).items():
             features[name]["shuffled_frames"] = extract_split(
-                split, settings, {"trained": extractors["trained"]}, Views(time="shuffled")
+                split, settings, {"trained": extractors["trained"]}, "shuffled"
             )["trained"]
     unreadable = [
         f"{name} row {row}: {reason}" for name in features for row, reason in features[name]["trained"].failures
@@ -245,10 +245,8 @@ def hold_out(train: Split, column: str) -> tuple[Split, Split]:
 
 
 def extract_split(
-    split: Split, settings: config.Config, extractors: Mapping[str, Extractor], views: Views | None = None
+    split: Split, settings: config.Config, extractors: Mapping[str, Extractor], time: Time = "forward"
 ) -> dict[str, Features]:
-    """Features of every row of a split, from one pass over its clips."""
-    return extract(
-        eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers, views),
-        extractors,
-    )
+    """Extract features of every row of a split, from one pass over its clips."""
+    loader = eval_loader(split.index, split.rows, settings.data, settings.eval.batch, settings.data.workers)
+    return extract((replace(batch, video=in_time(batch.video, batch.clip_ids, time)) for batch in loader), extractors)

@@ -22,7 +22,9 @@ from torch import Tensor
 from vjepa import command
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
-from vjepa.data.loader import ClipLoader
+from vjepa.data.loader import plan_loader
+from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
+from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import Pooling
@@ -30,7 +32,6 @@ from vjepa.probing.feature_files import WRITERS, Parts, read_metadata, refuse_ot
 from vjepa.probing.recipes import weights_hash
 from vjepa.probing.settings import ExtractSettings
 from vjepa.probing.subject import Subject, blocks
-from vjepa.probing.windows import Cut, CutClips, CutVideos
 
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _VIEWS: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")
@@ -83,9 +84,7 @@ class Extraction:
     @classmethod
     def of(cls, settings: ExtractSettings) -> Extraction:
         """Open the index and read the encoder. Raises UserError for whatever does not fit together."""
-        where: dict[str, Any] = {}
-        for text in settings.where or ():
-            where |= command.where("--where", text)
+        where = parse_where(settings.where or (), "where")
         index = ClipIndex.open(settings.dataset)
         selected = index.select(where)  # what is wrong with it should show before the weights are read
         if settings.dtype == "fp32" and settings.precision is None:
@@ -206,9 +205,7 @@ def _fill(parts: Parts, numbers: Sequence[int], work: Extraction, batch: int) ->
     videos, size = work.videos, work.clips_per_part
     spans = [range(part * size, min(len(videos), (part + 1) * size)) for part in numbers]
     batches = [[span[first : first + batch] for first in range(0, len(span), batch)] for span in spans]
-    clips = CutClips(videos, [some for part in batches for some in part])
-    data = videos.data
-    loader = iter(ClipLoader(clips, range(len(clips.batches)), data.workers, data.deadline_s, data.prefetch))
+    loader = iter(plan_loader(WindowPlan(videos, [some for part in batches for some in part]), videos.data))
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []

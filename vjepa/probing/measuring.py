@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vjepa import command, ranks
 from vjepa.config import Data
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import load
 from vjepa.interop.meta import Hints
@@ -25,7 +25,6 @@ from vjepa.probing.anticipation import RollOut
 from vjepa.probing.comparison import TRAINED, Comparison, Looks
 from vjepa.probing.datasets import Dataset
 from vjepa.probing.datasets_images import IMAGE_SETS
-from vjepa.probing.passes import Passes
 from vjepa.probing.protocol import Method, Mode
 from vjepa.probing.recipes import Reading
 from vjepa.probing.settings import ProbeSettings

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
+from vjepa.data.time_order import Time, in_time
 from vjepa.errors import UserError
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
@@ -24,7 +24,6 @@ from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing.features import motion_energy, pixels
 from vjepa.probing.store import Recipe
 
-Time = Literal["forward", "shuffled", "reversed"]
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"pixels": pixels, "motion_energy": motion_energy}
 _PLAIN_VERSION = 1  # raise it when what `pixels` or `motion_energy` computes changes
 _UNTRAINED_VERSION = 1  # raise it when an encoder draws other initial weights
@@ -153,18 +152,3 @@ def plain_recipe(name: str) -> Recipe:
     """Raw pixels or motion energy, as `pooled` [B, 1, D]."""
     facts: dict[str, Any] = {"plain": name, "version": _PLAIN_VERSION}
     return Recipe(facts, ("pooled",), lambda video, clip_ids: {"pooled": rearrange(PLAIN[name](video), "b d -> b 1 d")})
-
-
-def in_time(video: Tensor, clip_ids: Tensor, time: Time) -> Tensor:
-    """[B, 3, T, S, S] with its frames in another order: what `Views(time=...)` reads, from clips that were read
-    forward.
-    """
-    if time == "reversed":
-        return video.flip(2)
-    if time == "shuffled":
-        orders = [
-            torch.from_numpy(generator(0, "shuffled_frames", clip_id).permutation(video.shape[2]))
-            for clip_id in clip_ids.tolist()
-        ]
-        return torch.stack([clip[:, order] for clip, order in zip(video, orders, strict=True)])
-    return video

@@ -22,9 +22,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
-from vjepa.probing.passes import Passes
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -62,7 +61,7 @@ class Bank:
 
 
 class Readable(Protocol):
-    """See `datasets.Source`."""
+    """See `datasets.SampleSource`."""
 
     def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]: ...
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vjepa.data.clips import Views
+from vjepa.data.plan_rows import Views
 from vjepa.probing import pictures
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Comparison, Measured
 from vjepa.probing.datasets import Dataset

@@ -12,8 +12,8 @@ from typing import Any, Final
 import torch
 
 from vjepa import config, device
-from vjepa.data.clips import open_sources
 from vjepa.data.loader import train_loader
+from vjepa.data.sources import open_sources
 from vjepa.data.speed import loader_speed
 from vjepa.interop.teacher import read_teacher
 from vjepa.interop.weights import Weights

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vjepa import config
-from vjepa.data.clips import TrainSource
 from vjepa.data.loader import train_loader
+from vjepa.data.sources import TrainSource
 from vjepa.errors import UserError
 from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder

@@ -16,9 +16,9 @@ import torch
 from vjepa import config, device, files, report
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.clips import Part, open_sources
 from vjepa.data.loader import eval_loader
 from vjepa.data.order import num_steps, total_steps
+from vjepa.data.sources import Part, open_sources
 from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.teacher import keep_teacher, read_teacher
