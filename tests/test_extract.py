@@ -348,7 +348,7 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
         "optim": {"total_steps": 1},
     }
     (tmp_path / "run/config.yaml").write_text(json.dumps({**tree, "model": json.loads(MODEL.model_dump_json())}))
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     for which in ("encoder", "target_encoder"):
         save_file(vjepa.load_encoder(weights).state_dict(), checkpoint / f"{which}.safetensors")
     views = []

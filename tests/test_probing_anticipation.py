@@ -400,7 +400,7 @@ def run(tmp_path):
             {key: tensor.clone() for key, tensor in getattr(jepa, name).state_dict().items()},
             checkpoint / f"{name}.safetensors",
         )
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     return folder
 
 
