@@ -5,6 +5,7 @@ It is read from any known format, then kept with the run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from vjepa import config
@@ -15,29 +16,30 @@ from vjepa.models.backbone import encoder_width
 from vjepa.run_folder import RunFolder
 
 
-def read_teacher(settings: config.Config) -> Weights | None:
+def read_teacher(
+    path: str | None, run: RunFolder, ours: config.Model, sources: Mapping[str, config.Data]
+) -> Weights | None:
     """Read the encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
 
     The target encoder of what is read, where it has one. Raises UserError where its tokens or features are not those
     that the run predicts.
     """
-    if settings.objective.teacher is None:
+    if path is None:
         return None
-    kept = settings.run.folder.teacher
-    teacher = replace(load.read(kept if kept.is_file() else settings.objective.teacher, predictor=False), predictor={})
-    ours, theirs = settings.model, teacher.model
+    teacher = replace(load.read(run.teacher if run.teacher.is_file() else path, predictor=False), predictor={})
+    theirs = teacher.model
     for name in ("patch_px", "tubelet_frames", "input"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
                 f"objective.teacher: {teacher.origin} has {name} {getattr(theirs, name)}; set model.{name} to "
                 f"that, it is {getattr(ours, name)}"
             )
-    for name, data in settings.data.sources.items():
-        grid = theirs.grid(data.num_frames, data.crop_px, data.crop_px)
-        if grid != settings.grids[name]:
+    for name, data in sources.items():
+        size = data.num_frames, data.crop_px, data.crop_px
+        if theirs.grid(*size) != ours.grid(*size):
             raise UserError(
-                f"objective.teacher: {teacher.origin} cuts {name} into {grid}, this run into "
-                f"{settings.grids[name]}; give both one image_mode"
+                f"objective.teacher: {teacher.origin} cuts {name} into {theirs.grid(*size)}, this run into "
+                f"{ours.grid(*size)}; give both one image_mode"
             )
     wanted = theirs.levels * encoder_width(theirs)
     predicted = ours.levels * (ours.predictor.out_width or encoder_width(ours))

@@ -76,7 +76,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
             _refuse_shared(part, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
-    weights = read_teacher(settings)
+    weights = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, settings.data.sources)
     method = build(settings, weights.build_encoder() if weights else None)
     if settings.run.folder.latest is None:  # a run that goes on needs its own checkpoint alone
         if settings.run.init_from is not None:
