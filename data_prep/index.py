@@ -1,265 +1,18 @@
-"""Make a clip index: `python -m data_prep.index SOURCE --labels labels.csv --out x.parquet`.
-
-Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the index
-with the reason in its `status`. What was scanned before, by a scan that was interrupted or for the index that is to be
-replaced, and has not changed since, is not scanned again.
-"""
+"""Make a clip index: `python -m data_prep.index SOURCE --labels labels.csv --out x.parquet`."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from data_prep.answers import PART, Answers, file_states, is_filtered, is_unusable, part_of, short_hash
-from data_prep.engines import ENGINES, Work, check_engine
-from data_prep.journal import Journal
-from data_prep.places import first, shown
-from data_prep.scan import ScanOptions
-from data_prep.scan_pool import DEADLINE_S
-from data_prep.sources import Entry, list_entries
-from vjepa.command import progress_bar, run
-from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
-from vjepa.errors import UserError
-
-_ANSWERS_VERSION: Final = 1  # raise it where a scan of the same file with the same options gives other rows
-_HEADER_KEY: Final = b"vjepa_scan"
-_NUM_NAMED: Final = 3
-_NUM_REASONS: Final = 12
-
-Source = str | os.PathLike[str]
-
-
-def build_index(
-    sources: Source | Sequence[Source],
-    out: Source,
-    labels: Source | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-    *,
-    layout: str = "auto",
-    options: ScanOptions | None = None,
-    deadline_s: float = DEADLINE_S,
-    engine: str = "processes",
-    rescan: bool = False,
-) -> ClipIndex:
-    """Scan every video and image of `sources` and write the clip index `out`.
-
-    sources, layout, labels: see `data_prep.sources.list_entries`. workers: files scanned at a time; None: as many as
-    there are cores. rescan: also what has not changed. Interrupted, the same call continues from the journal beside
-    `out`. Raises UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
-    """
-    if "://" in os.fspath(out):
-        raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
-    out, options = Path(os.path.abspath(out)), options or ScanOptions()
-    if workers is not None and workers < 1:
-        raise UserError(f"workers {workers}: at least 1 is needed")
-    if not 0 < deadline_s < math.inf:
-        raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
-    check_engine(engine)
-    _check_out(out)
-    names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    listing = list_entries(names, layout, os.fspath(labels) if labels else None)
-    header = {"version": f"{SCHEMA_VERSION}.{_ANSWERS_VERSION}", "options": asdict(options)}
-    with _folder(out.parent), Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal:
-        answers = Answers(listing.entries, journal)
-        notes = [*listing.notes, *_take_over(answers, journal, None if rescan else _previous(out), header)]
-        if progress and notes:
-            print("\n".join(notes))
-        _scan(answers, Work(options, deadline_s, workers), engine, progress)
-        if not answers.statuses["ok"]:
-            journal.remove()
-            raise UserError(_none_usable(names, answers))
-        rows = _IndexRows(answers, out.parent)
-        try:
-            write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
-        except OSError as error:
-            raise UserError(
-                f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
-                "continues from it"
-            ) from None
-        journal.remove()
-    if progress:
-        print("\n".join(_summary(answers, rows)))
-    return ClipIndex.open(out)
-
-
-def _check_out(out: Path) -> None:
-    """Before the scan, because a scan may take hours."""
-    try:
-        if out.is_dir() or (out.exists() and index_version(out) is None):
-            raise UserError(
-                f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out"
-            )
-        parent = next(place for place in out.parents if place.exists())
-    except OSError as error:
-        raise UserError(f"{shown(str(out))}: {error.strerror}; choose another --out") from None
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{shown(str(out))}: {parent} cannot be written to; choose another --out")
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Make a folder; those that were made and are empty in the end go again."""
-    made = [place for place in (path, *path.parents) if not place.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()
-
-
-def _previous(out: Path) -> ClipIndex | None:
-    """The index that is to be replaced; None where there is none that can be read."""
-    try:
-        return ClipIndex.open(out) if out.exists() else None
-    except UserError:
-        return None
-
-
-def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, header: dict[str, Any]) -> list[str]:
-    """Take over the answers of an interrupted scan and of the previous index; what there is to say about it, one line
-    each.
-    """
-    notes = []
-    if journal.was_other:
-        notes.append(f"{journal.path}: an interrupted scan with other options, or of another version, is not continued")
-    is_alike = previous is not None and index_metadata(previous.path).get(_HEADER_KEY) == json.dumps(header).encode()
-    if not is_alike and not journal.has_answers:
-        if previous:
-            notes.append(f"{previous.path}: was made with other options, or by another version; every file is scanned")
-        return notes
-    states = file_states(answers.entries)
-    answers.continue_scan(states)
-    if answers.num_answered:
-        notes.append(
-            f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the "
-            "interruption"
-        )
-    if previous and is_alike:
-        changes = answers.take_over(previous, states)
-        kept = f" ({changes.same_unusable} not usable; --rescan tries them again)" if changes.same_unusable else ""
-        notes.append(
-            f"{previous.path}: {changes.same} files are as they were{kept}, {changes.changed} changed, "
-            f"{changes.new} new, {changes.vanished} gone"
-        )
-    return notes
-
-
-def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
-    """Scan what has no answer yet. An interruption loses nothing but the files that were being scanned."""
-    missing, total = answers.missing(), len(answers.entries)
-    if not missing:
-        return  # an engine would start for nothing
-    with progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index") as bar:
-        try:
-            for place, rows in ENGINES[engine]((answers.entries[number] for number in missing), work):
-                answers.add(missing[place], rows)
-                if is_unusable(rows[0]["status"]):
-                    bar.set_postfix_str(_bad(answers.statuses), refresh=False)
-                bar.update()
-        except (KeyboardInterrupt, SystemExit):
-            if answers.num_answered:
-                print(
-                    f"\ninterrupted: {answers.num_answered} of {total} files are scanned; the same command "
-                    "continues from there",
-                    file=sys.stderr,
-                )
-            raise
-
-
-class _IndexRows:
-    """The rows of the index, one at a time, in the order of the entries; and what was counted on the way."""
-
-    def __init__(self, answers: Answers, folder: Path) -> None:
-        self.num_rows = 0
-        self.num_duplicates = 0
-        self._answers, self._folder = answers, os.path.join(folder, "")
-        entries = answers.entries
-        self._label_ids = {
-            label: i for i, label in enumerate(sorted({entry.columns.get("label") or "" for entry in entries} - {""}))
-        }
-        own = {PART} if any(part_of(entry) for entry in entries) else set()
-        self.text_columns = sorted({name for entry in entries for name in entry.columns} - set(SCHEMA.names) | own)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        originals: dict[
-            str, tuple[Any, ...]
-        ] = {}  # uri, offset and length of the first file with a content that several may have
-        repeated = self._answers.repeated_hashes()
-        for number, entry in enumerate(self._answers.entries):
-            rows, columns = self._answers[number], self._columns(entry)
-            content = rows[0].get("content_hash")
-            if content and short_hash(content) in repeated:
-                file = columns["uri"], entry.offset, entry.length
-                original = originals.setdefault(content, file)
-                columns["duplicate_of"] = None if original == file else original[0]
-                self.num_duplicates += original != file
-            self.num_rows += len(rows)
-            yield from (row | columns for row in rows)
-
-    def _columns(self, entry: Entry) -> dict[str, Any]:
-        """What the sources know of a file."""
-        return {
-            **entry.columns,
-            "uri": entry.uri.removeprefix(self._folder),
-            "offset": entry.offset,
-            "length": entry.length,
-            "label_id": self._label_ids.get(entry.columns.get("label") or "", -1),
-            PART: part_of(entry),
-        }
-
-
-def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
-    lines = []
-    if rows.num_duplicates:
-        lines.append(
-            f"files with the content of another: {rows.num_duplicates}; they stay usable, the column "
-            "duplicate_of names the first"
-        )
-    statuses, num_files = answers.statuses, len(answers.entries)
-    filtered = Counter({status: count for status, count in statuses.items() if is_filtered(status)})
-    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
-    clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
-    line = f"{num_files} files{clips}: {statuses['ok']} ok"
-    if filtered:
-        line += f", {sum(filtered.values())} left out ({_counts(filtered)})"
-    line += f", {sum(unusable.values())} not usable" + (f": {_counts(unusable)}" if unusable else "")
-    return [*lines, line]
-
-
-def _none_usable(names: Sequence[str], answers: Answers) -> str:
-    start, num_files, counts = f"{first(names)}: none of its", len(answers.entries), _counts(answers.statuses)
-    if any(is_filtered(status) for status in answers.statuses):
-        return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
-    return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"
-
-
-def _bad(statuses: Counter[str]) -> str:
-    unusable = Counter({status: count for status, count in statuses.items() if is_unusable(status)})
-    return f"{sum(unusable.values())} bad: {_counts(unusable, _NUM_NAMED)}"
-
-
-def _counts(reasons: Counter[str], at_most: int = _NUM_REASONS) -> str:
-    named = ", ".join(f"{reason} x{count}" for reason, count in reasons.most_common(at_most))
-    return named + (", ..." if len(reasons) > at_most else "")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` lists the arguments")
-
+from data_prep.arguments import OneLineParser, add_options, options_of
+from data_prep.scanning.build import build_index
+from data_prep.scanning.engines import ENGINES
+from data_prep.scanning.options import DEADLINE_S, ScanOptions
+from vjepa.command import run
 
 _OPTION_HELP: Final = {
     "window_s": "cut videos into clips of this many seconds",
@@ -274,70 +27,37 @@ _OPTION_HELP: Final = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are."
     )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="x.parquet",
-        help="the clip index to write; an index there is brought up to date",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="labels.csv",
-        help="first column: file relative to SOURCE; then label, split, group, any other",
-    )
-    parser.add_argument("--layout", default="auto", help="what the sources look like (default: auto)")
-    for option in fields(ScanOptions):
-        flag = f"--{option.name.replace('_', '-')}"
-        if option.name == "scenes":
-            parser.add_argument(flag, action="store_true", help=_OPTION_HELP[option.name])
-        else:
-            default = "" if option.default is None else f" (default: {option.default:g})"
-            parser.add_argument(
-                flag, type=float, default=option.default, metavar="X", help=_OPTION_HELP[option.name] + default
-            )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)"
-    )
-    parser.add_argument(
-        "--deadline-s",
-        type=float,
-        default=DEADLINE_S,
-        metavar="S",
-        help=f"a decoder that takes longer is killed (default: {DEADLINE_S:g})",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=sorted(ENGINES),
-        default="processes",
-        help="where to scan: on this machine (default), or on a Ray cluster",
-    )
-    parser.add_argument(
-        "--rescan",
-        action="store_true",
-        help="scan every file, also those that have not changed since the index was made",
-    )
+    add = parser.add_argument
+    sources = "folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address"
+    add("sources", nargs="+", metavar="SOURCE", help=sources)
+    out = "the clip index to write; an index there is brought up to date"
+    add("--out", required=True, metavar="x.parquet", help=out)
+    labels = "first column: file relative to SOURCE; then label, split, group, any other"
+    add("--labels", metavar="labels.csv", help=labels)
+    add("--layout", default="auto", help="what the sources look like (default: auto)")
+    add_options(parser, ScanOptions(), _OPTION_HELP)
+    add("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
+    deadline = f"a decoder that takes longer is killed (default: {DEADLINE_S:g})"
+    add("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=deadline)
+    engine = "where to scan: on this machine (default), or on a Ray cluster"
+    add("--engine", choices=sorted(ENGINES), default="processes", help=engine)
+    rescan = "scan every file, also those that have not changed since the index was made"
+    add("--rescan", action="store_true", help=rescan)
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    options = ScanOptions(**{option.name: getattr(given, option.name) for option in fields(ScanOptions)})
     build_index(
         given.sources,
         given.out,
         given.labels,
         given.workers,
         layout=given.layout,
-        options=options,
+        options=options_of(given, ScanOptions),
         deadline_s=given.deadline_s,
         engine=given.engine,
         rescan=given.rescan,
@@ -346,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _stop(number: int, _: Any) -> NoReturn:
-    """So that a stopped scan ends its children, as an interrupted one does."""
+    """End a stopped scan as an interrupted one, which ends its children and says how to go on."""
     sys.exit(128 + number)
 
 

@@ -1,321 +1,39 @@
-"""Pack the files of a clip index into tar shards: `python -m data_prep.shard x.parquet --out FOLDER`.
-
-Shards are readable as WebDataset ({key}.mp4, {key}.json). FOLDER/index.parquet is the clip index of the same clips: its
-rows say where in which shard their file lies, so that any clip is one range read, from a disk or a bucket.
-"""
+"""Pack the files of a clip index into tar shards: `python -m data_prep.shard x.parquet --out FOLDER`."""
 
 from __future__ import annotations
 
-import argparse
-import os
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from data_prep.output import (
-    INDEX_NAME,
-    SOURCE,
-    Where,
-    choose_rows,
-    claim_folder,
-    counts,
-    extra_columns,
-    first_of,
-    index_facts,
-    parse_where,
-)
-from data_prep.tar_shard import Member, Place, write_shard
-from vjepa.command import progress_bar, run
-from vjepa.data.clip_index import ClipIndex, resolve, write_index
-from vjepa.data.order import sample_row
-from vjepa.errors import UserError
-
-_MARKER: Final = ".shard.json"
-_MB_BYTES: Final = 1_000_000
-_OF_THE_PLACE: Final = ("uri", "offset", "length", "file_bytes", "modified_ns")  # columns that change when a file moves
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """What decides the bytes of the shards.
-
-    max_mb: a shard is closed before it holds more MB of files; one larger file has a shard of its own.
-    num_shards: this many, of equally many files whatever their size; None: by `max_mb`.
-    shuffle_seed: the order of the files is drawn by it; None: that of the index.
-    """
-
-    max_mb: float = 1000.0
-    num_shards: int | None = None
-    shuffle_seed: int | None = None
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The files of the chosen rows, in the order of the shards. File i has the rows `rows[first[i]:first[i + 1]]` of
-    the table.
-    """
-
-    table: pa.Table
-    rows: np.ndarray
-    first: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
-
-    def records(self, start: int, end: int) -> list[list[dict[str, Any]]]:
-        """Rows, as column -> value, of each file from `start` to `end`."""
-        first = self.first[start : end + 1]
-        records = self.table.take(pa.array(self.rows[first[0] : first[-1]])).to_pylist()
-        return [records[a:b] for a, b in zip((first - first[0])[:-1], (first - first[0])[1:], strict=True)]
-
-
-def make_shards(
-    index: str | Path | ClipIndex,
-    out: str | Path,
-    options: ShardOptions | None = None,
-    where: Where | None = None,
-    address: str | None = None,
-    workers: int = 1,
-    progress: bool = True,
-) -> ClipIndex:
-    """Copy the file of every usable row of `index` that matches `where`, byte for byte, into tar shards in the local
-    folder `out`.
-
-    Files and shards that they lie in already may be local or behind an fsspec address. Several rows of one file share
-    its one copy. where: wanted values by column. address: where the shards will be found if they are moved
-    (s3://bucket/folder);
-    None: beside their index. workers: shards at a time. The same call goes on where it was; a file that is not what its
-    scan saw is left out and counted, and tried again then. The index is held in memory, about 500 bytes a row.
-    Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing could
-    be copied.
-    """
-    index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
-    options, where, out = options or ShardOptions(), where or {}, Path(os.path.abspath(out))
-    rows, unusable = choose_rows(index, where)
-    files = _files(pq.ParquetFile(index.path).read(), rows, options.shuffle_seed)
-    _check(options, address, workers, len(files))
-    bounds = _bounds(files, options)
-    left: list[tuple[str, str]] = []  # uri and reason
-
-    def write(number: int) -> list[dict[str, Any]]:
-        start, end = bounds[number], bounds[number + 1]
-        written, left_out = _write(
-            out / shard_name(number), start, files.records(start, end), index.path.parent, address
-        )
-        left.extend(left_out)
-        return written
-
-    with claim_folder(out, _MARKER, index_facts(index, where) | asdict(options)):
-        threads = ThreadPoolExecutor(workers)
-        try:
-            shards = progress_bar(
-                threads.map(write, range(len(bounds) - 1)),
-                shown=progress,
-                total=len(bounds) - 1,
-                unit="shard",
-                desc="shard",
-            )
-            write_index(out / INDEX_NAME, chain.from_iterable(shards), extra_columns(index))
-        finally:
-            threads.shutdown(cancel_futures=True)
-    if len(left) == len(files):
-        (out / INDEX_NAME).unlink()
-        raise UserError(
-            f"{index.path}: none of its {len(files)} files could be copied: "
-            f"{counts(Counter(reason for _, reason in left))}"
-        )
-    if progress:
-        print("\n".join(_closing(index, out, len(files), len(bounds) - 1, left, unusable)))
-    return ClipIndex.open(out / INDEX_NAME)
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def _check(options: ShardOptions, address: str | None, workers: int, num_files: int) -> None:
-    if not 0 < options.max_mb < float("inf"):
-        raise UserError(f"--max-mb {options.max_mb}: give a number above 0")
-    if options.num_shards is not None and not 1 <= options.num_shards <= num_files:
-        raise UserError(f"--num-shards {options.num_shards}: give a number from 1 to that of the files, {num_files}")
-    if address and "://" not in address:
-        raise UserError(
-            f"--address {address}: give where the shards will be found, such as s3://bucket/folder; without "
-            "it they stay beside their index"
-        )
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least 1 is needed")
-
-
-def _files(table: pa.Table, rows: np.ndarray, shuffle_seed: int | None) -> _Files:
-    """Rows of the same bytes are one file, wherever they are in the index; files in the order of their first row, or
-    shuffled.
-    """
-    chosen = table.select(["uri", "offset", "length"]).take(pa.array(rows))
-    uris = chosen["uri"].cast(pa.large_string()).combine_chunks().dictionary_encode().indices
-    key = np.stack([uris.to_numpy(), *(chosen[name].fill_null(-1).to_numpy() for name in ("offset", "length"))], axis=1)
-    _, first, file_of_row = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    by_first_row = np.argsort(first)
-    num = len(first)
-    order = (
-        by_first_row if shuffle_seed is None else by_first_row[[sample_row(shuffle_seed, i, num) for i in range(num)]]
-    )
-    place = np.empty(num, np.int64)
-    place[order] = np.arange(num)
-    place_of_row = place[file_of_row.reshape(-1)]
-    sorted_rows = np.argsort(place_of_row, kind="stable")
-    return _Files(table, rows[sorted_rows], np.searchsorted(place_of_row[sorted_rows], np.arange(num + 1)))
-
-
-def _bounds(files: _Files, options: ShardOptions) -> list[int]:
-    """Number of the first file of each shard, and the number of files."""
-    num = len(files)
-    if options.num_shards:
-        return [i * num // options.num_shards for i in range(options.num_shards + 1)]
-    of_file = files.table.select(["length", "file_bytes"]).take(pa.array(files.rows[files.first[:-1]]))
-    sizes = pc.coalesce(of_file["length"], of_file["file_bytes"], 0).to_numpy().tolist()
-    bounds, filled = [0], 0
-    for i, num_bytes in enumerate(sizes):
-        if filled and filled + num_bytes > options.max_mb * _MB_BYTES:
-            bounds.append(i)
-            filled = 0
-        filled += num_bytes
-    return [*bounds, num]
-
-
-def _write(
-    path: Path, start: int, groups: list[list[dict[str, Any]]], folder: Path, address: str | None
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Write the shard of files number `start` and on; the rows of the new index for it, and what was left
-    out and why.
-    """
-    members = [_member(i, group, str(folder)) for i, group in enumerate(groups, start)]
-    try:
-        places = write_shard(path, members)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); the same command goes on from there") from None
-    uri = f"{address.rstrip('/')}/{path.name}" if address else path.name
-    shard = {"uri": uri, "file_bytes": path.stat().st_size, "modified_ns": None}
-    rows, left = [], []
-    for member, group in zip(members, groups, strict=True):
-        place = places[member.key]
-        if isinstance(place, Place):
-            rows += [record | shard | asdict(place) | _origin(record, str(folder)) for record in group]
-        else:
-            left.append((member.uri, place))
-    return rows, left
-
-
-def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Where the file came from, and the first one like it: absolute, for the shards have another folder, and `uri`
-    names a shard.
-    """
-    first = record["duplicate_of"]
-    return {
-        SOURCE: record.get(SOURCE) or resolve(record["uri"], folder),
-        "duplicate_of": first and resolve(first, folder),
-    }
-
-
-def _member(number: int, group: list[dict[str, Any]], folder: str) -> Member:
-    """The file of a group of rows. Its JSON has the columns on which they agree, and `clips` has the others of each
-    row.
-    """
-    record, uri = group[0], resolve(group[0]["uri"], folder)
-    told = [
-        {name: value for name, value in (row | _origin(row, folder)).items() if name not in _OF_THE_PLACE}
-        for row in group
-    ]
-    shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}
-    clips = [{name: value for name, value in row.items() if name not in shared} for row in told]
-    num_bytes = record["file_bytes"] if record["length"] is None else record["length"]
-    return Member(
-        f"{number:09d}",
-        uri,
-        record["offset"],
-        num_bytes,
-        record["content_hash"],
-        shared | ({"clips": clips} if len(clips) > 1 else {}),
-    )
-
-
-def _closing(
-    index: ClipIndex,
-    out: Path,
-    num_files: int,
-    num_shards: int,
-    left: Sequence[tuple[str, str]],
-    unusable: Counter[str],
-) -> list[str]:
-    lines = [f"{out / INDEX_NAME}: {num_files - len(left)} files in {num_shards} shards"]
-    if left:
-        lines.append(
-            f"left out: {len(left)}: {counts(Counter(reason for _, reason in left))} "
-            f"({first_of(sorted(uri for uri, _ in left))})"
-        )
-    if unusable:
-        lines.append(f"not usable in {index.path}: {sum(unusable.values())}: {counts(unusable)}")
-    return lines
+from data_prep.arguments import OneLineParser, add_where
+from data_prep.copying.shard import ShardOptions, make_shards
+from vjepa.command import run
+from vjepa.data.row_filter import parse_where
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m data_prep.shard",
         description="Pack the files of a clip index into tar shards, readable as WebDataset.",
     )
-    default = ShardOptions()
-    parser.add_argument("index", type=Path, metavar="INDEX", help="clip index of the files (x.parquet)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="new or empty local folder, or one that this command was at work in",
-    )
+    add, default = parser.add_argument, ShardOptions()
+    add("index", type=Path, metavar="INDEX", help="clip index of the files (x.parquet)")
+    out = "new or empty local folder, or one that this command was at work in"
+    add("--out", type=Path, required=True, metavar="FOLDER", help=out)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--max-mb",
-        type=float,
-        default=default.max_mb,
-        metavar="N",
-        help="MB of files in a shard at most (default: %(default)s)",
-    )
+    max_mb = "MB of files in a shard at most (default: %(default)s)"
+    size.add_argument("--max-mb", type=float, default=default.max_mb, metavar="N", help=max_mb)
     size.add_argument("--num-shards", type=int, metavar="N", help="shards of equally many files each")
-    parser.add_argument(
-        "--shuffle-seed", type=int, metavar="N", help="shuffle the files by this seed (default: the order of the index)"
-    )
-    parser.add_argument(
-        "--where",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="rows that are meant; of several values any",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="where you will move the shards to, such as s3://bucket/folder (default: beside the index)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="shards written at a time; more than 1 helps where files are remote",
-    )
+    seed = "shuffle the files by this seed (default: the order of the index)"
+    add("--shuffle-seed", type=int, metavar="N", help=seed)
+    add_where(parser)
+    address = "where you will move the shards to, such as s3://bucket/folder (default: beside the index)"
+    add("--address", metavar="URL", help=address)
+    workers = "shards written at a time; more than 1 helps where files are remote"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
     given = parser.parse_args(arguments)
-    options = ShardOptions(given.max_mb, given.num_shards, given.shuffle_seed)
-    make_shards(given.index, given.out, options, parse_where(given.where), given.address, given.workers)
+    options, where = ShardOptions(given.max_mb, given.num_shards, given.shuffle_seed), parse_where(given.where, "where")
+    make_shards(given.index, given.out, options, where, given.address, given.workers)
     return 0
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.index import build_index
-from data_prep.scan import ScanOptions, scan
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.scanning.build import build_index
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
 
 
 def pytest_addoption(parser):

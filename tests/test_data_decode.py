@@ -19,17 +19,8 @@ from torch.nn import functional
 
 from vjepa.data import decode
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import (
-    READERS,
-    DecodeError,
-    open_media,
-    open_video,
-    plain,
-    read_frames,
-    read_image,
-    torchcodec_library,
-    upright,
-)
+from vjepa.data.decode import READERS, open_video, read_frames, read_image, torchcodec_library, upright
+from vjepa.data.media import DecodeError, open_media, plain
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "odd_videos"
 VIDEO_DECODERS = [name for name in READERS if name != "image"]

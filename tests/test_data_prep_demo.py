@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import demo
-from vjepa.data import clip_index
+from data_prep.first_run import demo
+from data_prep.first_run.digit_world import DigitVideo, DigitWorld, render
 from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
-RECIPE = demo.Recipe()
+WORLD = DigitWorld()
 DIGIT = np.zeros((8, 8))
 DIGIT[1:7, 3:5] = 1.0
 
@@ -25,20 +25,21 @@ def refuse(*_: object) -> None:
 @pytest.mark.parametrize("motion", range(8))
 def test_copies_move_together_in_their_direction(motion: int) -> None:
     """The shift of the whole picture that explains the next frame best is the direction of its label."""
-    frames = demo.render(RECIPE, DIGIT, motion, video=3).astype(float).mean(axis=-1)
+    frames = render(WORLD, DigitVideo(3, DIGIT, motion)).astype(float).mean(axis=-1)
     before, after = frames[2] - frames[2].mean(), frames[5] - frames[5].mean()
     shifts = [(dy, dx) for dy in range(-9, 10) for dx in range(-9, 10)]
     score = {(dy, dx): (before[9:-9, 9:-9] * np.roll(after, (-dy, -dx), (0, 1))[9:-9, 9:-9]).sum() for dy, dx in shifts}
     dy, dx = max(score, key=lambda shift: score[shift])
     turned = np.degrees(np.arctan2(-dy, dx)) - 45 * motion
-    assert abs((turned + 180) % 360 - 180) <= RECIPE.wobble_deg + 12  # of a few whole pixels
-    assert 3 * RECIPE.slowest_px - 1 <= np.hypot(dy, dx) <= 3 * RECIPE.fastest_px + 1
+    assert abs((turned + 180) % 360 - 180) <= WORLD.wobble_deg + 12  # of a few whole pixels
+    assert 3 * WORLD.slowest_px - 1 <= np.hypot(dy, dx) <= 3 * WORLD.fastest_px + 1
 
 
 @pytest.mark.fast
 def test_a_video_is_a_function_of_its_number() -> None:
-    np.testing.assert_array_equal(demo.render(RECIPE, DIGIT, 1, video=5), demo.render(RECIPE, DIGIT, 1, video=5))
-    assert (demo.render(RECIPE, DIGIT, 1, video=5) != demo.render(RECIPE, DIGIT, 1, video=6)).any()
+    fifth, again, sixth = (render(WORLD, DigitVideo(number, DIGIT, motion=1)) for number in (5, 5, 6))
+    np.testing.assert_array_equal(fifth, again)
+    assert (fifth != sixth).any()
 
 
 def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeypatch) -> None:
@@ -80,7 +81,7 @@ def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeyp
     with pytest.raises(UserError, match="another version of vjepa"):
         demo.prepare(path, progress=False)
     manifest.write_text(json.dumps(stored))
-    monkeypatch.setattr(clip_index, "SCHEMA_VERSION", clip_index.SCHEMA_VERSION + 1)
+    monkeypatch.setattr(demo, "SCHEMA_VERSION", demo.SCHEMA_VERSION + 1)
     with pytest.raises(UserError, match="another version of vjepa; delete the folder"):
         demo.prepare(path, progress=False)
 

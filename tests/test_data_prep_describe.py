@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from data_prep import describe as command
-from data_prep.contact_sheet import FRAME_PX, contact_sheet, read_clips, spread
-from data_prep.describe import describe, usable_rows
-from data_prep.description import Table, page, printable, shorten, text
-from data_prep.index import build_index
+from data_prep.looking.contact_sheet import FRAME_PX, contact_sheet, read_clips, spread
+from data_prep.looking.description import Table, printable, shorten, text
+from data_prep.looking.findings import describe, usable_rows
+from data_prep.looking.page import page
+from data_prep.scanning.build import build_index
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.errors import UserError
 
@@ -164,7 +165,7 @@ def test_a_group_or_a_content_in_two_splits_is_a_warning(index):
     ]
     assert any("1 usable clip is of a file with the same content" in warning for warning in found.warnings)
     assert cells(found, "Duplicates: files with the same content") == {"c.mp4": ("1",)}
-    only_train = describe(index(*rows), ["split=train"])
+    only_train = describe(index(*rows), {"split": ["train"]})
     assert not any("split" in warning for warning in only_train.warnings)
 
 
@@ -196,18 +197,18 @@ def test_where_keeps_rows_that_are_not_usable(index, tmp_path):
         row("c.mp4", split="val"),
         row("d.mp4"),
     )
-    assert cells(describe(x, ["split=train"]), "Overview")["not usable"][0] == "1"
-    assert cells(describe(x, ["split=train", "split=val"]), "Overview")["usable clips"][0] == "2"
-    assert usable_rows(x, ["split=val"]).tolist() == [2]
+    assert cells(describe(x, {"split": ["train"]}), "Overview")["not usable"][0] == "1"
+    assert cells(describe(x, {"split": ["train", "val"]}), "Overview")["usable clips"][0] == "2"
+    assert usable_rows(x, {"split": ["val"]}).tolist() == [2]
     wrong = {
-        "split": "column=value",
+        "split": "--where split: rows are written COLUMN=VALUE",
         "speed=3": "no column 'speed'",
-        "keyframes_s=3": "holds a list",
-        "split=test": "none of its 4 rows",
+        "keyframes_s=3": "no column 'keyframes_s'",
+        "split=test": "none of its 4 rows matches split=test",
     }
     for where, message in wrong.items():
         with pytest.raises(UserError, match=message):
-            describe(x, [where])
+            command.main([str(x.path), "--where", where])
 
 
 @pytest.mark.fast
@@ -240,7 +241,7 @@ def test_hostile_names_and_labels_inject_nothing(index, tmp_path):
         row("b.mp4", status=HOSTILE),
         row("c.mp4", status=f"filtered: {HOSTILE}"),
     )
-    found = describe(x, [f"label={HOSTILE}"])
+    found = describe(x, {"label": [HOSTILE]})
     for description in (describe(x), found):
         tags = Tags()
         tags.feed(page(description, contact_sheet(x, [0])))
@@ -338,7 +339,7 @@ def test_the_command_prints_and_writes_one_page(make_video, tmp_path, capsys):
 def test_every_odd_file_is_in_the_description(tmp_path):
     folder = SHARED / "odd_videos"
     if not folder.is_dir():
-        pytest.skip(f"{folder}: not on this machine")
+        pytest.skip("shared/data/odd_videos is not beside the checkout")
     index = build_index(folder, tmp_path / "x.parquet", progress=False)
     found = describe(index)
     overview = cells(found, "Overview")

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import engines
-from data_prep.engines import LOST, Work, scan_in_processes
-from data_prep.index import build_index
-from data_prep.scan import ScanOptions
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.scanning import engines
+from data_prep.scanning.build import build_index
+from data_prep.scanning.engines import LOST, Work, scan_in_processes
+from data_prep.scanning.options import ScanOptions
 from vjepa.errors import UserError
 
 WORK = Work(ScanOptions(), deadline_s=60.0, workers=2)

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from types import SimpleNamespace
 
 import av
 import numpy as np
 from PIL import Image
 
-from data_prep.scan import ScanOptions
-from data_prep.scan_pool import ScanPool
+from data_prep.listing.entry import Entry
+from data_prep.scanning.engines import Work, scan_in_processes
+from data_prep.scanning.options import ScanOptions
 from vjepa.counter_rng import generator
 from vjepa.data.clip_index import ClipIndex, write_index
 
@@ -100,7 +100,7 @@ def damaged_copies(files, folder, count):
         source, damage = files[i % len(files)], DAMAGES[int(rng.integers(len(DAMAGES)))]
         path = folder / f"{i:04d}-{damage.__name__}{source.suffix}"
         path.write_bytes(damage(np.frombuffer(source.read_bytes(), np.uint8).copy(), rng).tobytes())
-        yield SimpleNamespace(uri=str(path), name=path.name, offset=None, length=None, start_s=None, end_s=None)
+        yield Entry(str(path), path.name)
 
 
 READER = textwrap.dedent(
@@ -108,7 +108,8 @@ READER = textwrap.dedent(
     import json, sys
     import numpy as np
     from vjepa.data.clip_index import ClipIndex
-    from vjepa.data.decode import DecodeError, read_frames
+    from vjepa.data.decode import read_frames
+    from vjepa.data.media import DecodeError
     index = ClipIndex.open(sys.argv[1])
     for i in range(int(sys.argv[2]), len(index)):
         print("reads", i, flush=True)
@@ -156,7 +157,7 @@ def test_damaged_files_never_stop_a_scan(tmp_path, request):
     (tmp_path / "damaged").mkdir()
     files = write_valid_files(tmp_path / "valid")
     entries = list(damaged_copies(files, tmp_path / "damaged", count))
-    scans = list(ScanPool(1, ScanOptions(), DEADLINE_S).scan(entries))
+    scans = [rows for _, rows in scan_in_processes(entries, Work(ScanOptions(), DEADLINE_S, workers=1))]
     assert len(scans) == count
     rows = [
         {"uri": entry.uri, "label_id": -1} | row for entry, some in zip(entries, scans, strict=True) for row in some

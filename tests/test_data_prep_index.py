@@ -8,17 +8,19 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_prep import index as index_command
-from data_prep.index import build_index
-from data_prep.scan import ScanOptions
+from data_prep.scanning import build as build_module
+from data_prep.scanning.build import build_index
+from data_prep.scanning.options import ScanOptions
 from vjepa.data import clip_index
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.decode import av_library, open_video, read_frames, upright
+from vjepa.data.decode import open_video, read_frames, upright
 from vjepa.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -46,8 +48,8 @@ def scanned(monkeypatch):
         names.extend(entry.name for entry in entries)
         yield from true(entries, work)
 
-    true = index_command.ENGINES["processes"]
-    monkeypatch.setitem(index_command.ENGINES, "processes", engine)
+    true = build_module.ENGINES["processes"]
+    monkeypatch.setitem(build_module.ENGINES, "processes", engine)
     return names
 
 
@@ -176,7 +178,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_scanned(make_video, tmp_path
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_command, "write_index", full)
+        patch.setattr(build_module, "write_index", full)
         with pytest.raises(UserError, match=r"No space left on device.*the same command continues"):
             build(tmp_path)
     assert len(build(tmp_path)) == 1 and scanned == ["a.mp4"]
@@ -184,14 +186,14 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_scanned(make_video, tmp_path
 
 def test_two_scans_do_not_write_the_same_index(make_video, tmp_path, monkeypatch):
     make_video("clips/a.mp4", 3)
-    true = index_command.ENGINES["processes"]
+    true = build_module.ENGINES["processes"]
 
     def engine(entries, work):
         with pytest.raises(UserError, match="another scan is writing it"):
             build(tmp_path)
         yield from true(entries, work)
 
-    monkeypatch.setitem(index_command.ENGINES, "processes", engine)
+    monkeypatch.setitem(build_module.ENGINES, "processes", engine)
     assert len(build(tmp_path)) == 1
 
 
@@ -242,7 +244,7 @@ def test_other_options_another_version_or_a_damaged_index_scan_all(make_video, t
     build(tmp_path)
     build(tmp_path, options=ScanOptions(window_s=0.5))
     assert len(scanned) == 4
-    monkeypatch.setattr(index_command, "_ANSWERS_VERSION", 99)
+    monkeypatch.setattr(build_module, "ANSWERS_VERSION", 99)
     build(tmp_path, options=ScanOptions(window_s=0.5))
     assert len(scanned) == 6
     monkeypatch.setattr(clip_index, "SCHEMA_VERSION", 1)
@@ -266,7 +268,8 @@ def test_copies_of_a_file_name_the_first_and_stay_usable(make_video, tmp_path, c
 
 SLOW_COMMAND = """
 import signal, sys, time
-from data_prep import engines, index
+from data_prep import index
+from data_prep.scanning import engines
 from vjepa.command import run
 true = engines.ENGINES["processes"]
 def engine(entries, work):
@@ -321,7 +324,7 @@ def test_a_scan_that_was_killed_continues_where_it_was(make_video, tmp_path, sca
 def test_a_journal_counts_for_the_same_files_and_options_alone(make_video, tmp_path, scanned, monkeypatch, capsys):
     for name in "abc":
         make_video(f"clips/{name}.mp4", 3)
-    true = index_command.ENGINES["processes"]
+    true = build_module.ENGINES["processes"]
 
     def interrupted(entries, work):
         yield from islice(true(entries, work), 2)
@@ -329,7 +332,7 @@ def test_a_journal_counts_for_the_same_files_and_options_alone(make_video, tmp_p
 
     def interrupt(**options):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setitem(index_command.ENGINES, "processes", interrupted)
+            patch.setitem(build_module.ENGINES, "processes", interrupted)
             build(tmp_path, **options)
 
     interrupt()
@@ -389,7 +392,7 @@ def _environment():
     return os.environ | {"PYTHONPATH": str(Path(index_command.__file__).parents[1])}
 
 
-@pytest.mark.skipif(not (SHARED / "odd_videos").is_dir(), reason=f"real input {SHARED / 'odd_videos'} is absent")
+@pytest.mark.skipif(not (SHARED / "odd_videos").is_dir(), reason="shared/data/odd_videos is not beside the checkout")
 def test_odd_videos_are_read_as_in_order_or_have_a_reason(tmp_path):
     index = build_index(SHARED / "odd_videos", tmp_path / "x.parquet", progress=False)
     status = {Path(uri).name: status for uri, status in zip(index.column("uri"), index.column("status"), strict=True)}
@@ -405,7 +408,7 @@ def test_odd_videos_are_read_as_in_order_or_have_a_reason(tmp_path):
         assert (np.diff(row.times()) >= 0).all() and row.end_s > row.start_s
         ids = np.unique(np.linspace(0, row.num_frames - 1, 4).astype(int))
         with open_video(row.uri) as (container, stream):
-            reformatter = av_library().video.reformatter.VideoReformatter()
+            reformatter = av.video.reformatter.VideoReformatter()
             decoded = enumerate(islice(container.decode(stream), row.num_frames))
             in_order = {
                 k: upright(reformatter, frame, row.rotation, row.sample_aspect)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_prep.sources import LAYOUT_NAMES, list_entries
+from data_prep.listing.sources import LAYOUT_NAMES, list_entries
 from vjepa.errors import UserError
 
 pytestmark = pytest.mark.fast

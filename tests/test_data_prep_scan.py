@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import sys
 import textwrap
 import time
 from fractions import Fraction
@@ -17,10 +16,13 @@ import pytest
 from conftest import level
 from PIL import Image
 
-from data_prep import measure as measure_module
-from data_prep import random_access, scan_pool
-from data_prep.scan import ScanOptions, file_facts, scan
-from data_prep.scan_pool import ScanPool
+from data_prep.listing.entry import Entry
+from data_prep.listing.places import file_facts
+from data_prep.scanning import measure as measure_module
+from data_prep.scanning import random_access, scanner
+from data_prep.scanning.engines import Work, scan_in_processes
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
 from vjepa.data import decode
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.frame_times import frame_ids_at
@@ -30,10 +32,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def entry(path, **changes):
-    return SimpleNamespace(
-        **{"uri": str(path), "name": Path(path).name, "offset": None, "length": None, "start_s": None, "end_s": None}
-        | changes
-    )
+    return Entry(**{"uri": str(path), "name": Path(path).name} | changes)
+
+
+def scan_all(entries, workers=1, options=None, deadline_s=60.0):
+    """The rows of each file, in order, by children that can be killed."""
+    numbered = scan_in_processes(entries, Work(options or ScanOptions(), deadline_s, workers))
+    return [rows for _, rows in sorted(numbered, key=lambda found: found[0])]
 
 
 def scan_file(path, **changes):
@@ -306,11 +311,11 @@ def child_with(tmp_path, monkeypatch, body):
     """Children of the pool that run `body` first, which may replace what a decoder does."""
     path = tmp_path / "child.py"
     path.write_text(
-        "import ctypes, os, re, time\nfrom data_prep import scan_pool\nfrom vjepa.data import decode\n"
+        "import ctypes, os, re, time\nfrom data_prep.scanning import scan as module\nfrom vjepa.data import decode\n"
         + textwrap.dedent(body)
-        + "\nscan_pool.main()\n"
+        + "\nmodule.main()\n"
     )
-    monkeypatch.setattr(scan_pool, "_CHILD", [sys.executable, str(path)])
+    monkeypatch.setattr(scanner, "_PROGRAM", [str(path)])
 
 
 HOLD_THE_GIL = (
@@ -337,7 +342,7 @@ def test_a_file_outlives_decoders_that_hang_or_crash(make_video, tmp_path, monke
         """,
     )
     start = time.monotonic()
-    rows = [rows[0] for rows in ScanPool(2, deadline_s=4.0).scan(map(entry, paths))]
+    rows = [rows[0] for rows in scan_all(map(entry, paths), 2, deadline_s=4.0)]
     assert [row["status"] for row in rows] == ["ok"] * 6 and [row["num_frames"] for row in rows] == [4] * 6
     assert [row["decoder"] == "decord" for row in rows] == [True, False, True, False, False, True]
     assert time.monotonic() - start < 40
@@ -349,7 +354,7 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
         tmp_path,
         monkeypatch,
         f"""
-        true = scan_pool.scan
+        true = module.scan
         def scan(entry, options, excluded, announce):
             announce(facts={{"file_bytes": 7, "modified_ns": 8}})
             if "hang" in entry.uri:
@@ -359,11 +364,11 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
             if "raise" in entry.uri:
                 raise KeyError("a bug")
             return true(entry, options, excluded, announce)
-        scan_pool.scan = scan
+        module.scan = scan
         """,
     )
     start = time.monotonic()
-    rows = [rows[0] for rows in ScanPool(2, deadline_s=3.0).scan(map(entry, paths))]
+    rows = [rows[0] for rows in scan_all(map(entry, paths), 2, deadline_s=3.0)]
     assert [row["status"] for row in rows] == [
         "ok",
         "decoding stood still for 3 s and was stopped",
@@ -383,20 +388,20 @@ def test_strange_names_pass(make_video, tmp_path):
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(content)
     paths = [os.fsdecode(os.path.join(os.fsencode(tmp_path), name)) for name in names]
-    assert [rows[0]["status"] for rows in ScanPool(1).scan(map(entry, paths))] == ["ok"] * len(names)
+    assert [rows[0]["status"] for rows in scan_all(map(entry, paths))] == ["ok"] * len(names)
 
 
-def test_a_pool_takes_few_entries_ahead_and_can_be_left(make_video):
+def test_an_engine_takes_few_entries_ahead_and_can_be_left(make_video):
     path, taken = make_video("a.mp4", 2), []
     entries = (taken.append(i) or entry(path) for i in range(10_000))
-    rows = ScanPool(1).scan(entries)
-    assert [next(rows)[0]["status"] for _ in range(3)] == ["ok"] * 3 and len(taken) < 20
-    rows.close()
+    found = scan_in_processes(entries, Work(ScanOptions(), 60.0, workers=1))
+    assert [next(found)[1][0]["status"] for _ in range(3)] == ["ok"] * 3 and len(taken) < 20
+    found.close()
 
 
 def test_options_and_parts_reach_the_children(make_video):
     path = make_video("a.mp4", 24, fps=8)
-    (rows,) = ScanPool(1, ScanOptions(window_s=1.0)).scan([entry(path, start_s=0.5, end_s=2.0)])
+    (rows,) = scan_all([entry(path, start_s=0.5, end_s=2.0)], options=ScanOptions(window_s=1.0))
     assert [(row["first_frame"], row["num_frames"]) for row in rows] == [(4, 8), (12, 4)]
     assert dataclasses.asdict(ScanOptions(window_s=1.0))["window_s"] == 1.0
 
@@ -408,24 +413,24 @@ def test_slow_progress_is_stopped_and_fast_progress_is_not(make_video, tmp_path,
         monkeypatch,
         """
         import time
-        true = scan_pool.scan
+        true = module.scan
         def scan(entry, options, excluded, announce):
             for i in range(1, 13):
                 time.sleep(0.5)
                 announce(num_frames=i * 50 if "long" in entry.uri else 1)
             return true(entry, options, excluded, announce)
-        scan_pool.scan = scan
+        module.scan = scan
         """,
     )
-    statuses = [rows[0]["status"] for rows in ScanPool(2, deadline_s=4.0).scan(map(entry, paths))]
+    statuses = [rows[0]["status"] for rows in scan_all(map(entry, paths), 2, deadline_s=4.0)]
     assert statuses[0].startswith("decoding came to 1 frames in ") and statuses[1] == "ok"
 
 
-@pytest.mark.skipif(not (SHARED / "odd_videos").is_dir(), reason=f"real input {SHARED / 'odd_videos'} is absent")
+@pytest.mark.skipif(not (SHARED / "odd_videos").is_dir(), reason="shared/data/odd_videos is not beside the checkout")
 def test_odd_videos_give_the_frames_of_decoding_in_order_or_a_reason(row_of):
     paths = sorted(path for path in (SHARED / "odd_videos").iterdir() if path.suffix != ".csv")
     reasons = {}
-    for path, (row,) in zip(paths, ScanPool(1).scan(map(entry, paths)), strict=True):
+    for path, (row,) in zip(paths, scan_all(map(entry, paths)), strict=True):
         if row["status"] != "ok":
             reasons[path.name] = row["status"]
             continue

@@ -7,9 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.scan import ScanOptions, scan
-from data_prep.scenes import Frames, cut
-from vjepa.data.decode import DecodeError
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
+from data_prep.scanning.scenes import Frames, cut
+from vjepa.data.media import DecodeError
 
 
 def frames_of(times_s, end_s=None, keyframes=(0,), **changes):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import shard as command
-from data_prep import tar_shard
-from data_prep.index import build_index
-from data_prep.shard import ShardOptions, make_shards
+from data_prep.copying import tar_shard
+from data_prep.copying.shard import ShardOptions, make_shards, shard_name
+from data_prep.scanning.build import build_index
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.decode import DecodeError, read_frames
+from vjepa.data.decode import read_frames
+from vjepa.data.media import DecodeError
 from vjepa.data.order import sample_row
 from vjepa.errors import UserError
 
@@ -346,4 +346,4 @@ def test_the_command(source, tmp_path):
     assert good.returncode == 0 and "6 files in 2 shards" in good.stdout
     bad = subprocess.run([*line, "--where", "split"], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert bad.returncode == 2 and bad.stderr.startswith("error: --where split") and bad.stderr.count("\n") == 1
-    assert command.shard_name(12) == "shard-000012.tar"
+    assert shard_name(12) == "shard-000012.tar"

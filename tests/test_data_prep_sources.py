@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import manifests, places
-from data_prep.sources import list_entries
+from data_prep.listing import manifests, places
+from data_prep.listing.sources import list_entries
 from vjepa.errors import UserError
 
 pytestmark = pytest.mark.fast

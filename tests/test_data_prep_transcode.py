@@ -2,7 +2,6 @@
 lands elsewhere.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,10 +16,12 @@ import pytest
 from PIL import Image
 
 from data_prep import transcode as command
-from data_prep.encode import CopyOptions, copy_size, timeline
-from data_prep.index import build_index
-from data_prep.output import claim_folder, index_facts
-from data_prep.transcode import copy_name, transcode
+from data_prep.copying import transcode as copying
+from data_prep.copying.encode import copy_size, timeline
+from data_prep.copying.job import CopyOptions
+from data_prep.copying.output import claim_folder, index_facts
+from data_prep.copying.transcode import copy_name, transcode
+from data_prep.scanning.build import build_index
 from tests.conftest import level
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.decode import read_frames
@@ -168,7 +169,7 @@ def test_parts_of_a_video_become_files_of_their_own_and_it_is_decoded_once(make_
             [level(j) for j in range(first, first + num)], abs=3
         )
     assert index.column("scene") == ["0", "5", "30"] and index.column("label_id") == ["0"] * 3
-    jobs = list(command._jobs(ClipIndex.open(tmp_path / "x.parquet"), [0, 1, 2], tmp_path / "out", CopyOptions()))
+    jobs = list(copying._jobs(ClipIndex.open(tmp_path / "x.parquet"), [0, 1, 2], tmp_path / "out", CopyOptions()))
     assert [len(job.rows) for job in jobs] == [3]
 
 
@@ -220,7 +221,7 @@ def test_a_second_run_goes_on_where_the_first_one_was(make_video, tmp_path):
     records = list(index.records())
     stamps = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()
-    journal = tmp_path / "out" / command._JOURNAL
+    journal = tmp_path / "out" / copying._JOURNAL
     journal.write_bytes(journal.read_bytes() + b'[["000000/0000')  # cut off in the middle of a line
     (tmp_path / "out/index.parquet").unlink()
     again = copies(tmp_path, source)
@@ -237,7 +238,7 @@ def test_an_interrupted_command_leaves_whole_copies_only(make_video, tmp_path):
     build(tmp_path)
     line = [sys.executable, "-m", "data_prep.transcode", "x.parquet", "--out", "out", "--workers", "1"]
     process = subprocess.Popen(line, cwd=tmp_path, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    journal = tmp_path / "out" / command._JOURNAL
+    journal = tmp_path / "out" / copying._JOURNAL
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n")):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -277,15 +278,14 @@ def test_a_child_that_hangs_or_crashes_costs_its_file_only(make_video, tmp_path,
         make_video(f"clips/{name}.mp4", 8)
     source = build(tmp_path)
     (tmp_path / "child.py").write_text(
-        "import os, sys, time\nfrom data_prep import encode\nright = encode.open_video\n"
+        "import os, sys, time\nfrom data_prep.copying import encode\nright = encode.open_video\n"
         "def wrong(path, *rest):\n"
         "    if 'a.mp4' in str(path): sum(iter(int, 1))\n"  # spins in native code and holds the GIL
         "    if 'c.mp4' in str(path): os._exit(3)\n"
         "    return right(path, *rest)\n"
         "encode.open_video = wrong\nencode.main()\n"
     )
-    monkeypatch.setattr(command, "_CHILD", [sys.executable, str(tmp_path / "child.py")])
-    monkeypatch.setattr(command, "_closing", lambda index, num, failed, *_: [json.dumps(failed)])
+    monkeypatch.setattr(copying, "_PROGRAM", [str(tmp_path / "child.py")])
     index = transcode(source, tmp_path / "out", workers=1, deadline_s=8.0, progress=False)
     assert [Path(uri).name for uri in index.column("source")] == ["b.mp4", "d.mp4"]
     assert not list(tmp_path.glob("out/*/.*"))
@@ -296,12 +296,12 @@ def test_one_run_at_a_time_and_what_a_killed_one_left_goes(make_video, tmp_path)
     source = build(tmp_path)
     facts = index_facts(source, {}) | asdict(CopyOptions())
     with (
-        claim_folder(tmp_path / "out", command._MARKER, facts),
+        claim_folder(tmp_path / "out", copying._MARKER, facts),
         pytest.raises(UserError, match="another process is writing there"),
     ):
         copies(tmp_path, source)
     (tmp_path / "out/000000").mkdir()
-    (tmp_path / "out/000000/.000000000-a.mp4.1.tmp").write_text("half")
+    (tmp_path / "out/000000/.partial-1-000000000-a.mp4").write_text("half")
     copies(tmp_path, source)
     assert [path.name for path in (tmp_path / "out/000000").iterdir()] == ["000000000-a.mp4"]
 
@@ -327,7 +327,7 @@ def test_refusals(make_video, tmp_path):
             copies(tmp_path, source, **options)
     with pytest.raises(UserError, match="no column 'spilt'"):
         copies(tmp_path, source, where={"spilt": ["train"]})
-    with pytest.raises(UserError, match="--where split: write COLUMN=VALUE"):
+    with pytest.raises(UserError, match="--where split: rows are written COLUMN=VALUE"):
         command.main([str(source.path), "--out", str(tmp_path / "o"), "--where", "split"])
 
 
@@ -380,7 +380,7 @@ def _environment():
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real videos of /work/shared")
+@pytest.mark.skipif(not (SHARED / "odd_videos").is_dir(), reason="shared/data/odd_videos is not beside the checkout")
 def test_packed_b_frames_come_out_in_the_right_order(tmp_path):
     (tmp_path / "clips").mkdir()
     os.symlink(SHARED / "odd_videos/opencv-doc__tree.avi", tmp_path / "clips/a.avi")

@@ -20,6 +20,7 @@ from hang import DeadOnArrival, Trouble
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
+from vjepa.data.plan_images import ArrayImages, ImagePlan, Squares
 from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import quarantine_path, quarantined
@@ -124,6 +125,17 @@ def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
     assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]] and "took longer" in batches[
         1
     ].failures[0][1]
+
+
+def test_a_picture_that_crashes_its_process_is_left_out_of_the_run(tmp_path, capfd):
+    images = ArrayImages("noise", np.zeros((5, 16, 16, 3), np.uint8))
+    plan = ImagePlan(images, np.arange(5), settings(num_frames=1), 2)
+    trouble = Trouble(tmp_path / "notes", "crash", read=Squares(images))
+    batches = list(plan_loader(plan, plan.data, trouble))
+    assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]]
+    assert [clip_id for clip_id, _ in batches[1].failures] == [2] and "SIGSEGV" in batches[1].failures[0][1]
+    said = capfd.readouterr().err
+    assert "noise image 2: the decoder crashed (SIGSEGV); the clip is left out of this run alone" in said
 
 
 def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vjepa import config, export
+from vjepa import config
+from vjepa import export as command
 from vjepa.errors import UserError
-from vjepa.interop import huggingface, own
+from vjepa.interop import export, huggingface, own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import Predictor
@@ -36,7 +37,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(source: Path, to: str, out: Path, *options: str) -> None:
-    assert export.main([str(source), "--to", to, "--out", str(out), *options]) == 0
+    assert command.main([str(source), "--to", to, "--out", str(out), *options]) == 0
 
 
 def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +91,10 @@ def test_a_training_file_of_vjepa2_becomes_what_transformers_loads(tmp_path: Pat
             made.build_encoder()(video), network(video.transpose(1, 2)).last_hidden_state, atol=1e-5, rtol=0
         )
     assert torch.equal(huggingface.read(tmp_path / "trained").encoder["norm.bias"], trained["norm.bias"])
+
+
+def test_the_command_knows_every_format_that_can_be_written() -> None:
+    assert set(command.FORMATS) == set(export.WRITERS)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ import vjepa
 from vjepa import config, extract
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex, write_index
-from vjepa.data.decode import READERS, DecodeError
+from vjepa.data.decode import READERS
 from vjepa.data.loader import eval_loader
+from vjepa.data.media import DecodeError
 from vjepa.data.plan_rows import Views
 from vjepa.data.plan_windows import Cut
 from vjepa.errors import UserError
@@ -347,7 +348,7 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
         "optim": {"total_steps": 1},
     }
     (tmp_path / "run/config.yaml").write_text(json.dumps({**tree, "model": json.loads(MODEL.model_dump_json())}))
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     for which in ("encoder", "target_encoder"):
         save_file(vjepa.load_encoder(weights).state_dict(), checkpoint / f"{which}.safetensors")
     views = []

@@ -246,7 +246,7 @@ def test_an_encoder_without_predictor(published: tuple[nn.Module, Path], tmp_pat
         ({"qkv_bias": False}, "qkv_bias: False is not supported"),
         ({"patch_size": [4, 8]}, r"patch_size: \[4, 8\] is not supported, only squares"),
         ({"hidden_size": "wide"}, "hidden_size: wide is no positive number"),
-        ({"num_attention_heads": 5}, r"config\.json: encoder: heads: 5 heads do not divide a width of 48"),
+        ({"num_attention_heads": 5}, r"config\.json: encoder.heads: 5 heads do not divide a width of 48"),
     ],
 )
 def test_settings_that_no_network_of_ours_has(

@@ -14,8 +14,9 @@ from PIL import Image
 from steps import batch_of, step_of
 
 from data_prep.index import build_index
-from vjepa import config, export, load_encoder
+from vjepa import config, load_encoder
 from vjepa.errors import UserError
+from vjepa.interop import export
 from vjepa.interop.weights import Weights
 from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan

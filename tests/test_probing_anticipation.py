@@ -15,12 +15,14 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import nn
 
-from data_prep.scan import ScanOptions, scan
-from data_prep.sources import Entry
+from data_prep.listing.entry import Entry
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scan import scan
 from vjepa import config, load_encoder, load_predictor, probe
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
-from vjepa.data.decode import READERS, DecodeError
+from vjepa.data.decode import READERS
 from vjepa.data.frame_times import observed_frames
+from vjepa.data.media import DecodeError
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.interop import own
@@ -403,7 +405,7 @@ def run(tmp_path):
             {key: tensor.clone() for key, tensor in getattr(jepa, name).state_dict().items()},
             checkpoint / f"{name}.safetensors",
         )
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     return folder
 
 

@@ -48,6 +48,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_partials(folder: Path, name: str = "*") -> None:
+    """Remove the files that killed writers of `name`, a pattern, left in a folder in which nobody writes now."""
+    for partial in folder.glob(f".partial-*-{name}"):
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8, whole."""
     with whole_file(path) as partial:

@@ -10,11 +10,15 @@ checkpoints/best.pth      the networks of `best`, else of `latest`, in one file 
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from vjepa.errors import UserError
+
+FORMAT_VERSION: Final = 2  # of checkpoints; 2 adds `dtype` to the state
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Checkpoint:
     def is_one(self) -> bool:
         """Tell whether there is a checkpoint here."""
         return self.network("encoder").is_file() and self.state.is_file()
+
+    def read_state(self) -> dict[str, Any]:
+        """Read the training state, without its version.
+
+        Call it before anything else of a checkpoint is read, so that a newer format is named before what it changed.
+        Raises UserError for that, and where the file is damaged.
+        """
+        try:
+            state: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
+            version = state.pop("format_version")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.state}: is no training state; take another checkpoint") from None
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self.path}: checkpoint format {version}, this version of vjepa reads up to {FORMAT_VERSION}; "
+                "go on with the version that wrote it, or a newer one"
+            )
+        return state
 
     @property
     def step(self) -> int | None:

@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_prep import demo
-from data_prep.index import build_index
+from data_prep.first_run import demo
+from data_prep.scanning.build import build_index
 from vjepa import config
 from vjepa.data.loader import eval_loader, train_loader
 from vjepa.data.plan_rows import Views

@@ -10,7 +10,7 @@ from vjepa.config.files import config_path, describe, describe_aliases, dump, ex
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
 from vjepa.config.objective import Objective
-from vjepa.config.section import ConfigError, Section
+from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "RandomMask",
     "RatioMask",
     "Run",
-    "Section",
     "Source",
     "Transformer",
     "TubeMask",

@@ -14,18 +14,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import av
+import av.video.reformatter
+import decord
 import numpy as np
+from PIL import Image, ImageOps
 
 from vjepa.data.media import DecodeError, open_media, plain
 
 if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
-__all__ = [
-    "READERS", "DecodeError", "av_library", "decord_frames", "decord_library",
-    "open_decord", "open_media", "open_video", "plain", "read_frames", "read_image",
-    "torchcodec_library", "upright",
-]  # fmt: skip
+decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
+av.logging.set_level(None)
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
 Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
@@ -66,31 +67,12 @@ def _changed_size(row: IndexRow, height: int, width: int) -> DecodeError:
 
 
 @lru_cache(maxsize=1)
-def decord_library() -> Any:
-    """decord, loaded at first use and silenced: its messages reach the reader as DecodeError."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
-
-
-@lru_cache(maxsize=1)
-def av_library() -> Any:
-    """PyAV, loaded at first use; its messages to stderr are off, errors are raised all the same."""
-    import av
-    import av.video.reformatter
-
-    av.logging.set_level(None)
-    return av
-
-
-@lru_cache(maxsize=1)
 def torchcodec_library() -> tuple[Any, Any] | None:
     """Load torchcodec's VideoDecoder and Resize.
 
     None where it is not installed, or cannot be loaded for want of FFmpeg's libraries.
     """
-    try:
+    try:  # optional
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
     except (ImportError, OSError, RuntimeError):
@@ -103,7 +85,6 @@ def open_decord(media: Media, size: Size | None = None) -> Any:
 
     Its frames are upright, of `size` where it is given.
     """
-    decord = decord_library()
     height, width = size or (-1, -1)
     try:
         # a file object is copied by decord, whole: it has no other way to read bytes
@@ -118,7 +99,6 @@ def decord_frames(reader: Any, ids: np.ndarray) -> np.ndarray:
 
     Raises DecodeError, also for an id at which decord would spin for ever.
     """
-    decord = decord_library()
     if ids.max() >= len(reader):
         raise DecodeError(f"frame {ids.max()} is wanted, decord counts {len(reader)}")
     try:
@@ -134,7 +114,6 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
 
     Errors of opening and of the body become DecodeError.
     """
-    av = av_library()
     try:
         with av.open(_rewound(media), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
@@ -191,9 +170,9 @@ def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarra
     target = _wanted_size(row, size)
     if target is None or target[1] >= _DECORD_LEAST_PX:
         return decord_frames(open_decord(_open(row), target), row.first_frame + ids)
-    reformatter = av_library().video.reformatter.VideoReformatter()
+    reformatter = av.video.reformatter.VideoReformatter()
     found = decord_frames(open_decord(_open(row)), row.first_frame + ids)
-    frames = (av_library().VideoFrame.from_ndarray(frame, format="rgb24") for frame in found)
+    frames = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in found)
     return np.stack([upright(reformatter, frame, 0, 1.0, target) for frame in frames])
 
 
@@ -238,7 +217,7 @@ def _read_pyav(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
 
 
 def _pictures(row: IndexRow, frames: Iterator[Any], size: Size | None) -> list[np.ndarray]:
-    reformatter = av_library().video.reformatter.VideoReformatter()
+    reformatter = av.video.reformatter.VideoReformatter()
     pictures = []
     for frame in frames:
         found = _upright_size(frame, row.rotation, row.sample_aspect)
@@ -340,8 +319,6 @@ def read_image(media: Media, size: Size | None = None) -> np.ndarray:
 
     Raises DecodeError.
     """
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(_rewound(media)) as image:
             if image.mode.startswith(("I", "F")):

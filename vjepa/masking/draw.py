@@ -48,10 +48,8 @@ class MaskPlan:
         """
         drawn = []
         for place, mask in enumerate(self.masks):
-            rngs = [
-                generator(seed, "masks", (sample << 4) + place)
-                for sample in range(first_sample, first_sample + num_clips)
-            ]
+            samples = range(first_sample, first_sample + num_clips)
+            rngs = [generator(seed, "masks", (sample << 4) + place) for sample in samples]
             drawn.append(DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs))
         return drawn
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from einops import rearrange
 
+from vjepa.errors import UserError
 from vjepa.records import TokenGrid
+
+
+def require_cells(grid: TokenGrid) -> None:
+    """Raise UserError for a grid of a single cell, which cannot be split into context and target."""
+    if grid.cells < 2:
+        raise UserError(
+            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
+            "smaller model.patch_px"
+        )
 
 
 def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarray]:
@@ -20,10 +30,10 @@ def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarra
 
 
 def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split key [B, N] into context ids [B, num_context], of the highest keys, and target ids [B, num_target], of the
-    lowest; both sorted.
+    """Cut key [B, N] into the sorted ids of its highest and of its lowest values.
 
-    The counts are at least 1 and at most N together.
+    They are the context [B, num_context] and the targets [B, num_target]. The counts are at least 1 and at most N
+    together.
     """
     first = key.shape[1] - num_context
     order = np.argpartition(key, first, axis=1)

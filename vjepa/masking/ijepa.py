@@ -52,9 +52,8 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
     whatever the blocks.
     """
     num = counts(mask, grid)
-    places, ties, picks = uniforms(
-        rngs, (mask.num_targets + 1) * blocks.NUM_UNIFORMS, grid.cells, mask.num_targets * grid.cells
-    )
+    num_places = (mask.num_targets + 1) * blocks.NUM_UNIFORMS
+    places, ties, picks = uniforms(rngs, num_places, grid.cells, mask.num_targets * grid.cells)
     context_depth, target_depths = _depths(mask, grid, places)
     far = grid.h + grid.w  # more than any depth
     cost = far * np.maximum(target_depths.max(axis=1), 0) + np.maximum(-context_depth, 0) + ties / 2
@@ -62,10 +61,9 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
     costs = np.maximum(-target_depths, 0) + rearrange(picks, "b (m c) -> b m c", m=mask.num_targets) / 2
     np.put_along_axis(costs, context[:, None, :], np.inf, axis=2)
     targets = np.argpartition(costs, num.target - 1, axis=2)[:, :, : num.target]
-    context, targets = tubes(np.sort(context), grid), tubes(np.sort(targets), grid)
-    return TokenMask(
-        torch.from_numpy(context), torch.from_numpy(rearrange(targets, "b m k -> b (m k)")), mask.num_targets
-    )
+    context = tubes(np.sort(context), grid)
+    targets = rearrange(tubes(np.sort(targets), grid), "b m k -> b (m k)")
+    return TokenMask(torch.from_numpy(context), torch.from_numpy(targets), mask.num_targets)
 
 
 def _depths(mask: config.IjepaMask, grid: TokenGrid, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from vjepa import config
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
 from vjepa.masking import blocks
-from vjepa.masking.exact import cut, uniforms, whole_cells
+from vjepa.masking.exact import cut, require_cells, uniforms, whole_cells
 from vjepa.records import TokenGrid, TokenMask
 
 EXPECTATION_DRAWS = 256  # masks that the expected counts are averaged over: within about 0.5 % of the grid
@@ -44,11 +44,7 @@ def counts(mask: config.MultiblockMask, grid: TokenGrid) -> TokenCounts:
 
     Raises UserError, which begins with the name of the setting, where there are not so many tokens.
     """
-    if grid.cells < 2:
-        raise UserError(
-            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
-            "smaller model.patch_px"
-        )
+    require_cells(grid)
     visible = _expected_visible(mask, grid)
     most = min(_num_early_slots(mask, grid) * grid.cells, grid.num_tokens - (mask.num_target or 1))
     if most < 1:

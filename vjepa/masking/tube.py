@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from vjepa import config
-from vjepa.errors import UserError
 from vjepa.masking import blocks
-from vjepa.masking.exact import cut, tubes, uniforms
+from vjepa.masking.exact import cut, require_cells, tubes, uniforms
 from vjepa.records import TokenGrid, TokenMask
 
 ASPECT = (0.75, 1.5)  # height over width of the rectangles (V-JEPA)
@@ -21,11 +20,7 @@ def num_hidden_cells(mask: config.TubeMask, grid: TokenGrid) -> int:
 
     Raises UserError for a grid of a single cell, which cannot be split into context and target.
     """
-    if grid.cells < 2:
-        raise UserError(
-            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
-            "smaller model.patch_px"
-        )
+    require_cells(grid)
     return min(max(round(mask.ratio * grid.cells), 1), grid.cells - 1)
 
 

@@ -12,8 +12,7 @@ from vjepa.models.energy import EnergyTransformer
 
 
 def _timm_backbone() -> ModuleType:
-    """Import the networks of timm: a second, which a run of another backbone need not wait for."""
-    from vjepa.models import timm_backbone
+    from vjepa.models import timm_backbone  # timm takes a second, which runs of other backbones need not wait for
 
     return timm_backbone
 

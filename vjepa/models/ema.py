@@ -40,10 +40,8 @@ class Shadow:
             return
         self.encoder = copy.deepcopy(target, {id(buffer): buffer for buffer in target.buffers()})
         cast_matrices(self.encoder, dtype)
-        self.pairs = (
-            [parameter.data for parameter in self.encoder.parameters()],
-            [parameter.data for parameter in target.parameters()],
-        )
+        copied, average = ([parameter.data for parameter in one.parameters()] for one in (self.encoder, target))
+        self.pairs = (copied, average)
 
     def refresh(self) -> None:
         """Copy the average as it is now."""

@@ -69,16 +69,8 @@ def patchify(video: Tensor, model: config.Model) -> Patches:
 
 def unpatchify(patches: Patches, patch_px: int) -> Tensor:
     """Join b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
-    grid, p = patches.grid, patch_px
-    return rearrange(
-        patches.pixels,
-        "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)",
-        h=grid.h,
-        w=grid.w,
-        c=3,
-        p=patches.taps,
-        p1=p,
-    )
+    sizes = {"h": patches.grid.h, "w": patches.grid.w, "c": 3, "p": patches.taps, "p1": patch_px}
+    return rearrange(patches.pixels, "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)", **sizes)
 
 
 class PatchEmbed(nn.Module):
@@ -86,9 +78,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, patch_px: int, tubelet_frames: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(
-            3, width, (tubelet_frames, patch_px, patch_px), stride=(tubelet_frames, patch_px, patch_px)
-        )
+        kernel = (tubelet_frames, patch_px, patch_px)
+        self.proj = nn.Conv3d(3, width, kernel, stride=kernel)
         small_normal(self.proj.weight)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)

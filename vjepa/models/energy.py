@@ -103,9 +103,6 @@ class EnergyTransformer(PatchEncoder):
             yield tokens
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
-        features = {
-            depth: self.norm(tokens)
-            for depth, tokens in enumerate(self.descend(self._embed(patches, ids)))
-            if depth in depths
-        }
+        steps = enumerate(self.descend(self._embed(patches, ids)))
+        features = {depth: self.norm(tokens) for depth, tokens in steps if depth in depths}
         return [features[depth] for depth in depths]

@@ -54,9 +54,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     num_heads = query.shape[1]
     num_bytes = query.element_size() * query[..., 0].numel() * key.shape[-2]
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and num_bytes <= MOST_WEIGHTS:
-        query, key, value = (
-            rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value)
-        )  # copied once, as products want them
+        # copied once, as products want them
+        query, key, value = (rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value))
         weights = torch.bmm(query * query.shape[-1] ** -0.5, key.mT).softmax(dim=-1)
         return rearrange(torch.bmm(weights, value), "(b h) k d -> b h k d", h=num_heads)
     return functional.scaled_dot_product_attention(query, key, value)
@@ -78,9 +77,8 @@ class Attention(nn.Module):
         if rotate is not None:
             query_key = rotate(query_key)
         whole = [tokens.shape[1]] if sizes is None else list(sizes)
-        mixed = [
-            self._mix(*parts) for parts in zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)
-        ]
+        sets = zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)
+        mixed = [self._mix(*parts) for parts in sets]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))  # type: ignore[no-any-return]
 
     def _mix(self, query_key: Tensor, value: Tensor) -> Tensor:
@@ -164,9 +162,8 @@ class Block(nn.Module):
 
 def make_blocks(shape: config.Transformer) -> nn.ModuleList:
     """Make `shape.depth` blocks; the chance to skip one rises linearly from 0 to `shape.drop_path`."""
-    return nn.ModuleList(
-        Block(shape, shape.drop_path * number / max(shape.depth - 1, 1)) for number in range(shape.depth)
-    )
+    last = max(shape.depth - 1, 1)
+    return nn.ModuleList(Block(shape, shape.drop_path * number / last) for number in range(shape.depth))
 
 
 def initialise(module: nn.Module) -> None:

@@ -4,6 +4,7 @@ dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,11 +28,8 @@ class SinCos(nn.Module):
     def __init__(self, kind: str, width: int, base: tuple[int, int, int] | None) -> None:
         super().__init__()
         self.kind, self.width, self.base = kind, width, None if base is None else TokenGrid(*base)
-        self.register_buffer(
-            "table",
-            None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu")),
-            persistent=False,
-        )
+        table = None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu"))
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, grid: TokenGrid, device: torch.device) -> Tensor:
         if self.base is None:
@@ -64,13 +62,7 @@ def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Ten
     rounded up to a whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column
     and row (MAE, He et al. 2021, A.1).
     """
-    time, row, column = (
-        torch.cartesian_prod(
-            *(torch.arange(size, dtype=torch.float64, device="cpu") for size in (grid.t, grid.h, grid.w))
-        )
-        .reshape(-1, 3)
-        .T
-    )
+    time, row, column = _places(grid).T
     third, quarter = 2 * -(-width // 6), 2 * -(-width // 8)
     axes = {
         "sincos": ((time, 2 * quarter), (row, quarter), (column, quarter)),
@@ -79,6 +71,13 @@ def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Ten
     }
     table = torch.cat([_waves(places, share) for places, share in axes[kind]], dim=1)
     return table[:, :width].float().to(device)
+
+
+def _places(grid: TokenGrid, scales: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
+    """List time slot, row and column of all tokens, times `scales`: fp64 [N, 3], on the CPU (see `_frequencies`)."""
+    sizes = zip((grid.t, grid.h, grid.w), scales, strict=True)
+    axes = [torch.arange(size, dtype=torch.float64, device="cpu") * scale for size, scale in sizes]
+    return torch.cartesian_prod(*axes).reshape(-1, 3)
 
 
 def _waves(places: Tensor, width: int) -> Tensor:
@@ -116,9 +115,9 @@ class Rotation:
         else:
             numbers = torch.view_as_complex(pairs)
             product = numbers * torch.view_as_complex(self.turn)
-            turned = torch.view_as_real(
-                product if self.mirror is None else product + numbers.conj() * torch.view_as_complex(self.mirror)
-            )
+            if self.mirror is not None:
+                product = product + numbers.conj() * torch.view_as_complex(self.mirror)
+            turned = torch.view_as_real(product)
         return rearrange(turned, "b k h d two -> b k h (d two)").to(heads.dtype)
 
     def _real(self, a: Tensor, b: Tensor) -> Tensor:
@@ -161,12 +160,7 @@ def _rotation_tables(
     """
     pairs = head_width // 3 // 2  # of each axis
     scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
-    axes = [
-        torch.arange(size, dtype=torch.float64, device="cpu") * scale
-        for size, scale in zip((grid.t, grid.h, grid.w), scales, strict=True)
-    ]
-    places = torch.cartesian_prod(*axes).reshape(-1, 3)
-    angles = places[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
+    angles = _places(grid, scales)[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
     spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)

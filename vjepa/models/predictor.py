@@ -16,6 +16,10 @@ from vjepa.records import TokenGrid
 Grid = TokenGrid | Sequence[int]  # (t, h, w)
 
 
+def _mask_tokens(shape: config.PredictorSettings, num_masks: int) -> nn.ParameterList:
+    return nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
+
+
 class Predictor(nn.Module):
     """Predict from context features and one mask token per target place (V-JEPA section 3.1)."""
 
@@ -32,9 +36,7 @@ class Predictor(nn.Module):
         if levels > 1:
             embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))
         self.predictor_embed = embed
-        self.mask_tokens = nn.ParameterList(
-            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
-        )
+        self.mask_tokens = _mask_tokens(shape, num_masks)
         if model.modality_embedding:
             self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
         if model.positions != "rope":
@@ -76,9 +78,8 @@ class Predictor(nn.Module):
         tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
         rotate = None
         if self.model.positions == "rope":
-            rotate = rotation(
-                self.model.rope, grid, self.width // self.model.predictor.heads, self.model.rope_grid, ids, ids.device
-            )
+            head_width = self.width // self.model.predictor.heads
+            rotate = rotation(self.model.rope, grid, head_width, self.model.rope_grid, ids, ids.device)
         else:
             tokens = tokens + self.positions(grid, ids.device)[ids]
         if self.model.modality_embedding:
@@ -99,16 +100,11 @@ class MlpPredictor(nn.Module):
         super().__init__()
         shape, width = model.predictor, encoder_width(model)
         self.predictor_embed = nn.Linear(model.levels * width, shape.width)
-        self.mask_tokens = nn.ParameterList(
-            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
-        )
-        self.positions = SinCos(
-            "sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid
-        )
-        layers = (
-            nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio)))
-            for _ in range(shape.depth)
-        )
+        self.mask_tokens = _mask_tokens(shape, num_masks)
+        kind = "sincos" if model.positions == "rope" else model.positions
+        self.positions = SinCos(kind, shape.width, model.sincos_grid)
+        hidden = round(shape.width * shape.mlp_ratio)
+        layers = (nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, hidden)) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = LayerNorm(shape.width)
         self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or width))

@@ -185,9 +185,8 @@ class TimmVit(TimmEncoder):
         """Attend within each time slot: whole slots go through one by one, visible tokens of all slots under a mask."""
         slots = patches.grid.t
         if ids is None and slots > 1:
-            apart = Patches(
-                rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots), replace(patches.grid, t=1), patches.taps
-            )
+            pixels = rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots)
+            apart = replace(patches, pixels=pixels, grid=replace(patches.grid, t=1))
             return [rearrange(level, "(b t) n d -> b (t n) d", t=slots) for level in self._run(apart, None, depths)]
         tokens = self._embed(patches, ids)
         mask = None if ids is None or slots == 1 else self._within_slots(patches, ids)
@@ -207,9 +206,8 @@ class TimmVit(TimmEncoder):
         """
         embed, grid = self.network.patch_embed, patches.grid
         pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
-        pixels = self._recolour(
-            rearrange(pixels, "b k (c p x y) -> b p k c x y", c=3, p=patches.taps, x=self.model.patch_px)
-        )
+        sizes = {"c": 3, "p": patches.taps, "x": self.model.patch_px}
+        pixels = self._recolour(rearrange(pixels, "b k (c p x y) -> b p k c x y", **sizes))
         tokens = embed.norm(functional.linear(pixels.flatten(3), embed.proj.weight.flatten(1), embed.proj.bias))
         prefix, positions = self._tables(grid)
         tokens = tokens + (positions if ids is None else positions[ids % grid.cells].unsqueeze(1))

@@ -205,8 +205,7 @@ def _fill(parts: Parts, numbers: Sequence[int], work: Extraction, batch: int) ->
     videos, size = work.videos, work.clips_per_part
     spans = [range(part * size, min(len(videos), (part + 1) * size)) for part in numbers]
     batches = [[span[first : first + batch] for first in range(0, len(span), batch)] for span in spans]
-    plan = WindowPlan(videos, [some for part in batches for some in part])
-    loader = iter(plan_loader(plan, videos.data))
+    loader = iter(plan_loader(WindowPlan(videos, [some for part in batches for some in part]), videos.data))
     with command.progress_bar(shown=True, total=sum(map(len, spans)), unit="clip", desc="features") as bar:
         for part, of_part in zip(numbers, batches, strict=True):
             made = []

@@ -36,7 +36,8 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     """
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)
-    teacher, data = read_teacher(settings), settings.data
+    data = settings.data
+    teacher = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, data.sources)
     step = training_step(settings, where, dtype, teacher)
     shape = (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
     noise = torch.randint(256, shape, dtype=torch.uint8).to(where)

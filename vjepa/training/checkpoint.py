@@ -6,12 +6,10 @@ step, the failures so far, and the version of the format.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
@@ -21,10 +19,8 @@ from vjepa import files
 from vjepa.errors import UserError
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
-from vjepa.run_folder import Checkpoint, RunFolder
+from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
 from vjepa.training.step import Method
-
-FORMAT_VERSION: Final = 2  # 2 adds `dtype`
 
 
 @dataclass
@@ -113,14 +109,7 @@ def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) ->
 
 def read_state(checkpoint: Checkpoint) -> TrainingState:
     """Read the training state. Raises UserError for a format of a newer version of vjepa."""
-    stored: dict[str, Any] = json.loads(checkpoint.state.read_text(encoding="utf-8"))
-    version = stored.pop("format_version")
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{checkpoint.path}: checkpoint format {version}, this version of vjepa reads up to {FORMAT_VERSION}; "
-            "go on with the version that wrote it, or a newer one"
-        )
-    return TrainingState(**stored)
+    return TrainingState(**checkpoint.read_state())
 
 
 def load_weights(path: Path, method: Method) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep import demo, pictures
+from data_prep.first_run import demo, pictures
 from vjepa import config
 from vjepa.probing.datasets_images import open_images
 

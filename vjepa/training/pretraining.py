@@ -78,7 +78,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
             _refuse_shared(part, val)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
-    weights = read_teacher(settings)
+    weights = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, settings.data.sources)
     method = build(settings, weights.build_encoder() if weights else None)
     if settings.run.folder.latest is None:  # a run that goes on needs its own checkpoint alone
         if settings.run.init_from is not None:
@@ -88,7 +88,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
     total = settings.optim.total_steps or _steps_of_epochs(settings, len(sources[0].parts[0].rows))
     folder = run_log.open_run(settings)
     if weights:
-        keep_teacher(weights, folder.path)
+        keep_teacher(weights, folder)
     return TrainingRun(settings, folder, sources, where, dtype, total, progress), method.to(where)
 
 

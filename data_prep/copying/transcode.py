@@ -1,0 +1,176 @@
+"""Make training-ready copies of the clips of an index.
+
+Copies are upright, with square pixels and even sides, H.264 in MP4 with a short GOP and no B-frames, without sound;
+stills are JPEG or PNG. FOLDER/index.parquet is their clip index, measured on the copies, with the labels of the source.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from data_prep.child import Child, ChildLost, work_off
+from data_prep.copying.job import CopyJob, CopyOptions
+from data_prep.copying.output import (
+    INDEX_NAME,
+    SOURCE,
+    choose_rows,
+    claim_folder,
+    closing_lines,
+    extra_columns,
+    index_facts,
+)
+from data_prep.listing.places import bytes_at_hand
+from data_prep.scanning.answers import counted
+from data_prep.scanning.journal import Journal
+from vjepa.command import progress_bar
+from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
+from vjepa.data.row_filter import Where
+from vjepa.errors import UserError
+from vjepa.files import remove_partials
+
+DEADLINE_S: Final = 60.0
+# the first frame of a clip deep in a file, and the scan of a long copy, take their time
+_DEADLINE_S_PER_BYTE: Final = 0.5e-6
+_PROGRAM: Final = ("-m", "data_prep.copying.encode")
+_MARKER: Final = ".transcode.json"
+_JOURNAL: Final = ".transcode.jsonl"
+_KEPT: Final = ("label", "label_id", "split", "group")
+_JPEG: Final = frozenset({".jpg", ".jpeg"})
+_ROWS_PER_FOLDER: Final = 1000
+_STEM_CHARS: Final = 60
+
+
+def transcode(
+    index: str | Path | ClipIndex,
+    out: str | Path,
+    options: CopyOptions | None = None,
+    where: Where | None = None,
+    workers: int | None = None,
+    deadline_s: float = DEADLINE_S,
+    progress: bool = True,
+) -> ClipIndex:
+    """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index.
+
+    where: wanted values by column. workers: files at a time (None: one for each core). deadline_s: how long a file may
+    take for no more than a frame before its process is killed, plus 0.5 s for each MB. The same call goes on where it
+    was. Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing
+    could be copied.
+    """
+    index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
+    options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
+    _check(options, workers)
+    rows, unusable = choose_rows(index, where)
+    facts = index_facts(index, where) | asdict(options)
+    failed: dict[int, str] = {}
+    with claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
+        places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
+        wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
+        encoders = [Child(*_PROGRAM) for _ in range(workers or os.cpu_count() or 1)]
+        copying = work_off(_jobs(index, wanted, out, options), encoders, partial(_copy, deadline_s=deadline_s))
+        bar = progress_bar(
+            shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode"
+        )
+        with bar, closing(copying):
+            for row, columns, reason in copying:
+                if columns is None:
+                    failed[row] = reason
+                    bar.set_postfix(failed=len(failed))
+                else:
+                    key = (copy_name(index.row(row)), None, None, None, None)
+                    places[row] = journal.append(key, [{"row": row, **columns}])
+                bar.update()
+        num_copies = len(rows) - len(failed)
+        if not num_copies:
+            raise UserError(
+                f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
+            )
+        copied = {i: places[i] for i in rows.tolist() if i not in failed}
+        write_index(out / INDEX_NAME, _index_rows(index, journal, copied), extra_columns(index))
+    if progress:
+        lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
+        print(closing_lines(index, f"{out / INDEX_NAME}: {num_copies} clips copied", "not copied", lost, unusable))
+    return ClipIndex.open(out / INDEX_NAME)
+
+
+def _check(options: CopyOptions, workers: int | None) -> None:
+    """Raise UserError for what x264 or the arithmetic cannot do."""
+    ranges = {"short_side_px": (2, 8192), "fps": (0, 1000), "gop_frames": (1, 10_000), "crf": (0, 51)}
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a number from {low} to {high}")
+    if options.short_side_px % 2:
+        raise UserError(
+            f"--short-side-px {options.short_side_px}: H.264 in yuv420p has even sides; give an even number"
+        )
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: at least 1 is needed")
+
+
+def _jobs(index: ClipIndex, rows: Iterable[int], out: Path, options: CopyOptions) -> Iterator[CopyJob]:
+    """Make one job of neighbouring rows of one file, so that it is decoded once."""
+    for _, group in groupby(map(index.row, rows), key=lambda row: (row.uri, row.offset, row.length)):
+        same = list(group)
+        paths = [out / copy_name(row) for row in same]
+        for folder in {path.parent for path in paths}:
+            folder.mkdir(exist_ok=True)
+        yield CopyJob(same, [str(path) for path in paths], options)
+
+
+def copy_name(row: IndexRow) -> str:
+    """Name the copy of a row in its folder: by its number, and the letters and digits of its name alone."""
+    name = row.uri.rsplit("/", 1)[-1]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit(".", 1)[0])[:_STEM_CHARS]
+    suffix = ".mp4" if row.decoder != "image" else ".jpg" if os.path.splitext(name)[1].lower() in _JPEG else ".png"
+    return f"{row.clip_id // _ROWS_PER_FOLDER:06d}/{row.clip_id:09d}-{stem}{suffix}"
+
+
+class _Copied(NamedTuple):
+    """Tell what became of a row. columns: of the index of the copies; None where `reason` says why there is no copy."""
+
+    row: int
+    columns: dict[str, Any] | None
+    reason: str
+
+
+def _copy(encoder: Child, job: CopyJob, deadline_s: float) -> Iterator[_Copied]:
+    """Answer for each row of the job, whatever becomes of the child."""
+    missing = {row.clip_id: Path(path) for row, path in zip(job.rows, job.paths, strict=True)}
+    deadline_s += bytes_at_hand(job.rows[0].uri, job.rows[0].length) * _DEADLINE_S_PER_BYTE
+    try:
+        for message in encoder.ask(job.to_json(), deadline_s):
+            if "row" in message:
+                del missing[message["row"]]
+                yield _Copied(message["row"], message.get("columns"), message.get("failed", ""))
+    except ChildLost as lost:
+        reason = {
+            "late": f"no frame within {deadline_s:.0f} s: stopped",
+            "crashed": "the decoder or encoder crashed",
+            "failed": f"encoding failed: {lost}",
+        }[lost.how]
+        for row, path in missing.items():
+            remove_partials(path.parent, path.name)
+            yield _Copied(row, None, reason)
+
+
+def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """Join what the scan of each copy found and what the index knew of its source beside measurements."""
+    originals: dict[str, str] = {}
+    extra = extra_columns(index)
+    for i, record in enumerate(index.records()):
+        if i in places:
+            row, columns = index.row(i), journal.read(places[i])[0]
+            kept = {name: record.get(name) for name in (*_KEPT, *extra)} | {SOURCE: record.get(SOURCE) or row.uri}
+            name = copy_name(row)
+            original = originals.setdefault(columns["content_hash"], name)
+            del columns["row"]
+            yield columns | kept | {"uri": name, "duplicate_of": None if original == name else original}

@@ -1,0 +1,284 @@
+"""What there is to scan: folders, patterns, files, manifests and tar shards, on disk or at fsspec addresses, with their
+labels.
+
+Nothing is decoded and nothing is written here. What cannot be used is left out with a note, or is a UserError where
+nothing is left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Final
+
+from data_prep.listing import places
+from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
+from data_prep.listing.layouts import LAYOUTS, Tree, annotate
+from data_prep.listing.manifests import plain_path, read_labels, read_manifest
+from data_prep.listing.places import first, shown
+from data_prep.listing.tar_members import list_members
+from vjepa.errors import UserError
+
+MANIFEST_EXTENSIONS: Final = (".csv", ".txt", ".jsonl", ".parquet")
+LAYOUT_NAMES: Final = ("auto", *LAYOUTS)
+
+_TAR: Final = ".tar"
+_LABELS_NAME: Final = "labels.csv"
+_NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place: each question is a request
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Hold what was found; notes: one line each about files left out, labels without a file, and the like."""
+
+    entries: list[Entry]
+    notes: list[str]
+
+
+def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | None = None) -> Listing:
+    """List every video and image of `sources`, in their order, and what they are labelled.
+
+    A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
+    tar shards (train-*.tar), on disk or at an fsspec address. Files are sorted within a source; manifests and shards
+    keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the data sets with annotation files, and takes no
+    label from folders. labels: CSV whose first column is a name relative to the source (or an absolute path); its
+    columns stand above those of layouts and manifests. Raises UserError where nothing can be listed.
+    """
+    if layout not in LAYOUT_NAMES:
+        raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
+    if not sources:
+        raise UserError("no source is given; name a folder, a pattern, a manifest or tar shards")
+    labels = places.absolute(labels) if labels else None
+    table = read_labels(labels) if labels else {}
+    if layout == "auto" and labels:
+        layout = "flat"
+    entries: list[Entry] = []
+    notes: list[str] = []
+    for source in map(places.absolute, sources):
+        found = _find(source)
+        if not found.entries:
+            raise UserError(f"{shown(source)}: {'; '.join([found.empty, *found.notes[:1]])}")
+        annotated = annotate(layout, Tree(found.root, [entry.name for entry in found.entries], found.others))
+        notes += [*found.notes, *annotated.notes, *_ignored(found, labels)]
+        entries += _with_layout(found.entries, annotated.columns)
+    entries = _once(_storable(entries, notes), notes)
+    if labels:
+        entries = _with_labels(entries, table, labels, notes)
+    _check_text(entries)
+    return Listing(entries, notes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Hold what one source has.
+
+    others: files that are neither video nor image. empty: what to say where there is no entry.
+    """
+
+    root: str
+    entries: list[Entry]
+    others: list[str]
+    notes: list[str]
+    empty: str
+
+
+def _find(source: str) -> _Found:
+    if not places.is_address(source):
+        if os.path.isdir(source):
+            return _in_folder(source)
+        if places.has_pattern(source) and not os.path.lexists(source):
+            return _in_pattern(source)
+        if not os.path.lexists(source):
+            raise UserError(f"{shown(source)}: no such file or folder; give the folder that holds the videos")
+    elif places.has_pattern(source):
+        return _in_pattern(source)
+    kind = places.suffix(source)
+    if kind in MEDIA_EXTENSIONS:
+        if not places.exists(source):
+            raise UserError(
+                f"{shown(source)}: no such file"
+                + (", or its server cannot be reached" if places.is_address(source) else "")
+            )
+        return _Found(places.parent(source), [Entry(source, places.base_name(source))], [], [], "")
+    if kind == _TAR or kind in MANIFEST_EXTENSIONS:
+        return _inside(places.parent(source), [places.base_name(source)], kind)
+    if places.is_address(source):
+        return _in_folder(source)
+    known = " ".join(sorted(MEDIA_EXTENSIONS))
+    raise UserError(
+        f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no "
+        f"{_TAR} shard"
+    )
+
+
+def _in_folder(folder: str) -> _Found:
+    return _media(
+        places.folder_files(folder), f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}"
+    )
+
+
+def _in_pattern(pattern: str) -> _Found:
+    files = places.matching_files(pattern)
+    kind = places.suffix(pattern)
+    if files.names and (kind == _TAR or kind in MANIFEST_EXTENSIONS):
+        return _inside(files.root, files.names, kind)
+    return _media(files, "matches no video or image; a folder is given by its name alone, or its files as FOLDER/**")
+
+
+def _media(files: places.Files, empty: str) -> _Found:
+    entries, others, root = [], [], files.root
+    for name in files.names:
+        if places.suffix(name) in MEDIA_EXTENSIONS:
+            uri = places.join(root, name) if places.is_address(root) else f"{root.rstrip('/')}/{name}"
+            entries.append(Entry(uri, name))
+        else:
+            others.append(name)
+    notes, closed = [], files.unreadable
+    if closed:
+        notes.append(f"{shown(root)}: folders that cannot be read: {len(closed)} ({first(closed)})")
+    if any(name.endswith(_TAR) for name in others):
+        notes.append(f"{shown(root)}: has {_TAR} files; to take what is in them, give {shown(root)}/**/*{_TAR}")
+    return _Found(root, entries, others, notes, empty)
+
+
+def _inside(root: str, names: Sequence[str], kind: str) -> _Found:
+    """List what manifests name and shards hold."""
+    entries: list[Entry] = []
+    notes: list[str] = []
+    for name in names:
+        place = places.join(root, name)
+        entries += list_members(place, name, notes) if kind == _TAR else _named(place, notes)
+    return _Found(root, entries, [], notes, "holds no video or image" if kind == _TAR else "names no file")
+
+
+def _named(manifest: str, notes: list[str]) -> list[Entry]:
+    folder = places.parent(manifest)
+    inside = folder.rstrip("/") + "/"
+    ignored: set[str] = set()
+    entries, own_rows = [], []
+    for row in read_manifest(manifest, ignored):
+        uri = places.join(folder, plain_path(row.path))
+        if uri == manifest:
+            own_rows.append(row.where)
+        else:
+            entries.append(
+                Entry(uri, uri.removeprefix(inside), row.offset, row.length, row.start_s, row.end_s, row.columns)
+            )
+    if own_rows:
+        notes.append(f"{shown(manifest)}: names itself, left out: {first(own_rows)}")
+    if ignored:
+        notes.append(
+            f"{shown(manifest)}: columns that the index measures itself or that hold no text, ignored: "
+            f"{shown(', '.join(sorted(ignored)))}"
+        )
+    if entries:
+        _check_exists(manifest, folder, entries)
+    return entries
+
+
+def _check_exists(manifest: str, folder: str, entries: Sequence[Entry]) -> None:
+    """Raise UserError where all files are missing: their paths are meant from somewhere else.
+
+    A single file that is missing gets its reason when it is scanned.
+    """
+    near = (entry.uri for entry in entries if not places.is_address(entry.uri))
+    far = islice((entry.uri for entry in entries if places.is_address(entry.uri)), _NUM_ASKED)
+    if not any(map(places.exists, chain(near, far))):
+        missing = first([entry.name for entry in entries])
+        raise UserError(
+            f"{shown(manifest)}: no file that it names exists: {missing}; looked for in {shown(folder)}; "
+            "write paths from there, or absolute ones"
+        )
+
+
+def _ignored(found: _Found, labels: str | None) -> list[str]:
+    names = [
+        name
+        for name in found.others
+        if places.base_name(name) != _LABELS_NAME and places.join(found.root, name) != labels
+    ]
+    return [f"{shown(found.root)}: files of other extensions, ignored: {len(names)}"] if names else []
+
+
+def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | None]]) -> list[Entry]:
+    """Add the columns of a layout; what a manifest or a shard says of a file itself stands above them."""
+    if not columns:
+        return entries
+    said = ({name: value for name, value in entry.columns.items() if value is not None} for entry in entries)
+    return [
+        replace(entry, columns={**columns.get(entry.name, {}), **own}) for entry, own in zip(entries, said, strict=True)
+    ]
+
+
+def _storable(entries: list[Entry], notes: list[str]) -> list[Entry]:
+    """Leave out names that are not UTF-8: Parquet holds nothing else, so they could not be found again."""
+    kept = [entry for entry in entries if _is_utf8(entry.uri) and _is_utf8(entry.name)]
+    if len(kept) < len(entries):
+        names = [entry.name for entry in entries if not (_is_utf8(entry.uri) and _is_utf8(entry.name))]
+        note = f"files whose names are not UTF-8, left out: {len(names)} ({first(names)}); rename them to have them"
+        if not kept:
+            raise UserError(note)
+        notes.append(note)
+    return kept
+
+
+def _once(entries: list[Entry], notes: list[str]) -> list[Entry]:
+    kept = {(entry.uri, entry.offset, entry.start_s, entry.end_s): entry for entry in reversed(entries)}
+    if len(kept) == len(entries):
+        return entries
+    firsts = set(map(id, kept.values()))
+    again = [entry.name for entry in entries if id(entry) not in firsts]
+    notes.append(f"files named more than once, taken once, as named first: {len(again)} ({first(again)})")
+    return [entry for entry in entries if id(entry) in firsts]
+
+
+def _with_labels(
+    entries: list[Entry], table: Mapping[str, Mapping[str, str | None]], labels: str, notes: list[str]
+) -> list[Entry]:
+    """Add the columns of a CSV of labels.
+
+    Raises UserError where labels and files share none, and where one row is about files of two sources.
+    """
+    used: dict[str, str] = {}
+    labelled, without = [], []
+    for entry in entries:
+        key = next((key for key in (entry.uri, entry.name) if key in table), None)
+        if key is None:
+            without.append(entry.name)
+        elif used.setdefault(key, entry.uri) != entry.uri:
+            raise UserError(
+                f"{shown(labels)}: {shown(key)} is in two sources; write absolute paths in the first column"
+            )
+        labelled.append(entry if key is None else replace(entry, columns={**entry.columns, **table[key]}))
+    absent = sorted(table.keys() - used.keys())
+    if not used:
+        raise UserError(
+            f"{shown(labels)}: none of its files is in the sources: {first(absent)}; its first column holds "
+            "paths relative to the source"
+        )
+    if absent:
+        notes.append(f"{shown(labels)}: rows without a file: {len(absent)} ({first(absent)})")
+    if without:
+        notes.append(f"{shown(labels)}: files without a row: {len(without)} ({first(without)})")
+    return labelled
+
+
+def _check_text(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        for name, value in entry.columns.items():
+            if not _is_utf8(name) or (value is not None and not _is_utf8(value)):
+                raise UserError(
+                    f"{shown(entry.name)}: its {shown(name)} is not UTF-8: {shown(value or '')}; store the "
+                    "labels as UTF-8"
+                )
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether text can be stored; what Python puts in place of other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

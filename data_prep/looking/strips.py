@@ -1,0 +1,46 @@
+"""Frames of a clip side by side, read by a program that can be killed.
+
+`python -m data_prep.looking.strips INDEX` is the program that `data_prep.looking.contact_sheet` asks.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_prep.child import Message, Say, serve
+from data_prep.looking.contact_sheet import BLANK, FRAME_PX, GAP_PX, MOMENTS, PAPER, STRIP_PX, as_jpeg
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.decode import read_frames
+from vjepa.data.media import DecodeError
+
+
+def strip(frames: np.ndarray) -> bytes:
+    """Put uint8 [n, H, W, 3] frames side by side into a JPEG, each in a box of FRAME_PX; fewer leave boxes blank."""
+    picture = Image.new("RGB", (STRIP_PX, FRAME_PX[1]), PAPER)
+    for i, frame in enumerate(frames):
+        picture.paste(ImageOps.pad(Image.fromarray(frame), FRAME_PX, color=BLANK), (i * (FRAME_PX[0] + GAP_PX), 0))
+    return as_jpeg(picture)
+
+
+def main() -> None:
+    """Answer with the strip of each row of an index that is asked for, or the reason why it cannot be read."""
+    index = ClipIndex.open(sys.argv[1])
+
+    def answer(request: Message, say: Say) -> None:
+        row = index.row(request["row"])
+        try:
+            frames = read_frames(row, np.unique([int(moment * row.num_frames) for moment in MOMENTS]))
+        except DecodeError as error:
+            say(reason=str(error))
+        else:
+            say(jpeg=base64.b64encode(strip(frames)).decode())
+
+    serve(answer)
+
+
+if __name__ == "__main__":
+    main()

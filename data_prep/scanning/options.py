@@ -1,0 +1,43 @@
+"""What a scan is asked for: how videos are cut into clips, which clips are left out, and how long decoding may take."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from vjepa.errors import UserError
+
+# without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
+DEADLINE_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """Say how videos become clips; the defaults cut and leave out nothing.
+
+    Scenes are cut first, then what is longer than `max_s`, then windows.
+    """
+
+    window_s: float | None = None  # seconds > 0; a window starts where the one before ends, the last one is shorter
+    scenes: bool = False  # cut where the scene changes
+    scene_threshold: float = 27.0  # > 0; change of hue, saturation and brightness that makes a new scene, of 255
+    max_s: float | None = None  # seconds > 0; what is longer is cut into equal parts
+    min_s: float = 0.0  # seconds; shorter clips are left out
+    min_motion: float = 0.0  # share of white in [0, 1]; clips of less mean change from frame to frame are left out
+    max_black: float = 1.0  # share of frames in [0, 1]; clips with more black ones are left out
+    max_frozen: float = 1.0  # share of frames in [0, 1]; clips with more frames that equal the one before are left out
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "max_s", "scene_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} {value:g}: must be more than 0")
+        if not 0 <= self.min_s < math.inf:
+            raise UserError(f"min_s {self.min_s:g}: must be 0 or more")
+        for name in ("min_motion", "max_black", "max_frozen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name):g}: is a share, from 0 to 1")
+        if self.scenes and importlib.util.find_spec("scenedetect") is None:
+            raise UserError("scenes: PySceneDetect is not installed; pip install 'video-jepa[scenes]'")

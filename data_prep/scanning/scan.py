@@ -1,0 +1,164 @@
+"""Scan one file: measure by decoding what a header may lie about, in one pass in order, and cut it into clips.
+
+A decoder may spin for ever in native code, or crash, so `scan` belongs into a process that can be killed:
+`python -m data_prep.scanning.scan` is the program that `data_prep.scanning.scanner` asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from data_prep.child import Message, Say, serve
+from data_prep.listing.entry import IMAGE_EXTENSIONS, Entry
+from data_prep.listing.places import file_facts, is_address, suffix
+from data_prep.scanning.measure import Measurement, measure
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.random_access import exact_decoder, keyframe_decoder
+from data_prep.scanning.scenes import BLACK_BELOW, cut, filter_status
+from vjepa.data.clip_index import IndexRow
+from vjepa.data.decode import read_image
+from vjepa.data.media import DecodeError, open_media, plain
+
+_REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
+    "Invalid data": "not a video or image",
+    "cannot identify": "not a video or image",
+    "truncated": "damaged: it is cut short",
+    "End of file": "damaged: it is cut short",
+    "broken PNG": "damaged image",
+    "data stream": "damaged image",
+    "cannot load this image": "damaged image",
+    "Not yet implemented": "of a kind that FFmpeg cannot decode",
+    "decompression bomb": "an image of too many pixels",
+}
+
+
+def _nobody(**message: Any) -> None:
+    """Drop the news that nobody waits for."""
+
+
+def scan(
+    entry: Entry, options: ScanOptions, excluded: Collection[str] = (), announce: Say = _nobody
+) -> list[dict[str, Any]]:
+    """Fill the columns of the clip index that the file decides, one row for each clip, in order; at least one.
+
+    `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
+    excluded: decoders that are not to be tried. announce: is told how far the scan has come: `facts` of the file,
+    `num_frames` decoded in order, and before each clip that it reads `trying`, the name of a decoder.
+    """
+    row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
+    try:
+        facts = file_facts(entry.uri)
+        row |= asdict(facts)
+        announce(facts=asdict(facts))
+        if facts.file_bytes == 0 or entry.length == 0:
+            raise DecodeError("empty file")
+        with _at_hand(entry) as media:
+            row["content_hash"] = media.sha256()
+            extension = suffix(entry.uri if entry.offset is None else entry.name)
+            if extension in IMAGE_EXTENSIONS:
+                clips = _scan_image(media, extension, options)
+            else:
+                clips = _scan_video(media, entry, options, excluded, announce)
+            return [row | clip for clip in clips]
+    except DecodeError as error:
+        return [row | {"status": _reason(error)}]
+    except OSError as error:
+        return [row | {"status": plain(error)}]
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Say where the bytes of one file are, as `open_media` takes it."""
+
+    uri: str
+    offset: int | None
+    length: int | None
+
+    def open(self) -> str | BinaryIO:
+        return open_media(self.uri, self.offset, self.length)
+
+    def sha256(self) -> str:
+        """Hash the bytes, into hex digits."""
+        media, digest = self.open(), hashlib.sha256()
+        with open(media, "rb") if isinstance(media, str) else media as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@contextmanager
+def _at_hand(entry: Entry) -> Iterator[_Bytes]:
+    """Bring the bytes of the entry to this machine, as every decoder that is tried reads them anew.
+
+    The copy has no name, so that it does not outlive a kill.
+    """
+    if not is_address(entry.uri):
+        yield _Bytes(entry.uri, entry.offset, entry.length)
+        return
+    media = open_media(entry.uri, entry.offset, entry.length)
+    with tempfile.TemporaryFile() as copy:
+        copy.write(b"" if isinstance(media, str) else media.read())
+        copy.flush()
+        del media
+        yield _Bytes(f"/dev/fd/{copy.fileno()}", 0, copy.tell())
+
+
+def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dict[str, Any]]:
+    """Take a still for a video of one frame that lasts one second; it is not left out for its length."""
+    picture = read_image(media.open())
+    height, width, _ = picture.shape
+    row = {
+        "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0,
+        "keyframes_s": [0.0], "width": width, "height": height,
+        "codec": extension[1:], "bit_depth": 8, "decoder": "image",
+        "motion_ratio": None, "black_ratio": float(picture.mean() / 255 < BLACK_BELOW), "frozen_ratio": None,
+    }  # fmt: skip
+    return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
+
+
+def _scan_video(
+    media: _Bytes, entry: Entry, options: ScanOptions, excluded: Collection[str], announce: Say
+) -> list[dict[str, Any]]:
+    scene_threshold = options.scene_threshold if options.scenes else None
+    measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
+    clips = cut(measured.frames, options, entry.start_s, entry.end_s)
+    decoders: dict[str, Any] = {"decoder": "pyav", "keyframe_decoder": None}
+    if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
+        row, say = _whole(media, measured), lambda name: announce(trying=name)
+        row = replace(row, decoder=exact_decoder(row, measured.samples, measured.num_total, excluded, say))
+        decoders = {"decoder": row.decoder, "keyframe_decoder": keyframe_decoder(row, measured.samples, excluded, say)}
+    return [measured.columns | clip | decoders for clip in clips]
+
+
+def _whole(media: _Bytes, measured: Measurement) -> IndexRow:
+    """Describe the file as one clip."""
+    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
+    columns |= {"keyframe_decoder": None, "uri": media.uri, "offset": media.offset, "length": media.length}
+    times_s = columns["times_s"]
+    columns["times_s"] = None if times_s is None else np.array(times_s)
+    return IndexRow(**{field.name: columns[field.name] for field in fields(IndexRow)})
+
+
+def _reason(error: DecodeError) -> str:
+    """Give one reason for what libraries say in many ways, so that reasons can be counted."""
+    return next((reason for words, reason in _REASONS.items() if words.lower() in str(error).lower()), str(error))
+
+
+def main() -> None:
+    """Scan what `scan_file` of data_prep.scanning.scanner asks for."""
+
+    def answer(request: Message, say: Say) -> None:
+        say(rows=scan(Entry(**request["entry"]), ScanOptions(**request["options"]), request["excluded"], say))
+
+    serve(answer)
+
+
+if __name__ == "__main__":
+    main()

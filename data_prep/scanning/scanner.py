@@ -1,0 +1,75 @@
+"""Scans in a child process that can be killed, because a decoder may spin for ever in native code, or crash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from time import monotonic
+from typing import Any, Final
+
+from data_prep.child import Child, ChildLost
+from data_prep.listing.entry import Entry
+from data_prep.listing.places import bytes_at_hand
+from data_prep.scanning.options import ScanOptions
+
+_DEADLINE_S_PER_BYTE: Final = 0.1e-6  # more: opening a film of 1 GB may take 100 s
+_SLOWEST_FPS: Final = 1.0  # decoding in order that comes below it by then does not end in reasonable time
+_PROGRAM: Final = ("-m", "data_prep.scanning.scan")
+
+
+def new_scanner() -> Child:
+    """Make a child for `scan_file`."""
+    return Child(*_PROGRAM)
+
+
+def scan_file(scanner: Child, entry: Entry, options: ScanOptions, deadline_s: float) -> list[dict[str, Any]]:
+    """Give the rows of one file, whatever befalls the decoders.
+
+    Where a decoder that was tried on random access hangs or crashes, the file is scanned again without that decoder;
+    it is given up where decoding in order does. deadline_s: without a sign of progress; more for large files.
+    """
+    deadline_s += bytes_at_hand(entry.uri, entry.length) * _DEADLINE_S_PER_BYTE
+    excluded: list[str] = []
+    while True:
+        attempt = _attempt(scanner, entry, options, excluded, deadline_s)
+        if attempt.rows:
+            return attempt.rows
+        if attempt.trying is None:
+            return [{"first_frame": 0, "num_frames": 0, "status": attempt.failure} | attempt.facts]
+        excluded.append(attempt.trying)
+
+
+@dataclass
+class _Attempt:
+    """Collect what a child said of one file. trying: the decoder that it tried last, on random access."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    num_frames: int = 0
+    trying: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failure: str = ""
+
+
+def _attempt(
+    scanner: Child, entry: Entry, options: ScanOptions, excluded: Sequence[str], deadline_s: float
+) -> _Attempt:
+    columns = {name: getattr(entry, name) for name in ("uri", "name", "offset", "length", "start_s", "end_s")}
+    request = {"entry": columns, "options": asdict(options), "excluded": excluded}
+    attempt, begin_s = _Attempt(), monotonic()
+    try:
+        with closing(scanner.ask(request, deadline_s)) as messages:
+            for message in messages:
+                vars(attempt).update(message)
+                taken_s = monotonic() - begin_s
+                too_slow = taken_s > deadline_s and attempt.num_frames < taken_s * _SLOWEST_FPS
+                if "num_frames" in message and too_slow:
+                    attempt.failure = f"decoding came to {attempt.num_frames} frames in {taken_s:.0f} s and was stopped"
+                    break
+    except ChildLost as lost:
+        attempt.failure = {
+            "late": f"decoding stood still for {deadline_s:.0f} s and was stopped",
+            "crashed": "the decoder crashed",
+            "failed": f"the scan failed: {lost}",
+        }[lost.how]
+    return attempt
