@@ -19,8 +19,8 @@ from hang import DeadOnArrival, Trouble
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.images import ArrayImages, ReadImages
 from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
-from vjepa.data.plan_images import ArrayImages, ImagePlan, Squares
 from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import quarantine_path, quarantined
@@ -129,8 +129,8 @@ def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
 
 def test_a_picture_that_crashes_its_process_is_left_out_of_the_run(tmp_path, capfd):
     images = ArrayImages("noise", np.zeros((5, 16, 16, 3), np.uint8))
-    plan = ImagePlan(images, np.arange(5), settings(num_frames=1), 2)
-    trouble = Trouble(tmp_path / "notes", "crash", read=Squares(images))
+    plan = RowPlan(images, np.arange(5), settings(num_frames=1), 2, Views())
+    trouble = Trouble(tmp_path / "notes", "crash", read=ReadImages(images))
     batches = list(plan_loader(plan, plan.data, trouble))
     assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]]
     assert [clip_id for clip_id, _ in batches[1].failures] == [2] and "SIGSEGV" in batches[1].failures[0][1]

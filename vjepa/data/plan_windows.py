@@ -112,7 +112,7 @@ class WindowPlan:
         return self.videos.index, clip_id
 
     def uri(self, source: int, clip_id: int) -> str:
-        return self.videos.index.row(clip_id).uri
+        return self.videos.index.uri(clip_id)
 
     def batch(self, number: int) -> BatchPlan:
         """Plan one batch. A clip that cannot be read is left out, and takes no other of its video with it."""

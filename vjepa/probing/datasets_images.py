@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from vjepa.data.plan_images import ArrayImages, FileImages, Images
+from vjepa.data.images import ArrayImages, FileImages, Images
 from vjepa.errors import UserError
 
 _DOWNLOAD_TIMEOUT_S: Final = 20.0
