@@ -1,10 +1,12 @@
 """Fixtures that several rooms share."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.listing.entry import Entry
 from data_prep.scanning.build import build_index
@@ -87,3 +89,29 @@ def make_index(make_video, tmp_path):
         return tmp_path / "clips.parquet"
 
     return make
+
+
+@pytest.fixture
+def clips(make_video, tmp_path) -> Path:
+    """An index of 12 short videos with labels and splits."""
+    lines = ["file,label,split"]
+    for number in range(12):
+        make_video(f"clips/{number:02}.mp4", 8, size=(32, 32), mark=number % 2 == 0)
+        split = "train" if number < 6 else "selection" if number < 8 else "val"
+        lines.append(f"{number:02}.mp4,{'marked' if number % 2 == 0 else 'plain'},{split}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    build_index(
+        tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
+    )
+    return tmp_path / "clips.parquet"
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """An index of 4 images."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    build_index(tmp_path / "images", tmp_path / "images.parquet", workers=1, progress=False)
+    return tmp_path / "images.parquet"

@@ -10,6 +10,7 @@ from data_prep.index import build_index
 from vjepa import bench, config
 from vjepa.data import decode, plan_training, speed
 from vjepa.errors import UserError
+from vjepa.training import benchmark
 
 SETTINGS = {
     "run": {"device": "cpu", "precision": "fp32"},
@@ -32,16 +33,16 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch) -> None:
-    monkeypatch.setattr(bench, "PEAK_SIZES", {"cpu": (64,)})
+    monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (64,)})
 
 
 def test_figures_agree_with_each_other() -> None:
-    report = bench.bench(config.validate(SETTINGS, "test"), num_steps=4)
+    report = benchmark.bench(config.validate(SETTINGS, "test"), num_steps=4)
     assert report["train_clips_per_s"] == pytest.approx(2 / (report["step_ms"] / 1000))
     assert report["train_tokens_per_s"] == pytest.approx(8 * report["train_clips_per_s"])
     assert report["utilisation"] == pytest.approx(report["achieved_flops_per_s"] / report["peak_flops_per_s"])
     assert report["model_flops_per_step"] > 0 and report["peak_memory_bytes"] > 2**20
-    assert report["loader_clips_per_s"] is None and "not measured" in bench.table(report)
+    assert report["loader_clips_per_s"] is None and "not measured" in benchmark.table(report)
 
 
 def test_the_loader_is_measured_where_there_is_an_index(make_video, tmp_path) -> None:
@@ -51,9 +52,9 @@ def test_the_loader_is_measured_where_there_is_an_index(make_video, tmp_path) ->
     settings = config.validate(
         {**SETTINGS, "data": {**SETTINGS["data"], "train": str(tmp_path / "clips.parquet")}}, "test"
     )
-    report = bench.bench(settings, num_steps=3)
+    report = benchmark.bench(settings, num_steps=3)
     assert report["loader_clips_per_s"] > 0 and report["together_clips_per_s"] > 0
-    assert "clips/s with 0 workers" in bench.table(report)
+    assert "clips/s with 0 workers" in benchmark.table(report)
 
 
 def test_json_is_one_line_that_comes_last(tmp_path) -> None:

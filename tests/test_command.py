@@ -1,12 +1,19 @@
-"""vjepa.command.run: how every command ends."""
+"""vjepa.command: how options become settings, and how every command ends."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
 import pytest
+
+from vjepa import command
+from vjepa.command import Option
+from vjepa.probing import knn, sweep
+from vjepa.probing.settings import ExtractSettings, ProbeSettings
 
 BODIES = {
     "much": "print('line\\n' * 100_000); return 0",
@@ -41,3 +48,61 @@ def test_another_broken_pipe_is_an_error_as_any_other() -> None:
     body = "import os; reader, writer = os.pipe(); os.close(reader); os.write(writer, b'x')"
     ended = run_unread(body, subprocess.DEVNULL)
     assert ended.returncode == 1 and "BrokenPipeError" in ended.stderr
+
+
+@dataclass(frozen=True)
+class Asked:
+    out_file: Annotated[str, Option("where to")]
+    how_many: Annotated[int, Option("so many (default: %(default)s)", "N", least=1)] = 3
+    rates: Annotated[tuple[float, ...] | None, Option("some rates", above=0)] = None
+    kind: Annotated[Literal["a", "b"] | None, Option("which")] = None
+    size: Annotated[Literal[1, 2], Option("how large")] = 2
+    dry: Annotated[bool, Option("do nothing")] = False
+    rows: Annotated[list[str] | None, Option("some rows")] = None
+
+
+def ask(*words: str) -> Asked:
+    return command.parse(Asked, "test", "Ask.", words)
+
+
+@pytest.mark.fast
+def test_options_become_the_fields_of_settings_with_their_types() -> None:
+    assert ask("--out_file", "x") == Asked("x")
+    words = ["--out-file", "x", "--how-many", "5", "--rates", ".5,2", "--kind", "b", "--size", "1", "--dry"]
+    assert ask(*words, "--rows", "a=1", "--rows", "b=2,3") == Asked("x", 5, (0.5, 2.0), "b", 1, True, ["a=1", "b=2,3"])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "arguments are required: --out_file"),
+        (["--how_many", "0"], "0: not a whole number of at least 1"),
+        (["--rates", "1,0"], "0: not a number above 0"),
+        (["--kind", "c"], "invalid choice: 'c'"),
+        (["--size", "3"], "invalid choice: 3"),
+    ],
+)
+def test_what_no_field_can_hold_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        ask(*(["--out_file", "x"] if words else []), *words)
+    assert error.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("settings", [ProbeSettings, ExtractSettings])
+def test_help_names_every_field_with_both_spellings(settings: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(settings, "test", "Ask.", ["--help"])
+    told = capsys.readouterr().out
+    for field in fields(settings):
+        assert f"--{field.name}" in told and f"--{field.name.replace('_', '-')}" in told
+        assert "%" not in told
+
+
+@pytest.mark.fast
+def test_help_gives_the_choices_that_the_probes_have() -> None:
+    for name, choices in (("k", knn.K_CHOICES), ("lr", sweep.LEARNING_RATES), ("weight_decay", sweep.WEIGHT_DECAYS)):
+        help = ProbeSettings.__annotations__[name]
+        told = help.split("(default: ")[1].split(")")[0]
+        assert tuple(float(value) for value in told.split(",")) == choices

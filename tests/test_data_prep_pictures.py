@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.first_run import pictures
+from data_prep.first_run.new_folder import new_folder
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.decode import read_image
 from vjepa.errors import UserError
@@ -27,3 +28,13 @@ def test_pictures_are_written_once_with_their_columns_pixel_by_pixel(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match=r"made: exists without index\.parquet"):
         pictures.prepare(path, images, {}, progress=False)
+
+
+@pytest.mark.fast
+def test_a_folder_that_somebody_filled_meanwhile_is_left_alone(tmp_path):
+    folder = tmp_path / "made"
+    with pytest.raises(UserError, match="made: exists; choose another"), new_folder(folder, "exists") as partial:
+        (partial / "own.txt").write_text("text")
+        folder.mkdir()
+        (folder / "precious.txt").write_text("text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "precious.txt"]

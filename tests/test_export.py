@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vjepa import config, export
+from vjepa import config
+from vjepa import export as command
 from vjepa.errors import UserError
-from vjepa.interop import huggingface, own
+from vjepa.interop import export, huggingface, own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import Predictor
@@ -20,8 +21,8 @@ CLIPS = ["--num-frames", "4", "--crop-px", "16"]
 def weights(**settings: object) -> Weights:
     torch.manual_seed(0)
     shapes = {
-        "encoder": config.Encoder(width=48, depth=2, heads=4),
-        "predictor": config.Predictor(width=24, depth=2, heads=2),
+        "encoder": config.EncoderSettings(width=48, depth=2, heads=4),
+        "predictor": config.PredictorSettings(width=24, depth=2, heads=2),
     }
     model = config.Model(patch_px=4, **{"rope": "vjepa2", **shapes, **settings})
     return Weights("source", model, VisionTransformer(model).state_dict(), Predictor(model, 1).state_dict())
@@ -36,7 +37,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(source: Path, to: str, out: Path, *options: str) -> None:
-    assert export.main([str(source), "--to", to, "--out", str(out), *options]) == 0
+    assert command.main([str(source), "--to", to, "--out", str(out), *options]) == 0
 
 
 def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,23 +93,27 @@ def test_a_training_file_of_vjepa2_becomes_what_transformers_loads(tmp_path: Pat
     assert torch.equal(huggingface.read(tmp_path / "trained").encoder["norm.bias"], trained["norm.bias"])
 
 
+def test_the_command_knows_every_format_that_can_be_written() -> None:
+    assert set(command.FORMATS) == set(export.WRITERS)
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "there"
     out.write_text("precious")
     with pytest.raises(UserError, match="there: exists; nothing is overwritten"):
         run(tmp_path / "absent", "onnx", out, *CLIPS)  # refused before anything is read
     with pytest.raises(UserError, match="exists"):
-        export.export(weights(), "onnx", out, export.Clips(4, 16))
+        export.export(weights(), "onnx", out, export.ClipSize(4, 16))
     assert out.read_text() == "precious"
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot express positions"):
-        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.Clips(4, 16))
+        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.ClipSize(4, 16))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.Clips(4, 16))
+        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.ClipSize(4, 16))
 
 
 def test_formats_for_one_size_want_to_know_it(tmp_path: Path, source: Path) -> None:
@@ -121,4 +126,4 @@ def test_a_predictor_that_changed_on_the_way_is_an_error() -> None:
     source = weights()
     changed = dataclasses.replace(source, predictor={**source.predictor, "predictor_norm.bias": torch.ones(24)})
     with pytest.raises(UserError, match="the predictor that was written is not that of source"):
-        export._difference(source, changed, export.Clips(4, 16))
+        export._difference(source, changed, export.ClipSize(4, 16))

@@ -30,9 +30,9 @@ from vjepa.errors import UserError
 from vjepa.interop import own
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
-from vjepa.probing import recipes
+from vjepa.probing import extraction, recipes
 
-MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.Encoder(width=24, depth=3, heads=2))
+MODEL = config.Model(patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=24, depth=3, heads=2))
 LENGTHS = (24, 40, 17, 9, 64, 24, 24, 24, 30, 12)  # frames, at 8 fps
 
 
@@ -61,7 +61,7 @@ def run(files, monkeypatch):
     """run("a.parquet", "--pool", "all") extracts with clips of 4 frames of 16 px in parts of 4 clips, and returns the
     path.
     """
-    monkeypatch.setattr(extract, "_CLIPS_PER_PART", (4, 4096))
+    monkeypatch.setattr(extraction, "_CLIPS_PER_PART", (4, 4096))
 
     def call(out, *words):
         index, weights = files
@@ -191,7 +191,7 @@ def test_several_clips_of_a_video_are_the_views_of_evaluation(run, files):
 
 def test_windows_slide_over_every_video(run, files, monkeypatch):
     monkeypatch.setattr(
-        extract._Encoding, "__call__", lambda self, video: {"features": video[:, :1, :, 8, 8].flatten(1).float()}
+        extraction.Encoding, "__call__", lambda self, video: {"features": video[:, :1, :, 8, 8].flatten(1).float()}
     )
     tensors, metadata = tensors_of(run("a.safetensors", "--window-s", "2", "--stride-s", "0.5"))
     expected = []
@@ -244,7 +244,7 @@ def test_one_bad_window_does_not_take_the_others_of_its_video_with_it(run, monke
 
 def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(run, files, monkeypatch):
     whole, _ = tensors_of(run("whole.safetensors"))
-    seen, encode = [], extract._Encoding.__call__
+    seen, encode = [], extraction.Encoding.__call__
 
     def stop(self, video):
         if len(seen) >= 7:
@@ -252,15 +252,15 @@ def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(run, files, monk
         seen.extend(range(len(video)))
         return encode(self, video)
 
-    monkeypatch.setattr(extract._Encoding, "__call__", stop)
+    monkeypatch.setattr(extraction.Encoding, "__call__", stop)
     with pytest.raises(KeyboardInterrupt):
         run("a.safetensors")
     parts = files[0].parent / "a.safetensors.parts"
     assert len(list(parts.glob("part-*.safetensors"))) == 1
-    (parts / ".part-00001-of-00003.safetensors.1234.tmp").write_bytes(b"half")
+    (parts / ".partial-1234-part-00001-of-00003.safetensors").write_bytes(b"half")
     seen.clear()
     monkeypatch.setattr(
-        extract._Encoding, "__call__", lambda self, video: (seen.extend(range(len(video))), encode(self, video))[1]
+        extraction.Encoding, "__call__", lambda self, video: (seen.extend(range(len(video))), encode(self, video))[1]
     )
     resumed, _ = tensors_of(run("a.safetensors", "--batch", "4"))
     assert len(seen) == 6 and not parts.exists()
@@ -348,7 +348,7 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
         "optim": {"total_steps": 1},
     }
     (tmp_path / "run/config.yaml").write_text(json.dumps({**tree, "model": json.loads(MODEL.model_dump_json())}))
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     for which in ("encoder", "target_encoder"):
         save_file(vjepa.load_encoder(weights).state_dict(), checkpoint / f"{which}.safetensors")
     views = []
@@ -373,8 +373,8 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--level", "3"], r"--level 3: this encoder has the blocks 0 to 2"),
-        (["--level", "first"], "write last, or numbers of blocks"),
+        (["--level", "3"], "--level 3: give last, quarters, or blocks from 0 to 2, such as 1,2"),
+        (["--level", "first"], "--level first: give last, quarters, or blocks"),
         (["--window-s", "1"], "give both, or neither"),
         (["--window-s", "1", "--stride-s", "1", "--num-clips", "2"], "--num-clips: windows say"),
         (["--shard", "0/2"], "write I/N with I from 1 to N"),
@@ -383,7 +383,7 @@ def test_a_run_says_how_its_clips_are_read_and_options_win(files, tmp_path):
         (["--where", "taste=good"], "no column 'taste'"),
         (["--dtype", "bf16", "--out", "x.parquet"], "Parquet has no such numbers"),
         (["--crop-px", "12"], "12: is not a whole number of patches of 8 px"),
-        (["--model_path", "/nowhere"], "/nowhere: no such file"),
+        (["--model_path", "/nowhere"], "/nowhere: no such run folder, checkpoint or weights file"),
         (["--dataset", "/nowhere"], "no such clip index"),
     ],
 )

@@ -52,8 +52,8 @@ def theirs(kind: str = "VJEPA2Model", **settings: object) -> nn.Module:
 
 def ours(**settings: object) -> Weights:
     shapes = {
-        "encoder": config.Encoder(width=44, depth=2, heads=2, mlp_ratio=48 / 11),
-        "predictor": config.Predictor(width=24, depth=2, heads=3, mask_tokens=2),
+        "encoder": config.EncoderSettings(width=44, depth=2, heads=2, mlp_ratio=48 / 11),
+        "predictor": config.PredictorSettings(width=24, depth=2, heads=3, mask_tokens=2),
     }
     model = config.Model(**{"patch_px": PATCH_PX, "tubelet_frames": 2, "rope": "vjepa2", **shapes, **settings})
     encoder, predictor = randomise(VisionTransformer(model)), randomise(Predictor(model, 2))
@@ -246,7 +246,7 @@ def test_an_encoder_without_predictor(published: tuple[nn.Module, Path], tmp_pat
         ({"qkv_bias": False}, "qkv_bias: False is not supported"),
         ({"patch_size": [4, 8]}, r"patch_size: \[4, 8\] is not supported, only squares"),
         ({"hidden_size": "wide"}, "hidden_size: wide is no positive number"),
-        ({"num_attention_heads": 5}, r"config\.json: encoder: heads: 5 heads do not divide a width of 48"),
+        ({"num_attention_heads": 5}, r"config\.json: encoder.heads: 5 heads do not divide a width of 48"),
     ],
 )
 def test_settings_that_no_network_of_ours_has(
@@ -274,10 +274,10 @@ def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
         ({"image_mode": "own"}, "image_mode: own"),
         ({"image_mode": "repeat"}, "image_mode: repeat"),
         ({"modality_embedding": True}, "modality_embedding"),
-        ({"encoder": config.Encoder(width=48, depth=4, heads=2), "level_norms": True}, "level_norms"),
-        ({"encoder": config.Encoder(width=48, depth=2, heads=2, mlp="swiglu")}, "mlp: swiglu"),
+        ({"encoder": config.EncoderSettings(width=48, depth=4, heads=2), "level_norms": True}, "level_norms"),
+        ({"encoder": config.EncoderSettings(width=48, depth=2, heads=2, mlp="swiglu")}, "mlp: swiglu"),
         (
-            {"predictor": config.Predictor(width=24, depth=2, heads=2, out_width=12)},
+            {"predictor": config.PredictorSettings(width=24, depth=2, heads=2, out_width=12)},
             "a predictor with another out_width",
         ),
     ],

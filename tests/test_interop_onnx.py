@@ -18,7 +18,7 @@ def encoder(**settings: object) -> VisionTransformer:
     torch.manual_seed(0)
     depth = 4 if "level_norms" in settings else 2
     network = VisionTransformer(
-        config.Model(patch_px=4, encoder=config.Encoder(width=48, depth=depth, heads=4), **settings)
+        config.Model(patch_px=4, encoder=config.EncoderSettings(width=48, depth=depth, heads=4), **settings)
     )
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)

@@ -20,6 +20,7 @@ from vjepa.interop.meta import Hints
 from vjepa.jepa import Jepa
 from vjepa.jepa import build as build_networks
 from vjepa.records import TokenGrid
+from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim
 
 IDS = torch.tensor([[0, 3, 5]]), torch.tensor([[1, 2]])
@@ -51,7 +52,7 @@ def make_run(folder: Path, objective: dict | None = None, **model: object) -> Je
             nn.init.normal_(parameter, std=0.1)
         sum(parameter.sum() for parameter in networks.parameters() if parameter.requires_grad).backward()
         optimizer.step()
-        checkpoint.save(folder, networks, optimizer, checkpoint.TrainingState(step), keep=2)
+        checkpoint.save(RunFolder(folder), networks, optimizer, checkpoint.TrainingState(step), keep=2)
     return networks.eval()
 
 
@@ -111,6 +112,29 @@ def test_a_file_of_a_checkpoint_is_that_network_alone(tmp_path: Path) -> None:
         vjepa.load_predictor(folder / "target_encoder.safetensors")
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/latest", "run/checkpoints/latest/encoder.safetensors"])
+def test_a_checkpoint_of_a_newer_format_is_named_before_what_it_changed(place: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    for name in ("encoder", "target_encoder", "predictor"):
+        save_file({"renamed": torch.ones(1)}, tmp_path / f"run/checkpoints/latest/{name}.safetensors")
+    (tmp_path / "run/checkpoints/latest/state.json").write_text('{"format_version": 99, "steps": 2}')
+    with (tmp_path / "run/config.yaml").open("a") as file:
+        file.write("new_section: 1\n")
+    with pytest.raises(
+        UserError, match=r"(latest|step-00000002): checkpoint format 99, this version of vjepa reads up to \d; "
+    ) as one:
+        vjepa.load_encoder(tmp_path / place)
+    assert "\n" not in str(one.value)
+
+
+def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    for text in ("", "[]", "{}"):
+        (tmp_path / "run/checkpoints/latest/state.json").write_text(text)
+        with pytest.raises(UserError, match=r"state\.json: is no training state"):
+            vjepa.load_encoder(tmp_path / "run")
+
+
 def test_other_kinds_of_networks_load(tmp_path: Path) -> None:
     networks = make_run(tmp_path / "mlp", predictor={"kind": "mlp", "width": 24, "depth": 2, "heads": 2})
     context = torch.randn(1, 3, 48)
@@ -168,6 +192,14 @@ def test_what_does_not_fit_the_settings_is_named(tmp_path: Path) -> None:
         ),
         "its metadata hold no settings": (tensors, {"format": "vjepa"}),
         "a: patch_px: ": (tensors, metadata | {"model": '{"patch_px": "big"}'}),
+        "a: encoder.dept: unknown key; did you mean 'depth'": (
+            tensors,
+            metadata | {"model": '{"encoder": {"dept": 3}}'},
+        ),
+        "a: encoder.heads: 3 heads do not divide a width of 16": (
+            tensors,
+            metadata | {"model": '{"encoder": {"width": 16}}'},
+        ),
         "a: Invalid JSON": (tensors, metadata | {"model": "{"}),
     }
     for problem, (stored, said) in cases.items():

@@ -52,6 +52,10 @@ def draw(mask: Mask, grid: TokenGrid, num_clips: int, seed: int = 0, first_sampl
     return plan([mask], grid).draw(num_clips, seed, first_sample, 0, 1)[0]
 
 
+def test_a_grid_is_three_numbers_too() -> None:
+    assert plan([TubeMask()], (8, 5, 6)) == plan([TubeMask()], GRID)
+
+
 def has_fixed_counts(mask: Mask) -> bool:
     return isinstance(mask, MultiblockMask) and bool(mask.num_context)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vjepa import config
-from vjepa.jepa import Jepa
+from vjepa.jepa import build
 from vjepa.models import layers
 from vjepa.models.encoder import PatchEmbed, VisionTransformer, patchify
 from vjepa.models.layers import Attention, Block, SwiGlu, attend, gather_tokens
@@ -19,8 +19,8 @@ from vjepa.records import TokenGrid
 
 def small(**settings: object) -> config.Model:
     shapes = {
-        "encoder": config.Encoder(width=48, depth=4, heads=4),
-        "predictor": config.Predictor(width=24, depth=2, heads=2),
+        "encoder": config.EncoderSettings(width=48, depth=4, heads=4),
+        "predictor": config.PredictorSettings(width=24, depth=2, heads=2),
     }
     return config.Model(**{"patch_px": 4, "tubelet_frames": 2, **shapes, **settings})
 
@@ -283,7 +283,7 @@ def test_sets_of_tokens_in_one_pass_are_as_in_passes_of_their_own(positions: str
 
 @pytest.mark.fast
 def test_drop_path_skips_clips_in_training_alone_and_keeps_the_mean() -> None:
-    block = Block(config.Encoder(width=24, depth=1, heads=2), drop_path=0.5)
+    block = Block(config.EncoderSettings(width=24, depth=1, heads=2), drop_path=0.5)
     tokens = torch.randn(1, 3, 24).expand(4000, -1, -1)
     block.eval()
     whole = block(tokens)[0] - tokens[0]
@@ -296,7 +296,9 @@ def test_drop_path_skips_clips_in_training_alone_and_keeps_the_mean() -> None:
     assert whole.abs().min() > 0
     depths = [
         block.drop_path
-        for block in VisionTransformer(small(encoder=config.Encoder(width=48, depth=3, heads=4, drop_path=0.2))).blocks
+        for block in VisionTransformer(
+            small(encoder=config.EncoderSettings(width=48, depth=3, heads=4, drop_path=0.2))
+        ).blocks
     ]
     assert depths == pytest.approx([0, 0.1, 0.2])
 
@@ -309,7 +311,7 @@ def test_recomputation_changes_no_gradient(recompute: str) -> None:
     for how in ("none", recompute):
         torch.manual_seed(1)
         encoder = VisionTransformer(
-            small(encoder=config.Encoder(width=48, depth=2, heads=4, recompute=how, drop_path=0.3))
+            small(encoder=config.EncoderSettings(width=48, depth=2, heads=4, recompute=how, drop_path=0.3))
         )
         torch.manual_seed(2)
         encoder(video).square().mean().backward()
@@ -338,7 +340,7 @@ def test_four_levels_are_read_at_quarters_of_the_depth_and_the_last_is_the_outpu
     with torch.device("meta"):
         depths = {
             depth: VisionTransformer(
-                small(levels=4, level_norms=True, encoder=config.Encoder(depth=depth))
+                small(levels=4, level_norms=True, encoder=config.EncoderSettings(depth=depth))
             ).level_depths
             for depth in (12, 24, 40, 48)
         }
@@ -355,7 +357,7 @@ def test_presets_have_the_published_numbers_of_parameters() -> None:
     published = {"large": 303.9, "huge": 631.6, "giant": 1012.2}
     for preset, shape in config.PRESETS.items():
         with torch.device("meta"):
-            encoder = VisionTransformer(config.Model(encoder=config.Encoder.model_validate({"preset": preset})))
+            encoder = VisionTransformer(config.Model(encoder=config.EncoderSettings.model_validate({"preset": preset})))
         width, hidden = shape["width"], round(shape["width"] * shape["mlp_ratio"])
         block = 4 * width * width + 2 * width * hidden + 9 * width + hidden  # matrices, then biases and norms
         assert num_parameters(encoder) == pytest.approx(
@@ -366,11 +368,13 @@ def test_presets_have_the_published_numbers_of_parameters() -> None:
 
 @pytest.mark.fast
 def test_published_predictors_and_ijepa_have_their_numbers_of_parameters() -> None:
-    large = config.Encoder.model_validate({"preset": "large"})
+    large = config.EncoderSettings.model_validate({"preset": "large"})
     with torch.device("meta"):
-        vjepa = Predictor(config.Model(encoder=large, predictor=config.Predictor(depth=12)), num_masks=2)
+        vjepa = Predictor(config.Model(encoder=large, predictor=config.PredictorSettings(depth=12)), num_masks=2)
         ijepa = VisionTransformer(
-            config.Model(patch_px=14, tubelet_frames=1, encoder=config.Encoder.model_validate({"preset": "huge"}))
+            config.Model(
+                patch_px=14, tubelet_frames=1, encoder=config.EncoderSettings.model_validate({"preset": "huge"})
+            )
         )
     assert 22.0 < num_parameters(vjepa) < 22.4
     assert num_parameters(ijepa) == pytest.approx(630.8, abs=0.4)
@@ -378,9 +382,9 @@ def test_published_predictors_and_ijepa_have_their_numbers_of_parameters() -> No
 
 def test_initialisation_is_scaled_down_with_depth_and_stays_so() -> None:
     for mlp in ("gelu", "swiglu"):
-        model = Jepa(
-            config.Model(encoder=config.Encoder(width=384, depth=4, heads=6, mlp=mlp)), config.Objective(), num_masks=1
-        )
+        shape = {"width": 384, "depth": 4, "heads": 6, "mlp": mlp}
+        run = {"data": {"train": "x"}, "model": {"encoder": shape}, "optim": {"total_steps": 1}}
+        model = build(config.validate(run, "test"))
         for number, block in enumerate(model.encoder.blocks, start=1):
             for weight in (block.attn.proj.weight, block.mlp.output.weight):
                 assert weight.std().item() == pytest.approx(
@@ -409,18 +413,20 @@ def test_predictions_do_not_depend_on_the_order_of_context_and_follow_the_target
 
 @pytest.mark.fast
 @pytest.mark.parametrize("shape", [(1, 2, 2), (2, 3, 5), (3, 1, 4)])
-def test_predictors_work_on_grids_that_are_not_square(shape: tuple[int, int, int]) -> None:
+def test_predictors_work_on_grids_that_are_not_square_and_take_three_numbers(shape: tuple[int, int, int]) -> None:
     grid = TokenGrid(*shape)
-    ids = torch.arange(grid.num_tokens)[None]
+    ids, context = torch.arange(grid.num_tokens)[None], torch.randn(1, 2, 48)
     for predictor in (Predictor(small(), 1), MlpPredictor(small(), 1)):
-        assert predictor(torch.randn(1, 2, 48), ids[:, :2], ids[:, 2:], grid).shape == (1, grid.num_tokens - 2, 48)
+        predictions = predictor(context, ids[:, :2], ids[:, 2:], grid)
+        assert predictions.shape == (1, grid.num_tokens - 2, 48)
+        assert torch.equal(predictor(context, ids[:, :2], ids[:, 2:], shape), predictions)
 
 
 @pytest.mark.fast
 def test_an_mlp_predictor_has_no_heads_that_must_divide_its_width() -> None:
     with pytest.raises(ValueError, match="12 heads do not divide a width of 100"):
-        config.Predictor(width=100)
-    model = small(positions="rope", predictor=config.Predictor(kind="mlp", width=9, depth=1))
+        config.PredictorSettings(width=100)
+    model = small(positions="rope", predictor=config.PredictorSettings(kind="mlp", width=9, depth=1))
     ids = torch.tensor([[0, 2, 5]] * 2), torch.tensor([[1, 3, 4, 6]] * 2)
     assert MlpPredictor(model, 1)(torch.randn(2, 3, 48), *ids, TokenGrid(2, 2, 2)).shape == (2, 4, 48)
 

@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from steps import batch_of, step_of
 
 from data_prep.index import build_index
-from vjepa import config, export, load_encoder
+from vjepa import config, load_encoder
 from vjepa.errors import UserError
+from vjepa.interop import export
 from vjepa.interop.weights import Weights
 from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
+from vjepa.models import ema
 from vjepa.models.encoder import patchify
 from vjepa.probing import recipes
-from vjepa.train import train
-from vjepa.training import checkpoint, ema, optim
-from vjepa.training.step import TrainingStep
+from vjepa.run_folder import RunFolder
+from vjepa.training import checkpoint, optim
+from vjepa.training.pretraining import train
 
 ENERGY = {"backbone": "energy", "positions": "sincos", "patch_px": 8, "encoder": {"width": 24, "depth": 3, "heads": 2}}
 MODELS: dict[str, dict] = {
@@ -89,8 +92,8 @@ def test_hidden_pixels_have_no_influence_and_visible_ones_have(name: str, num_fr
         assert torch.equal(context, same) and context.shape == (*mask.context_ids.shape, jepa.encoder.width)
         assert torch.equal(jepa.predict(context, mask, grid, 0), jepa.predict(same, mask, grid, 0))
         assert not torch.equal(
-            jepa.targets(patchify(video, run.model), jepa.target_encoder),
-            jepa.targets(patchify(other, run.model), jepa.target_encoder),
+            jepa.targets(patchify(video, run.model)),
+            jepa.targets(patchify(other, run.model)),
         )
         assert not torch.allclose(
             jepa.encoder(changed(video, mask.context_ids[:, :1], run.model), mask.context_ids), context
@@ -123,8 +126,8 @@ def test_the_target_encoder_follows_and_each_measures_its_own_statistics(name: s
     run = settings(name)
     jepa = build(run)
     before = {key: tensor.clone() for key, tensor in jepa.target_encoder.state_dict().items()}
-    step = TrainingStep(run, jepa, optim.make_optimizer(jepa, run.optim), dtype, 3)
-    step(0, torch.randint(256, (2, 3, 4, run.data.crop_px, run.data.crop_px), dtype=torch.uint8))
+    step = step_of(run, jepa, dtype, 3)
+    step(0, batch_of(torch.randint(256, (2, 3, 4, run.data.crop_px, run.data.crop_px), dtype=torch.uint8)))
     context, target = jepa.encoder.state_dict(), jepa.target_encoder.state_dict()
     weights = {key for key, _ in jepa.encoder.named_parameters()}
     for key, start in before.items():
@@ -135,7 +138,7 @@ def test_the_target_encoder_follows_and_each_measures_its_own_statistics(name: s
         else:  # of the visible patches, and of whole frames
             assert not torch.equal(context[key], target[key]) and not torch.equal(target[key], start)
     assert (len(before) > len(weights)) == (name == "resnet")
-    assert isinstance(step.shadow, ema.Shadow)
+    assert isinstance(jepa.shadow, ema.Shadow)
 
 
 def test_a_backbone_refuses_the_settings_that_it_does_not_have() -> None:
@@ -174,12 +177,13 @@ def test_runs_resume_bit_for_bit_and_their_files_give_the_same_features(
         for stop in stops:
             jepa = build(run)
             optimizer = optim.make_optimizer(jepa, run.optim)
-            state = checkpoint.restore(tmp_path, jepa, optimizer) if stop != stops[0] else checkpoint.TrainingState()
-            step = TrainingStep(run, jepa, optimizer, torch.float32, 3)
+            folder = RunFolder(tmp_path) if stop != stops[0] else RunFolder(tmp_path / "nothing yet")
+            state = checkpoint.restore(folder, jepa, optimizer)
+            step = step_of(run, jepa, torch.float32, 3, optimizer)
             for number in range(state.step, stop):
-                step(number, clips[number])
+                step(number, batch_of(clips[number]))
             state.step = stop
-            checkpoint.save(tmp_path, jepa, optimizer, state, keep=1)
+            checkpoint.save(RunFolder(tmp_path), jepa, optimizer, state, keep=1)
         networks.append(jepa)
     whole, resumed = networks
     assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in whole.state_dict().items())
@@ -199,13 +203,13 @@ def test_exports(tmp_path: Path) -> None:
     run = settings("resnet")
     jepa = build(run).eval()
     weights = Weights("trained", run.model, jepa.encoder.state_dict(), jepa.predictor.state_dict())
-    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.Clips(4, 32)) == 0
+    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.ClipSize(4, 32)) == 0
     video = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(load_encoder(tmp_path / "resnet.safetensors")(video), jepa.encoder(video))
     with pytest.raises(
         UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"
     ):
-        export.export(weights, "huggingface", tmp_path / "theirs", export.Clips(4, 32))
+        export.export(weights, "huggingface", tmp_path / "theirs", export.ClipSize(4, 32))
 
 
 def test_a_run_of_a_network_of_timm_from_end_to_end(tmp_path: Path) -> None:

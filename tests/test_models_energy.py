@@ -22,7 +22,7 @@ def _seed() -> None:
 def network(**encoder: float) -> EnergyTransformer:
     shape = {"width": 24, "depth": 12, "heads": 3, **encoder}
     return EnergyTransformer(
-        config.Model(backbone="energy", positions="sincos", patch_px=4, encoder=config.Encoder(**shape))
+        config.Model(backbone="energy", positions="sincos", patch_px=4, encoder=config.EncoderSettings(**shape))
     ).requires_grad_(False)
 
 

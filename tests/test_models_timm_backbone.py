@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -15,7 +18,6 @@ from vjepa.models import timm_backbone
 from vjepa.models.backbone import encoder_width, make_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.models.timm_backbone import TimmMap, TimmVit
-from vjepa.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +141,16 @@ def test_what_timm_does_not_have_is_one_line(name: str, patch_px: int, message: 
     assert "\n" not in str(caught.value)
 
 
+def test_timm_is_imported_only_where_a_run_uses_it() -> None:
+    """It takes a second."""
+    code = (
+        "import sys; from vjepa import config; from vjepa.models.backbone import encoder_width, make_encoder; "
+        "make_encoder(config.Model()), encoder_width(config.Model()); print('timm' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.strip() == "False"
+
+
 def pretrained(**settings: object) -> config.Config:
     model = {"backbone": "test_resnet", "patch_px": 8, "pretrained": True}
     return config.validate(
@@ -154,7 +166,7 @@ def test_published_weights_start_both_encoders(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("timm.models._builder.load_pretrained", fill)
     jepa = build(pretrained())
     assert not any(torch.all(parameter == 0.5) for parameter in jepa.encoder.parameters())
-    checkpoint.initialise(jepa, pretrained())
+    jepa.load_pretrained()
     for network in (jepa.encoder, jepa.target_encoder):
         assert all(torch.all(parameter == 0.5) for parameter in network.parameters())
 
@@ -166,7 +178,7 @@ def test_published_weights_out_of_reach_are_one_line(monkeypatch: pytest.MonkeyP
         UserError,
         match=r"model.pretrained: the weights of test_resnet cannot be fetched \(.+\); set model.pretrained: false",
     ) as caught:
-        checkpoint.initialise(build(pretrained()), pretrained())
+        build(pretrained()).load_pretrained()
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"run.init_from: model.pretrained names other weights"):
         pretrained(run={"init_from": "runs/x"})

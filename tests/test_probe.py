@@ -58,7 +58,7 @@ def run(tmp_path):
     encoder = untrained_encoder(settings.model_copy(update={"run": config.Run(seed=3)})).state_dict()
     for which in ("encoder", "target_encoder", "predictor"):
         save_file(encoder, checkpoint / f"{which}.safetensors")
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     return folder
 
 

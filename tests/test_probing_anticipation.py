@@ -208,7 +208,9 @@ class Sums(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.model = config.Model(patch_px=8, tubelet_frames=2, encoder=config.Encoder(width=18, depth=1, heads=1))
+        self.model = config.Model(
+            patch_px=8, tubelet_frames=2, encoder=config.EncoderSettings(width=18, depth=1, heads=1)
+        )
         self.width, self.depth = 18, 1
 
     def encode(self, patches, ids=None):
@@ -398,7 +400,7 @@ def run(tmp_path):
             {key: tensor.clone() for key, tensor in getattr(jepa, name).state_dict().items()},
             checkpoint / f"{name}.safetensors",
         )
-    (checkpoint / "state.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"format_version": 1}')
     return folder
 
 

@@ -18,7 +18,7 @@ from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.reader import Reader
 from vjepa.errors import UserError
 from vjepa.probing.datasets_images import hash_split, open_images
-from vjepa.train import train
+from vjepa.training.pretraining import train
 
 
 @pytest.fixture

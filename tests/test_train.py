@@ -15,79 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from runs import losses, metrics, same_weights, settings, weights
 from safetensors.torch import load_file
 
-from data_prep.index import build_index
 from vjepa import command, config, load_encoder, probe
 from vjepa.errors import UserError
 from vjepa.report import closing_table
-from vjepa.train import train
-
-
-@pytest.fixture
-def clips(make_video, tmp_path) -> Path:
-    """An index of 12 short videos with labels and splits."""
-    lines = ["file,label,split"]
-    for number in range(12):
-        make_video(f"clips/{number:02}.mp4", 8, size=(32, 32), mark=number % 2 == 0)
-        split = "train" if number < 6 else "selection" if number < 8 else "val"
-        lines.append(f"{number:02}.mp4,{'marked' if number % 2 == 0 else 'plain'},{split}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(
-        tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
-    )
-    return tmp_path / "clips.parquet"
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    """An index of 4 images."""
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
-    build_index(tmp_path / "images", tmp_path / "images.parquet", workers=1, progress=False)
-    return tmp_path / "images.parquet"
-
-
-def settings(index: Path, name: str, **tree: dict | list) -> config.Config:
-    base = {
-        "run": {"dir": str(index.parent / name), "device": "cpu", "precision": "fp32",
-        "save_every_steps": 4, "log_every_steps": 1},
-        "data": {
-            "train": {"index": str(index), "where": {"split": "train"}},
-            "num_frames": 4, "clip_fps": 4, "crop_px": 16, "crop_scale": [0.5, 1.0], "global_batch": 4, "workers": 0,
-        },
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2},
-        "predictor": {"width": 12, "depth": 1, "heads": 2}},
-        "objective": {"vicreg_variance": 0.1, "vicreg_covariance": 0.01},
-        "optim": {"total_steps": 6, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
-    }  # fmt: skip
-    for section, values in tree.items():
-        base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
-    return config.validate(base, "test")
-
-
-def weights(folder: str | None) -> dict[str, dict]:
-    latest = Path(folder or "") / "checkpoints" / "latest"
-    return {path.name: load_file(path) for path in latest.glob("*.safetensors")}
-
-
-def metrics(folder: str | None) -> list[dict]:
-    return [json.loads(line) for line in (Path(folder or "") / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: str | None) -> list[float]:
-    return [row["loss"] for row in metrics(folder)]
-
-
-def same_weights(one: config.Config, other: config.Config) -> bool:
-    first, second = weights(one.run.dir), weights(other.run.dir)
-    assert first.keys() == second.keys() == {f"{name}.safetensors" for name in (*one.objective.networks, "optimizer")}
-    return all(
-        (second[file][name] == tensor).all() for file, tensors in first.items() for name, tensor in tensors.items()
-    )
+from vjepa.training.pretraining import train
 
 
 def with_workers(run: config.Config, workers: int) -> config.Config:
@@ -425,7 +359,7 @@ def test_a_run_starts_from_the_weights_of_another(clips) -> None:
         run={"init_from": str(first)},
         model={"patch_px": 8, "encoder": {"width": 48, "depth": 2, "heads": 2}},
     )
-    with pytest.raises(UserError, match=r"first/checkpoints/latest/encoder.safetensors: \S+ has shape"):
+    with pytest.raises(UserError, match=r"first/checkpoints/step-00000006/encoder.safetensors: \S+ has shape"):
         train(wider, progress=False)
     assert not (clips.parent / "third").exists()
     with pytest.raises(UserError, match=r"nothing/encoder.safetensors: cannot be read"):

@@ -7,14 +7,16 @@ import os
 
 import pytest
 import torch
+from steps import batch_of, step_of
 
 from vjepa import config, device, schedules
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.models import ema
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
-from vjepa.training import checkpoint, ema, optim, run_log
-from vjepa.training.step import TrainingStep
+from vjepa.run_folder import RunFolder
+from vjepa.training import checkpoint, optim, run_log
 
 pytestmark = pytest.mark.fast
 
@@ -103,8 +105,8 @@ def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
     trained(model, optimizer, 3)
     state = checkpoint.TrainingState(step=3)
     state.note(ClipBatch(torch.empty(0), torch.empty(0), ((7, "empty file"), (7, "empty file")), num_replaced=2))
-    checkpoint.save(tmp_path, model, optimizer, state, keep=2)
-    assert checkpoint.restore(tmp_path, other, other_optimizer) == state
+    checkpoint.save(RunFolder(tmp_path), model, optimizer, state, keep=2)
+    assert checkpoint.restore(RunFolder(tmp_path), other, other_optimizer) == state
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
     torch.manual_seed(0)
@@ -126,10 +128,10 @@ def test_a_run_goes_on_that_has_parameters_without_a_gradient(tmp_path) -> None:
     model = build(plan)
     optimizer = optim.make_optimizer(model, plan.optim)
     clips = torch.randint(256, (4, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    TrainingStep(plan, model, optimizer, torch.float32, 10)(0, clips)
-    checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(1), keep=1)
+    step_of(plan, model, optimizer=optimizer)(0, batch_of(clips))
+    checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(1), keep=1)
     again = optim.make_optimizer(model, plan.optim)
-    assert checkpoint.restore(tmp_path, model, again).step == 1
+    assert checkpoint.restore(RunFolder(tmp_path), model, again).step == 1
     unused = {model.encoder.img_mod_embed, *model.predictor.mask_tokens[1:]}
     assert (
         unused.isdisjoint(again.state)
@@ -143,7 +145,7 @@ def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monke
     optimizer = optim.make_optimizer(model, settings().optim)
     trained(model, optimizer)
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(step), keep=2)
+        checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(step), keep=2)
     names = sorted(os.listdir(tmp_path / "checkpoints"))
     assert names == ["latest", "step-00000002", "step-00000003"]
 
@@ -152,25 +154,26 @@ def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monke
 
     monkeypatch.setattr(checkpoint, "_moments", full_disk)
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(4), keep=2)
+        checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(4), keep=2)
     monkeypatch.undo()
-    assert checkpoint.restore(tmp_path, model, optimizer).step == 3
+    assert checkpoint.restore(RunFolder(tmp_path), model, optimizer).step == 3
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path) -> None:
     model = build(settings())
     optimizer = optim.make_optimizer(model, settings().optim)
     trained(model, optimizer)
-    folder = checkpoint.save(tmp_path, model, optimizer, checkpoint.TrainingState(1), keep=1)
+    folder = checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(1), keep=1)
+    file = folder.network("encoder")
     wider = build(settings(model={"patch_px": 8, "encoder": {"width": 48, "depth": 1, "heads": 2}}))
     with pytest.raises(UserError, match=r"encoder.safetensors: \S+ has shape \[.*\], this network needs \["):
-        load_strictly(wider.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
+        load_strictly(wider.encoder, read_tensors(file), file)
     deeper = build(settings(model={"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}}))
     with pytest.raises(UserError, match=r"blocks\.1\.\S+ is missing \(and \d+ more\)"):
-        load_strictly(deeper.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
-    (folder / "encoder.safetensors").write_bytes(b"not weights")
+        load_strictly(deeper.encoder, read_tensors(file), file)
+    file.write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        load_strictly(model.encoder, read_tensors(folder / "encoder.safetensors"), folder / "encoder.safetensors")
+        load_strictly(model.encoder, read_tensors(file), file)
 
 
 def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
@@ -199,15 +202,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
 def test_a_machine_without_git_trains_and_names_no_commit(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     folder = run_log.open_run(settings(run={"dir": str(tmp_path / "run")}))
-    assert json.loads((folder / "environment.json").read_text())["commit"] is None
+    assert json.loads(folder.environment.read_text())["commit"] is None
 
 
 def test_log_drops_what_came_after_the_checkpoint_and_a_torn_line(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n{"step": 3')
-    log = run_log.RunLog(tmp_path, first_step=10)
+    log = run_log.RunLog(RunFolder(tmp_path), first_step=10)
     log.write(20, {"loss": 0.4})
     log.close()
-    assert run_log.read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.4}]
+    assert run_log.read_metrics(RunFolder(tmp_path)) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.4}]
 
 
 def test_a_device_that_is_not_there_is_an_error() -> None:
@@ -259,9 +262,9 @@ def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         plan = settings(model=networks, masks=[{"kind": "tube", "ratio": ratio} for ratio in (0.5, 0.75)])
         model = build(plan)
-        step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), dtype, 8)
+        step = step_of(plan, model, dtype)
         clips = torch.randint(256, (4, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        losses[dtype] = [step(number, clips)["loss"].item() for number in range(6)]
+        losses[dtype] = [step(number, batch_of(clips))["loss"].item() for number in range(6)]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
     assert losses[torch.bfloat16] != losses[torch.float32]
 
@@ -272,13 +275,13 @@ def test_a_teacher_is_cast_once_and_stays_as_it_is() -> None:
     teacher = untrained_encoder(settings())
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     model = build(plan, teacher)
-    step = TrainingStep(plan, model, optim.make_optimizer(model, plan.optim), torch.bfloat16, 10)
+    step = step_of(plan, model, torch.bfloat16)
     assert (
-        step.shadow is None
+        model.shadow is None
         and teacher.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
         and teacher.norm.weight.dtype == torch.float32
     )
     clips = torch.randint(256, (4, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert all(step(number, clips)["loss"].isfinite() for number in range(2))
+    assert all(step(number, batch_of(clips))["loss"].isfinite() for number in range(2))
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name].to(tensor.dtype)), name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from steps import batch_of, step_of
 
 from vjepa import config
 from vjepa.jepa import build, untrained_encoder
-from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -46,11 +46,11 @@ def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: 
     )
     teacher = untrained_encoder(settings) if objective == "frozen" else None
     model = build(settings, teacher).to(device)
-    return TrainingStep(settings, model, make_optimizer(model, settings.optim), dtype, 8)
+    return step_of(settings, model, dtype)
 
 
 def losses(step: TrainingStep) -> list[float]:
-    return [step(number, CLIPS)["loss"].item() for number in range(6)]
+    return [step(number, batch_of(CLIPS))["loss"].item() for number in range(6)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -65,9 +65,9 @@ def test_a_step_gives_the_losses_of_the_cpu(objective: str) -> None:
 def test_the_host_never_waits_for_the_gpu(objective: str) -> None:
     step, clips = step_on("cuda", torch.bfloat16, objective=objective), CLIPS.pin_memory()
     for number in range(2):
-        step(number, clips)
+        step(number, batch_of(clips))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(2, clips)
+        step(2, batch_of(clips))
     finally:
         torch.cuda.set_sync_debug_mode("default")

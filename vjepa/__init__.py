@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
 
+    from vjepa.interop.weights import Weights
     from vjepa.models.encoder import Encoder
     from vjepa.models.predictor import MlpPredictor, Predictor
 
@@ -22,12 +24,13 @@ def load_encoder(
     heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
 ) -> Encoder:
-    """A frozen encoder on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W], context_ids=None) -> [B, N, D]`.
+    """Load a frozen encoder, on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W]) -> [B, N, D]`.
 
-    The video is normalised by ImageNet's mean and standard deviation; `context_ids` [B, K] asks for those tokens alone.
-    T = 1 is an image, one time slot; the image evaluations of V-JEPA 1 and 2 repeat it to 16 frames instead, which
-    `video.expand(-1, -1, 16, -1, -1)` does. Predictors of four levels (V-JEPA 2.1 g and G) take
-    `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
+    The video is normalised by ImageNet's mean and standard deviation. Its N tokens lie on the grid
+    `encoder.grid(T, H, W)` of t time slots, h rows and w columns, in raster order; `encoder(video, context_ids)`, ids
+    [B, K], gives those tokens alone, which see no others. T = 1 is an image, one time slot; the image evaluations of
+    V-JEPA 1 and 2 repeat it to 16 frames instead, which `video.expand(-1, -1, 16, -1, -1)` does. Predictors of four
+    levels (V-JEPA 2.1 g and G) take `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
 
     path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of
     transformers' VJEPA2 or I-JEPA.
@@ -41,12 +44,7 @@ def load_encoder(
     Raises UserError with one line that says what is wrong with the file, and names a key that is missing, surplus or
     misshapen. Nothing in a file is ever run.
     """
-    from pathlib import Path
-
-    from vjepa.interop import load, meta
-
-    hints = meta.Hints(which, heads, None, position_grid)
-    return load.read(Path(path), format, hints, predictor=False).build_encoder()
+    return _read(path, format, which, heads, None, position_grid, predictor=False).build_encoder()
 
 
 def load_predictor(
@@ -58,17 +56,20 @@ def load_predictor(
     predictor_heads: int | None = None,
     position_grid: tuple[int, int, int] | None = None,
 ) -> Predictor | MlpPredictor:
-    """A frozen predictor: `predictor(context [B, Kc, D], context_ids, target_ids, grid, mask_index=0) -> [B, Kt, D]`,
-    the ids [B, Kc] and [B, Kt].
+    """Load a frozen predictor: `predictor(context [B, Kc, D], context_ids, target_ids, grid) -> [B, Kt, D]`.
 
-    `grid` is that of the encoder, `encoder.grid(T, H, W)`. `mask_index` picks the mask token: V-JEPA 1 has one for each
-    mask set; V-JEPA 2 has more than its training used, which is the first where clips have one length, while
-    transformers' VJEPA2 reads the second. The rest is as for `load_encoder`; a file without a predictor is a UserError.
+    The ids are [B, Kc] and [B, Kt]. grid: that of all tokens of the video, `encoder.grid(T, H, W)`, or its three
+    numbers (t, h, w): time slots, rows, columns. A further argument, `mask_index=0`, picks the mask token: V-JEPA 1 has
+    one for each mask set; V-JEPA 2 has more than its training used, which is the first where clips have one length,
+    while transformers' VJEPA2 reads the second.
 
     predictor_heads: attention heads; None: 12 for V-JEPA 2 and 2.1, as many as the encoder has for V-JEPA 1 and I-JEPA.
+    The other arguments, and the errors, are those of `load_encoder`; a file without a predictor is a UserError.
     """
-    from pathlib import Path
+    return _read(path, format, which, heads, predictor_heads, position_grid, predictor=True).build_predictor()
 
-    from vjepa.interop import load, meta
 
-    return load.read(Path(path), format, meta.Hints(which, heads, predictor_heads, position_grid)).build_predictor()
+def _read(path: str | os.PathLike[str], format: str | None, *hints: Any, predictor: bool) -> Weights:
+    from vjepa.interop import load, meta  # not at the top: `import vjepa`, of every --help, must not wait for torch
+
+    return load.read(Path(path), format, meta.Hints(*hints), predictor=predictor)

@@ -7,7 +7,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from dataclasses import MISSING, dataclass, fields
+from types import UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tqdm import tqdm
 
 from vjepa import config
 from vjepa.errors import UserError
@@ -21,16 +25,64 @@ ENCODER_HELP: Final = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Overrides may stand before and after options."""
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Option:
+    """Describe an option beside the type and the default of the field that it annotates.
+
+    help: may have %(default)s. least, above: bounds of numbers.
+    """
+
+    help: str
+    metavar: str | None = None
+    least: float | None = None
+    above: float | None = None
+
+
+def parse(settings: type[Settings], command: str, purpose: str, arguments: Sequence[str]) -> Settings:
+    """Read the command line into a dataclass whose fields are `Annotated[type, Option(...)] = default`.
+
+    Each is spelled --name, with _ and with -; those without a default are required, and come first in the help.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m vjepa.{command}", description=purpose)
+    hints = get_type_hints(settings, include_extras=True)
+    for field in sorted(fields(settings), key=lambda field: field.default is not MISSING):  # type: ignore[arg-type]
+        kind, option = get_args(hints[field.name])
+        how = _how(kind, option)
+        how |= {"required": True} if field.default is MISSING else {"default": field.default}
+        spellings = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
+        parser.add_argument(*spellings, help=option.help, **how)
+    return settings(**vars(parser.parse_args(arguments)))
+
+
+def _how(kind: Any, option: Option) -> dict[str, Any]:
+    """Say to argparse how an option becomes a `kind`, which may stand beside None."""
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = {*get_args(kind)} - {type(None)}
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is bool:
+        return {"action": "store_true"}
+    if origin is Literal:
+        return {"choices": inner, "type": type(inner[0])}
+    if origin is list:
+        return {"action": "append", "metavar": option.metavar}
+    item = inner[0] if origin is tuple else kind
+    read = number(item, least=option.least, above=option.above) if item in (int, float) else item
+    return {"type": numbers(read) if origin is tuple else read, "metavar": option.metavar}
+
+
+class _ConfigParser(argparse.ArgumentParser):
+    """Let overrides stand before and after options."""
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         return self.parse_intermixed_args(*arguments, **options)
 
 
 def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
-    """The arguments that every command with a config shares; `--help` lists every setting."""
-    parser = _Parser(
+    """Make a parser of the arguments that every command with a config shares; `--help` lists every setting."""
+    parser = _ConfigParser(
         prog=f"python -m vjepa.{command}",
         description=purpose,
         epilog="\n".join(
@@ -55,7 +107,7 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
 
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
-    """The config that the arguments of `config_parser` name."""
+    """Load the config that the arguments of `config_parser` name."""
     names = [word for word in arguments.settings if "=" not in word]
     if arguments.config:
         names.append(arguments.config)
@@ -70,7 +122,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
 def number(
     kind: type[int] | type[float], *, least: float | None = None, above: float | None = None
 ) -> Callable[[str], Any]:
-    """A `type` for argparse: a finite number, `least` or more, or more than `above`."""
+    """Make a `type` for argparse: a finite number, `least` or more, or more than `above`."""
 
     def parse(text: str) -> int | float:
         limit = f"of at least {least:g}" if least is not None else f"above {above:g}" if above is not None else ""
@@ -88,14 +140,12 @@ def number(
 
 
 def numbers(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A `type` for argparse: several of `parse`, with commas between."""
+    """Make a `type` for argparse: several of `parse`, with commas between."""
     return lambda text: tuple(parse(word) for word in text.split(","))
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> Any:
-    """A tqdm bar; where nobody watches a terminal it writes a line only now and then."""
-    from tqdm import tqdm
-
+    """Make a tqdm bar; where nobody watches a terminal it writes a line only now and then."""
     return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 15.0, disable=not shown, **options)
 
 
@@ -119,8 +169,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def _is_unread(line: str = "") -> bool:
-    """Whether the reader of what is printed, such as `head`, has gone: then the rest is given up without a word, as by
-    any tool in a pipe.
+    """Tell whether the reader of what is printed, such as `head`, has gone.
+
+    Then the rest is given up without a word, as by any tool in a pipe.
     """
     try:
         print(line, end="", flush=True)

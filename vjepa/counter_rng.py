@@ -28,7 +28,7 @@ STREAMS: Final = {
 
 
 def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
-    """A generator for one thing: `generator(seed, "crop", sample)` is the same on every rank, worker and resume.
+    """Make the generator of one thing: `generator(seed, "crop", sample)` is the same on every rank, worker and resume.
 
     Philox is a counter-based generator (Salmon et al. 2011): the key holds (seed, stream), the counter's third and
     fourth words hold `counter`, which leaves 2**128 draws before two counters could meet.
@@ -39,7 +39,8 @@ def generator(seed: int, stream: str, counter: int) -> np.random.Generator:
 
 
 def source_seed(seed: int, source: int) -> int:
-    """The seed for the samples of one source of a mix, which count from 0 in each; source 0, data.train,
-    keeps `seed`.
+    """Derive the seed for the samples of one source of a mix, which count from 0 in each.
+
+    Source 0, data.train, keeps `seed`.
     """
     return int(generator(seed, "source_seeds", source).integers(1 << 64, dtype="uint64")) if source else seed

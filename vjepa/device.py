@@ -18,10 +18,9 @@ _M_MMAP_THRESHOLD: Final = -3
 
 
 def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of matrix products, on a CPU with memory that is kept; of several GPUs the one of this
-    rank.
+    """Choose the device, of several GPUs the one of this rank, and the dtype of matrix products.
 
-    Raises UserError for a device that this machine lacks.
+    A CPU keeps freed memory from here on. Raises UserError for a device that this machine lacks.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     name = run.device if run.device != "auto" else next(kind for kind, present in available.items() if present)
@@ -35,14 +34,10 @@ def pick(run: config.Run) -> tuple[torch.device, torch.dtype]:
 
 
 def check_compiler(run: config.Run, device: torch.device) -> None:
-    """Raises UserError where `run.compile` lacks what it calls: a C++ compiler for a CPU, one of C for kernels of a
-    GPU.
-    """
-    variable, names = (
-        ("CC", ["gcc", "clang"])
-        if device.type == "cuda"
-        else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
-    )
+    """Refuse `run.compile` without the compiler that it calls: of C++ for a CPU, of C for the kernels of a GPU."""
+    variable, names = "CXX", ["clang++" if sys.platform == "darwin" else "g++"]
+    if device.type == "cuda":
+        variable, names = "CC", ["gcc", "clang"]
     names = [os.environ[variable]] if os.environ.get(variable) else names
     if run.compile and not any(shutil.which(name) for name in names):
         raise UserError(
@@ -52,7 +47,7 @@ def check_compiler(run: config.Run, device: torch.device) -> None:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 matrices natively: Ampere and newer GPUs, CPUs with AVX512-BF16 or AMX."""
+    """Tell whether the hardware multiplies bf16 matrices: Ampere and newer GPUs, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -61,8 +56,7 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep blocks of up to 1 GiB that are freed, up to 2 GiB of them, for the next tensors, as
-    allocators of GPUs do.
+    """Have the C library keep freed blocks of up to 1 GiB, 2 GiB in all, for the next tensors, as GPUs do.
 
     By default it gives large blocks back to the system at once, and each activation costs page faults (RESULTS.md).
     """

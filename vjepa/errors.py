@@ -2,6 +2,4 @@
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the file, key or value and the remedy; commands print it and exit
-    with 2.
-    """
+    """Tell of bad input in one line: the file, key or value, and the remedy. Commands print it and exit with 2."""

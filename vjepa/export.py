@@ -6,112 +6,13 @@ python -m vjepa.export SOURCE --to safetensors|huggingface|onnx --out PATH
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Final
 
 from vjepa import command
-from vjepa.errors import UserError
 
-if TYPE_CHECKING:
-    from vjepa.interop.weights import Weights
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips that the exported networks are for: their frames, and the side of their square pictures in pixels."""
-
-    num_frames: int
-    crop_px: int
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """T, H, W"""
-        return self.num_frames, self.crop_px, self.crop_px
-
-
-def export(weights: Weights, to: str, out: Path, clips: Clips) -> float:
-    """Write `out` in the format `to`; returns the largest difference between features of the source and of what was
-    written, on random clips.
-
-    Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format
-    cannot express the networks.
-    """
-    refuse_existing(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
-            difference = WRITERS[to](weights, Path(workshop, out.name), clips)
-            made = sorted(Path(workshop).iterdir())  # an ONNX file may have its weights beside it
-            for item in made:
-                refuse_existing(out.with_name(item.name))
-            for item in made:
-                item.rename(out.with_name(item.name))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    return difference
-
-
-def _safetensors(weights: Weights, path: Path, clips: Clips) -> float:
-    from vjepa.interop import own
-
-    own.write(weights, path)
-    return _difference(weights, own.read(path), clips)
-
-
-def _huggingface(weights: Weights, path: Path, clips: Clips) -> float:
-    from vjepa.interop import huggingface
-
-    huggingface.write(weights, path, clips.crop_px, clips.num_frames)
-    return _difference(weights, huggingface.read(path), clips)
-
-
-def _onnx(weights: Weights, path: Path, clips: Clips) -> float:
-    from vjepa.interop import onnx
-
-    return onnx.export(weights.build_encoder(), clips.size, path)
-
-
-WRITERS: dict[str, Callable[[Weights, Path, Clips], float]] = {
-    "safetensors": _safetensors,
-    "huggingface": _huggingface,
-    "onnx": _onnx,
-}
-
-
-def _difference(source: Weights, written: Weights, clips: Clips) -> float:
-    """The largest difference of the encoders' features of one random clip; the predictors have to be equal."""
-    import torch
-
-    if source.predictor.keys() != written.predictor.keys() or not all(
-        torch.equal(source.predictor[key].float(), written.predictor[key]) for key in source.predictor
-    ):
-        raise UserError(
-            f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
-            "defect, please report it"
-        )
-    video = torch.randn(1, 3, *clips.size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises UserError where something is at `path`."""
-    if path.exists() or path.is_symlink():
-        raise UserError(f"{path}: exists; nothing is overwritten, name another --out")
-
-
-def _clips(arguments: argparse.Namespace, weights: Weights) -> Clips:
-    """Those of the command line; a safetensors file is for any size and is checked on a small one."""
-    if arguments.num_frames and arguments.crop_px:
-        return Clips(arguments.num_frames, arguments.crop_px)
-    if arguments.to != "safetensors":
-        raise UserError(
-            f"--to {arguments.to} needs --num-frames and --crop-px: what it writes is for clips of one size"
-        )
-    return Clips(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
+FORMATS: Final = ("huggingface", "onnx", "safetensors")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,9 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="run folder, safetensors file, V-JEPA or I-JEPA training file, or Hugging Face folder",
     )
-    parser.add_argument(
-        "--to", required=True, choices=sorted(WRITERS), help="what to write; ONNX holds the encoder alone"
-    )
+    parser.add_argument("--to", required=True, choices=FORMATS, help="what to write; ONNX holds the encoder alone")
     parser.add_argument(
         "--out", required=True, metavar="PATH", help="file, or folder for huggingface; it must not exist"
     )
@@ -142,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="attention heads of the encoder, for a training file of no published size",
     )
-    parser.add_argument("--predictor-heads", type=int, metavar="N", help="likewise of the predictor")
+    parser.add_argument("--predictor-heads", type=int, metavar="N", help="attention heads of the predictor")
     parser.add_argument(
         "--position-grid",
         type=int,
@@ -159,21 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    out = Path(given.out)
-    refuse_existing(out)  # before minutes of reading
-    from vjepa.interop import load, meta
+    from vjepa.interop import export, meta  # after --help, which must not wait for torch
 
     position_grid = tuple(given.position_grid) if given.position_grid else None
-    weights = load.read(
-        given.source, given.format, meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid)
-    )
-    clips = _clips(given, weights)
-    difference = export(weights, given.to, out, clips)
-    what = "encoder and predictor" if weights.predictor and given.to != "onnx" else "encoder"
-    print(
-        f"{out}: {what} as {given.to}; features of clips of {'x'.join(map(str, clips.size))} differ from "
-        f"those of {given.source} by at most {difference:.2g}"
-    )
+    hints = meta.Hints(given.encoder, given.heads, given.predictor_heads, position_grid)
+    out = Path(given.out)
+    print(export.export_file(given.source, given.to, out, given.format, hints, given.num_frames, given.crop_px))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,20 +30,22 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a new, empty folder beside `path` to fill; at the end it takes the place of `path`, with what lay there.
+    """Give a new, empty folder beside `path` to fill; at the end it takes the place of `path`.
 
     An error inside the block removes what was written and leaves `path` as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    replaced = partial.with_name(f"{partial.name}.replaced")
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, replaced)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_partials(folder: Path, name: str = "*") -> None:
@@ -70,4 +73,5 @@ def sync(path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".partial-{os.getpid()}-{path.name}")
+    """Name what is written, like nothing that another process writes: their numbers repeat from machine to machine."""
+    return path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")

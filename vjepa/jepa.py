@@ -1,5 +1,8 @@
-"""The method on one screen: predict the features of hidden tokens from visible ones (V-JEPA, Bardes et al. 2024), or
-make views of a clip agree.
+"""The method of pre-training: predict the features of hidden space-time tokens from visible ones (V-JEPA, Bardes et
+al. 2024; I-JEPA is the single frame), or make views of a clip agree (LeJEPA).
+
+The loop asks it for `terms` of the loss and tells it when an update is done; everything else of a step is here: masks,
+random directions, weights that change, the moving average that the target encoder is.
 """
 
 from __future__ import annotations
@@ -13,49 +16,109 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from vjepa import config
-from vjepa.models.backbone import make_encoder
+from vjepa import config, schedules
+from vjepa.counter_rng import generator
+from vjepa.data.augment import normalise
+from vjepa.masking.draw import plan
+from vjepa.models import ema
+from vjepa.models.backbone import load_pretrained, make_encoder
 from vjepa.models.encoder import Encoder, Patches, patchify
-from vjepa.models.layers import gather_tokens
+from vjepa.models.layers import Block, gather_tokens
 from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.models.projector import make_projector
-from vjepa.objectives import vicreg
+from vjepa.objectives import sigreg, vicreg
 from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
-from vjepa.records import TokenGrid, TokenMask
+from vjepa.records import ClipBatch, TokenGrid, TokenMask
 
 
 class Jepa(nn.Module):
-    """Context encoder, predictor, projector and, where targets are its features, target encoder; the forward pass gives
-    the loss terms.
-    """
+    """Hold context encoder, predictor, projector and, where targets are its features, target encoder."""
 
-    def __init__(
-        self,
-        model: config.Model,
-        objective: config.Objective,
-        num_masks: int,
-        num_crops: int = 1,
-        teacher: Encoder | None = None,
-    ) -> None:
-        """num_crops: clips that lie side by side in a batch and are crops of one. teacher: the frozen target encoder of
-        `targets: frozen`.
-        """
+    def __init__(self, settings: config.Config, teacher: Encoder | None = None) -> None:
+        """Make the networks of a run. teacher: the frozen target encoder of `targets: frozen`."""
         super().__init__()
+        model, objective = settings.model, settings.objective
         if (teacher is None) == (objective.targets == "frozen"):
             raise ValueError(f"targets: {objective.targets} {'needs a' if teacher is None else 'has no'} teacher")
-        self.objective, self.num_crops = objective, num_crops
+        self.settings, self.objective = settings, objective
         self.dense = objective.context_weight > 0
         self.encoder = make_encoder(model)
-        self.predictor = make_predictor(model, num_masks, self.dense) if objective.predicts else nn.Identity()
+        self.predictor = make_predictor(model, len(settings.masks), self.dense) if objective.predicts else nn.Identity()
         widths = [model.levels * self.encoder.width, *objective.projector_widths]
         self.projector, self.embedding_width = make_projector(widths), widths[-1]
-        self.target_encoder = (
-            copy.deepcopy(self.encoder).requires_grad_(False) if objective.targets == "ema" else teacher
-        )
+        averaged = objective.targets == "ema"
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False) if averaged else teacher
         self.distance = partial(prediction_loss, objective.loss, huber_delta=objective.huber_delta)
+        self.shadow: ema.Shadow | None = None
+        self.dtype, self.total_steps = torch.float32, 1
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Name the networks that a checkpoint holds; a frozen teacher is none of them."""
+        return {name: getattr(self, name) for name in self.objective.networks}
+
+    def load_pretrained(self) -> None:
+        """Start both encoders from the weights that timm publishes (`model.pretrained`)."""
+        load_pretrained(self.encoder)
+        if self.target_encoder is not None and self.objective.targets == "ema":
+            self.target_encoder.load_state_dict(self.encoder.state_dict())
+
+    def begin(self, dtype: torch.dtype, total_steps: int) -> None:
+        """Get ready to train for `total_steps` with matrix products in `dtype`; weights and the average stay fp32."""
+        self.train()
+        self.dtype, self.total_steps = dtype, total_steps
+        if self.target_encoder is not None and self.objective.targets == "ema":
+            self.shadow = ema.Shadow(self.target_encoder, dtype)
+        elif self.target_encoder is not None:
+            ema.cast_matrices(self.target_encoder, dtype)
+
+    def compile_blocks(self) -> None:
+        """Compile each transformer block, for fixed shapes where every step has the same ones. Call `begin` first."""
+        grids = set(self.settings.grids.values())
+        static = len(grids) == 1 and plan(self.settings.masks, *grids).has_constant_counts
+        for block in {*self.modules(), *(self.shadow.encoder.modules() if self.shadow else ())}:
+            if isinstance(block, Block):
+                block.compile(dynamic=False if static else None)
+
+    def terms(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
+        """Compute the terms of the loss at a step, named fp32 scalars on the device of the networks.
+
+        Everything random is a function of (seed, step), so there is nothing to save beside weights and moments.
+        """
+        settings, device = self.settings, next(self.parameters()).device
+        seed, objective = settings.run.seed, self.objective
+        video = normalise(batch.video.to(device, non_blocking=True), self.dtype)
+        drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
+        largest_batch = max(data.global_batch for data in settings.data.sources.values())
+        masks = drawn.draw(len(video), seed, step * largest_batch, step, self.total_steps)
+        torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
+        context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
+        directions = None
+        if objective.sigreg:
+            directions = sigreg.directions(seed, step, objective.sigreg_slices, self.embedding_width)
+            directions = directions.pin_memory() if device.type == "cuda" else directions
+            directions = directions.to(device, non_blocking=True)
+        terms: dict[str, Tensor] = self(video, [mask.to(device) for mask in masks], context_weight, directions)
+        return terms
+
+    def after_update(self, step: int) -> None:
+        """Move the target encoder towards the context encoder (V-JEPA section 3.1)."""
+        if self.shadow is not None:
+            ema.update(self.shadow.average, self.encoder, self.ema_decay(step))
+            self.shadow.refresh()
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """Give what a log shows of this method beside its terms."""
+        return {"ema_decay": self.ema_decay(step)} if self.shadow else {}
+
+    def ema_decay(self, step: int) -> float:
+        """Give the share of the target encoder that stays at a step."""
+        optim = self.settings.optim
+        laid_out = schedules.laid_out(self.total_steps, optim)
+        return schedules.linear(step, laid_out, optim.ema_decay, optim.final_ema_decay)
 
     def forward(
         self,
@@ -63,43 +126,45 @@ class Jepa(nn.Module):
         masks: Sequence[TokenMask],
         context_weight: float = 0.0,
         directions: Tensor | None = None,
-        target_encoder: Encoder | None = None,
     ) -> dict[str, Tensor]:
-        """video [B, 3, T, H, W], normalised; one TokenMask per mask set -> named fp32 scalars, of which `loss` is the
-        sum by weight.
+        """Compare predictions with targets and views with each other: named fp32 scalars, `loss` their sum.
+
+        video: [B, 3, T, H, W], normalised. masks: one TokenMask for each mask set.
 
         context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.
         directions: [S, embedding_width], those of SIGReg at this step; see `sigreg.directions`. None: without that
         term.
-        target_encoder: a copy of the target encoder in another precision to use in its place.
         """
         patches = patchify(video, self.encoder.model)
-        targets = self.targets(patches, target_encoder) if self.objective.predicts else None
-        terms: dict[str, list[Tensor]] = {}
-        pooled = []
         contexts = self.encoder.encode_sets(patches, [mask.context_ids for mask in masks])
-        for index, (mask, context) in enumerate(zip(masks, contexts, strict=True)):
-            pooled.append(context.mean(dim=1))
-            if targets is not None:
-                for name, term in self._prediction_terms(patches.grid, context, targets, mask, index).items():
-                    terms.setdefault(name, []).append(term)
-        means = {name: torch.stack(values).mean() for name, values in terms.items()}
+        means = self._prediction_means(patches, contexts, masks) if self.objective.predicts else {}
         if self.objective.embeds:
-            views = rearrange(torch.stack(pooled), "m (b c) d -> (m c) b d", c=self.num_crops)
+            pooled = torch.stack([context.mean(dim=1) for context in contexts])
+            views = rearrange(pooled, "m (b c) d -> (m c) b d", c=self.settings.data.clips_per_decode)
             means |= embedding_terms(self.objective, self.projector(views), directions)
         weights = {"context": context_weight, **self.objective.weights}
         return {"loss": torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), **means}
 
+    def _prediction_means(
+        self, patches: Patches, contexts: Sequence[Tensor], masks: Sequence[TokenMask]
+    ) -> dict[str, Tensor]:
+        """Average each term of prediction over the mask sets."""
+        targets = self.targets(patches)
+        sets = [
+            self._prediction_terms(patches.grid, context, targets, mask, index)
+            for index, (mask, context) in enumerate(zip(masks, contexts, strict=True))
+        ]
+        return {name: torch.stack([terms[name] for terms in sets]).mean() for name in sets[0]}
+
     def _prediction_terms(
         self, grid: TokenGrid, context: Tensor, targets: Tensor, mask: TokenMask, index: int
     ) -> dict[str, Tensor]:
-        """The terms of one mask set from its context features [B, Kc, levels * D] and all targets [B, N, P]."""
+        """Compare one mask set: its context features [B, Kc, levels * D] and all targets [B, N, P] -> terms."""
         objective, wanted, terms = self.objective, gather_tokens(targets, mask.target_ids), {}
         if isinstance(self.predictor, Predictor) and self.dense:
             predictions, seen = self.predictor.dense(context, mask.context_ids, mask.target_ids, grid, index)
-            terms["context"] = self.distance(
-                seen, gather_tokens(targets, mask.context_ids), context_weights(mask, grid)
-            )
+            visible = gather_tokens(targets, mask.context_ids)
+            terms["context"] = self.distance(seen, visible, context_weights(mask, grid))
         else:
             predictions = self.predict(context, mask, grid, index)
         if objective.prediction:
@@ -112,19 +177,16 @@ class Jepa(nn.Module):
         return terms
 
     def predict(self, context: Tensor, mask: TokenMask, grid: TokenGrid, index: int) -> Tensor:
-        """[B, Kc, D] -> [B, (M Kt), P]: each of the M = num_targets blocks in a pass of its own, from the same
-        context.
-        """
+        """Predict each of M = num_targets blocks in a pass of its own: [B, Kc, D] -> [B, (M Kt), P]."""
         num = mask.num_targets
         seen, ids = repeat(context, "b k d -> (b m) k d", m=num), repeat(mask.context_ids, "b k -> (b m) k", m=num)
-        predictions: Tensor = self.predictor(
-            seen, ids, rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num), grid, index
-        )
+        hidden = rearrange(mask.target_ids, "b (m k) -> (b m) k", m=num)
+        predictions: Tensor = self.predictor(seen, ids, hidden, grid, index)
         return rearrange(predictions, "(b m) k d -> b (m k) d", m=num)
 
-    def targets(self, patches: Patches, target_encoder: Encoder | None = None) -> Tensor:
-        """-> [B, N, P], for every token: features, each level layer-normed without affine (V-JEPA section 3.1), or
-        pixels, each colour likewise.
+    def targets(self, patches: Patches) -> Tensor:
+        """Make the targets of every token, [B, N, P]: normalised pixels, or features, each level layer-normed without
+        affine (V-JEPA section 3.1).
 
         Without a target encoder they are features of the context encoder, and their gradient is not stopped (LeJEPA).
         """
@@ -133,13 +195,11 @@ class Jepa(nn.Module):
         if self.target_encoder is None:
             return layer_normed(self.encoder.encode(patches), self.encoder.width)
         with torch.no_grad():
-            encoder = target_encoder or self.target_encoder
+            encoder = self.shadow.encoder if self.shadow else self.target_encoder
             return layer_normed(encoder.encode(patches), encoder.width)
 
     def train(self, mode: bool = True) -> Jepa:
-        """As that of any module, save that a frozen teacher is never in training: no drop path, and no statistics are
-        measured.
-        """
+        """Set the mode of the networks, but a frozen teacher never trains: no drop path, no statistics measured."""
         super().train(mode)
         if self.target_encoder is not None and self.objective.targets == "frozen":
             self.target_encoder.eval()
@@ -147,19 +207,19 @@ class Jepa(nn.Module):
 
 
 def build(settings: config.Config, teacher: Encoder | None = None) -> Jepa:
-    """The networks of a run at their initialisation, a pure function of run.seed; other random state is left alone."""
-    with _seeded(settings):
-        return Jepa(settings.model, settings.objective, len(settings.masks), settings.data.clips_per_decode, teacher)
+    """Make the networks of a run at their initialisation, a function of run.seed; other random state is left alone."""
+    with _seeded(settings.run.seed):
+        return Jepa(settings, teacher)
 
 
 def untrained_encoder(settings: config.Config) -> Encoder:
-    """The context encoder as it was before the first step: the baseline that training has to beat."""
-    with _seeded(settings):  # it is what `build` draws first
+    """Make the context encoder as it was before the first step: the baseline that training has to beat."""
+    with _seeded(settings.run.seed):  # it is what `build` draws first
         return make_encoder(settings.model).requires_grad_(False).eval()
 
 
 @contextmanager
-def _seeded(settings: config.Config) -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.run.seed)
+        torch.manual_seed(seed)
         yield

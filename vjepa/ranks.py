@@ -18,18 +18,18 @@ _PATIENCE = timedelta(days=7)  # for the slowest of them; torchrun ends all of t
 
 @dataclass(frozen=True)
 class Ranks:
-    """`num` processes, of which this is number `rank`, from 0; one alone unless `join` says otherwise."""
+    """Tell which of `num` processes this is: number `rank`, from 0. One alone unless `join` says otherwise."""
 
     rank: int = 0
     num: int = 1
 
     def wait(self) -> None:
-        """For all of them to come here."""
+        """Wait for all of them to come here."""
         if self.num > 1:
             dist.barrier()
 
     def agree(self, value: Any) -> Any:
-        """The value of number 0."""
+        """Give every process the value of number 0; any that can be pickled."""
         values = [value]
         if self.num > 1:
             dist.broadcast_object_list(values)
@@ -38,8 +38,10 @@ class Ranks:
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """The processes that torchrun started, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without these one alone.
-    They talk through gloo.
+    """Join the processes that torchrun started; without it this one is alone.
+
+    RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT tell them; they talk through gloo. Raises UserError where they do not
+    find each other.
     """
     num = int(os.environ.get("WORLD_SIZE", 1))
     if num == 1:

@@ -5,8 +5,11 @@ Importing this module loads no tensor library: the annotations are for readers a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The space-time lattice of tokens: `t` time slots of `h` rows and `w` columns, numbered in raster order."""
+    """Count the tokens of a video: `t` time slots of `h` rows and `w` columns, numbered in raster order.
+
+    `encoder.grid(T, H, W)` gives that of a video of T frames of H x W pixels.
+    """
 
     t: int
     h: int
     w: int
+
+    @classmethod
+    def of(cls, grid: TokenGrid | Sequence[int]) -> TokenGrid:
+        """Take a grid as it is, or three numbers (t, h, w) as one. Raises UserError for anything else."""
+        if isinstance(grid, TokenGrid):
+            return grid
+        if isinstance(grid, Sequence) and len(grid) == 3 and all(isinstance(size, int) and size > 0 for size in grid):
+            return cls(*grid)
+        raise UserError(f"grid: {grid!r} is not (time slots, rows, columns); encoder.grid(T, H, W) gives it")
 
     @property
     def num_tokens(self) -> int:
@@ -26,13 +41,13 @@ class TokenGrid:
 
     @property
     def cells(self) -> int:
-        """Number of tokens in one time slot."""
+        """Count the tokens of one time slot."""
         return self.h * self.w
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, ready to be batched.
+    """Hold one clip, ready to be batched.
 
     video: uint8 [3, T, S, S], RGB, upright, cropped.
     clip_id: where it came from: a row of the clip index.
@@ -44,9 +59,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """What a worker delivers. It carries no label: none may touch pre-training; probes look labels up by clip id.
+    """Hold what a worker delivers: clips of one token grid.
 
-    video: uint8 [B, 3, T, S, S]; one token grid per batch.
+    It carries no label: none may touch pre-training, and probes look labels up by clip id.
+
+    video: uint8 [B, 3, T, S, S].
     clip_ids: int64 [B], rows of the clip index; of a source with several, the rows of the first, then of the next.
     failures: rows that could not be read, as (clip_id, reason).
     num_replaced: clips of this batch that stand in for another.
@@ -60,13 +77,13 @@ class ClipBatch:
     source: int = 0
 
     def pin_memory(self) -> ClipBatch:
-        """Called by the DataLoader of PyTorch before a copy to a GPU."""
+        """Pin the memory of both tensors; the DataLoader of PyTorch calls it before a copy to a GPU."""
         return replace(self, video=self.video.pin_memory(), clip_ids=self.clip_ids.pin_memory())
 
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Which tokens are seen and which are predicted; disjoint, and exact counts.
+    """Name the tokens that are seen and those that are predicted: disjoint sets of exact counts.
 
     context_ids: int64 [B, Kc], sorted.
     target_ids: int64 [B, num_targets * Kt], block after block, each sorted; blocks may overlap.
@@ -78,7 +95,7 @@ class TokenMask:
     num_targets: int = 1
 
     def to(self, device: torch.device) -> TokenMask:
-        """On `device`; a copy to a GPU starts from pinned memory, so that the host need not wait for it."""
+        """Copy to `device`; a copy to a GPU starts from pinned memory, so that the host need not wait for it."""
         context, target = self.context_ids, self.target_ids
         if device.type == "cuda":
             context, target = context.pin_memory(), target.pin_memory()

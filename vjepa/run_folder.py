@@ -10,15 +10,20 @@ checkpoints/best.pth      the networks of `best`, else of `latest`, in one file 
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from vjepa.errors import UserError
+
+FORMAT_VERSION: Final = 2  # of checkpoints; 2 adds `dtype` to the state
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder checkpoints/step-*, whatever the name it was reached by."""
+    """Name what lies in a folder checkpoints/step-*, whatever the name it was reached by."""
 
     path: Path
 
@@ -39,6 +44,24 @@ class Checkpoint:
         """Tell whether there is a checkpoint here."""
         return self.network("encoder").is_file() and self.state.is_file()
 
+    def read_state(self) -> dict[str, Any]:
+        """Read the training state, without its version.
+
+        Call it before anything else of a checkpoint is read, so that a newer format is named before what it changed.
+        Raises UserError for that, and where the file is damaged.
+        """
+        try:
+            state: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
+            version = state.pop("format_version")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.state}: is no training state; take another checkpoint") from None
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self.path}: checkpoint format {version}, this version of vjepa reads up to {FORMAT_VERSION}; "
+                "go on with the version that wrote it, or a newer one"
+            )
+        return state
+
     @property
     def step(self) -> int | None:
         """Read the step off the name; None for a copy under another name."""
@@ -55,7 +78,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run, there or to be made."""
+    """Name what lies in the folder of a run, there or to be made."""
 
     path: Path
 
@@ -107,6 +130,14 @@ class RunFolder:
         """Name the checkpoint of `step` steps done, there or to be made."""
         return Checkpoint(self.checkpoints / f"step-{step:08d}")
 
+    def checkpoint_of(self, path: Path) -> Checkpoint | None:
+        """Find the checkpoint that `path` is or lies in; of the run itself the newest; None for other files."""
+        path = path.resolve()
+        if path == self.path:
+            return self.latest
+        folders = (folder for folder in (path, *path.parents) if folder.parent == self.checkpoints)
+        return next((Checkpoint(folder) for folder in folders if folder.is_dir()), None)
+
     @property
     def all_checkpoints(self) -> list[Checkpoint]:
         """List the checkpoints that are there, the oldest first."""
@@ -122,6 +153,14 @@ class RunFolder:
         """Find the checkpoint that measured best; None where none was measured."""
         return self._linked("best")
 
+    def point_latest(self, checkpoint: Checkpoint) -> None:
+        """Make `checkpoint` the newest."""
+        self._link("latest", checkpoint)
+
+    def point_best(self, checkpoint: Checkpoint) -> None:
+        """Make `checkpoint` the best."""
+        self._link("best", checkpoint)
+
     def require(self) -> Checkpoint:
         """Find the newest checkpoint. Raises UserError for a folder that is no run, or a run without a checkpoint."""
         if not self.config.is_file():
@@ -134,6 +173,12 @@ class RunFolder:
                 f"{self.path}: no checkpoint yet; train it first with python -m vjepa.train --config {self.config}"
             )
         return latest
+
+    def _link(self, name: str, checkpoint: Checkpoint) -> None:
+        link = self.checkpoints / f".{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.path.name)
+        os.replace(link, self.checkpoints / name)
 
     def _linked(self, name: str) -> Checkpoint | None:
         link = self.checkpoints / name

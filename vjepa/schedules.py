@@ -1,6 +1,4 @@
-"""Schedules: pure functions of the step, so that resuming has nothing to replay. The last step reaches
-the final value.
-"""
+"""Schedules: pure functions of the step, so that resuming has nothing to replay; the last step reaches the end."""
 
 from __future__ import annotations
 
@@ -10,22 +8,22 @@ from vjepa import config
 
 
 def progress(step: int, first: int, total: int) -> float:
-    """0 at step `first`, 1 at the last step `total - 1`, and within [0, 1] outside."""
+    """Rise from 0 at step `first` to 1 at the last step, `total - 1`; stay within [0, 1] outside."""
     return min(max((step - first) / max(total - 1 - first, 1), 0.0), 1.0)
 
 
 def cosine(step: int, first: int, total: int, start: float, end: float) -> float:
-    """Half a cosine from `start` to `end` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Follow half a cosine from `start` to `end` (Loshchilov & Hutter 2017, eq. 5)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress(step, first, total))) / 2
 
 
 def linear(step: int, total: int, start: float, end: float) -> float:
-    """A straight line from `start` to `end`."""
+    """Follow a straight line from `start` to `end`."""
     return start + (end - start) * progress(step, 0, total)
 
 
 def learning_rate(step: int, total: int, optim: config.Optim) -> float:
-    """A linear rise from `start_lr` over `warmup_steps`, which never is 0, then a cosine or a line to `final_lr`."""
+    """Rise linearly from `start_lr` over `warmup_steps`, never from 0; then follow a cosine or a line to `final_lr`."""
     warmup = optim.warmup_steps
     if step < warmup:
         return optim.start_lr + (optim.lr - optim.start_lr) * (step + 1) / (warmup + 1)
@@ -35,10 +33,10 @@ def learning_rate(step: int, total: int, optim: config.Optim) -> float:
 
 
 def laid_out(total: int, optim: config.Optim) -> int:
-    """Steps that the schedules are laid out over: those of the run, or more of which it sees the first part."""
+    """Count the steps that schedules are laid out over: those of the run, or more of which it sees the first."""
     return round(total * optim.schedule_stretch)
 
 
 def ramp(step: int, first: int, last: int) -> float:
-    """0 before step `first`, 1 from step `last` on, a straight line between."""
+    """Stay 0 before step `first`, rise in a straight line, be 1 from step `last` on."""
     return 1.0 if step >= last else max(step - first, 0) / (last - first)

@@ -31,13 +31,14 @@ from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer
 
 import vjepa
 from vjepa import config, device
-from vjepa.bench import alternating_medians, matmul_peak, median_seconds, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
 from vjepa.models.layers import Block, gather_tokens
+from vjepa.records import ClipBatch
 from vjepa.training import flops
+from vjepa.training.benchmark import alternating_medians, matmul_peak, median_seconds, peak_memory_bytes, training_step
 
-Step = Callable[[int, torch.Tensor], Any]
+Step = Callable[[int, ClipBatch], Any]
 Runs = dict[str, Callable[[int], torch.Tensor]]
 USABLE = 0.97  # of the memory of a GPU: what fragments of it leave
 
@@ -62,6 +63,9 @@ class Bench:
         return torch.randint(
             256, (batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8, device=self.where
         )
+
+    def batch(self, num_clips: int) -> ClipBatch:
+        return ClipBatch(self.clips(num_clips), torch.arange(num_clips))
 
     def row(self, name: str, batch: int, seconds: float, clip_flops: int, memory: int) -> str:
         achieved = batch * clip_flops / seconds
@@ -90,6 +94,10 @@ def forward(bench: Bench) -> Iterator[str]:
     single = normalise(bench.clips(1), torch.float32)
     apart = difference(encoder(single), theirs(single.transpose(1, 2), skip_predictor=True).last_hidden_state)
     yield f"features of one clip in fp32 differ by {apart:.1e} of their norm"
+    one = plan(settings.masks, grid).draw(1, 0, 0, 0, 1)[0].to(bench.where)
+    encoder_flops = flops.count(lambda: encoder(single))
+    seen = gather_tokens(encoder(single), one.context_ids)
+    both_flops = encoder_flops + flops.count(lambda: predictor(seen, one.context_ids, one.target_ids, grid))
     for network in networks:
         network.to(bench.dtype)
     batch = bench.batches[-1]
@@ -116,10 +124,6 @@ def forward(bench: Bench) -> Iterator[str]:
         ),
         "ours": predict,
     }
-    encoder_flops = flops.encoder_flops(settings.model, grid, grid.num_tokens)
-    both_flops = encoder_flops + flops.predictor_flops(
-        settings.model, mask.context_ids.shape[1], mask.target_ids.shape[1], dense=False
-    )
     for how in ("eager", "compiled"):
         if how == "compiled":
             compile_blocks(*networks)
@@ -153,7 +157,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def ours(bench: Bench, compiled: bool) -> Step:
     settings = bench.settings.model_copy(update={"run": bench.settings.run.model_copy(update={"compile": compiled})})
-    return training_step(settings, bench.where, bench.dtype)[0]
+    return training_step(settings, bench.where, bench.dtype)
 
 
 def published(bench: Bench, compiled: bool) -> Step:
@@ -166,8 +170,7 @@ def published(bench: Bench, compiled: bool) -> Step:
 def measure(make: Callable[[Bench, bool], Step], name: str, compiled: bool, bench: Bench) -> Iterator[str]:
     """A row for each batch that fits, and for the largest."""
     step = make(bench, compiled)
-    masks = plan(bench.settings.masks, bench.settings.grid).draw(1, 0, 0, 0, 1)
-    clip_flops = flops.step_flops(bench.settings, bench.settings.grid, masks)
+    clip_flops = flops.step_flops(bench.settings)
     peaks: dict[int, int] = {}
     for batch in bench.batches:
         peaks[batch], seconds = trial(step, bench, batch, bench.steps)
@@ -191,7 +194,7 @@ def trial(step: Step, bench: Bench, batch: int, steps: int) -> tuple[int, float 
     if bench.where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.where)
     try:
-        seconds = median_seconds(partial(step, clips=bench.clips(batch)), steps, bench.where)
+        seconds = median_seconds(partial(step, batch=bench.batch(batch)), steps, bench.where)
         return peak_memory_bytes(bench.where), seconds
     except torch.OutOfMemoryError:
         pass

@@ -151,7 +151,7 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
         of_teacher = config.validate({**settings.model_dump(mode="json"), "objective": TEACHER}, "teacher")
         teacher = learn(of_teacher, first)[0].encoder.requires_grad_(False)
     model, clips_per_s = learn(settings, batches, teacher)
-    untrained = settings.model.model_copy(update={"predictor": config.Predictor()}).model_dump_json()
+    untrained = settings.model.model_copy(update={"predictor": config.PredictorSettings()}).model_dump_json()
     if untrained not in clips.untrained:
         clips.untrained[untrained] = measure(untrained_encoder(settings), clips)
     return {
@@ -178,10 +178,11 @@ def learn(settings: config.Config, batches: Sequence[Tensor], teacher: Encoder |
     machine do not count.
     """
     model = build(settings, teacher)
-    step = TrainingStep(settings, model, make_optimizer(model, settings.optim), torch.float32, len(batches))
+    optimizer = make_optimizer(model, settings.optim)
+    step = TrainingStep(model, optimizer, settings.optim, torch.float32, len(batches))
     started = process_time()
     for number, batch in enumerate(batches):
-        step(number, batch)
+        step(number, ClipBatch(batch, torch.arange(len(batch))))
     return model, sum(map(len, batches)) / (process_time() - started)
 
 

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=174)
     options = parser.parse_args()
     where, dtype = device.pick(config.Run())
-    encoder = VisionTransformer(config.Model(encoder=config.Encoder(preset="small"))).requires_grad_(False).eval()
+    encoder = (
+        VisionTransformer(config.Model(encoder=config.EncoderSettings(preset="small"))).requires_grad_(False).eval()
+    )
     recipe = encoder_recipe(encoder, weights_hash(encoder), Reading((11,), ("tokens",), where, dtype))
     clips = torch.randint(0, 256, (ENCODER_BATCH, 3, 16, 112, 112), dtype=torch.uint8)
     tokens = recipe.run(clips, torch.arange(ENCODER_BATCH))["tokens"]

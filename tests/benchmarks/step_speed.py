@@ -19,10 +19,10 @@ from transformers import VJEPA2Config, VJEPA2Model
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder, apply_masks
 
 from vjepa import config, device
-from vjepa.bench import alternating_medians, peak_memory_bytes, training_step
 from vjepa.data.augment import normalise
 from vjepa.masking.draw import plan
-from vjepa.records import TokenMask
+from vjepa.records import ClipBatch, TokenMask
+from vjepa.training.benchmark import alternating_medians, peak_memory_bytes, training_step
 
 
 def published_networks(settings: config.Config) -> VJEPA2Config:
@@ -54,9 +54,9 @@ class PublishedStep:
             self.context.parameters(), lr=settings.optim.lr, weight_decay=settings.optim.weight_decay
         )
 
-    def __call__(self, step: int, clips: torch.Tensor) -> float:
+    def __call__(self, step: int, batch: ClipBatch) -> float:
         settings = self.settings
-        video = normalise(clips.to(self.where), torch.float32).transpose(1, 2)
+        video = normalise(batch.video.to(self.where), torch.float32).transpose(1, 2)
         masks = plan(settings.masks, settings.grid).draw(
             len(video), settings.run.seed, step * len(video), step, settings.optim.total_steps or 1
         )
@@ -105,15 +105,16 @@ def main() -> None:
     options = parser.parse_args()
     settings = config.load(options.config, [*options.overrides, "run.device=cpu"])
     data, where = settings.data, torch.device("cpu")
-    clips = torch.randint(256, (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
-    steps: dict[str, Callable[[int, torch.Tensor], object]] = {}
+    size = (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
+    batch = ClipBatch(torch.randint(256, size, dtype=torch.uint8), torch.arange(data.global_batch))
+    steps: dict[str, Callable[[int, ClipBatch], object]] = {}
     if options.only != "ours":
         steps["published, float32"] = PublishedStep(settings, where, torch.float32)
     if options.only != "published":
         for dtype in dict.fromkeys([torch.float32, device.pick(settings.run)[1]]):
-            steps[f"ours, {str(dtype).removeprefix('torch.')}"], _ = training_step(settings, where, dtype)
+            steps[f"ours, {str(dtype).removeprefix('torch.')}"] = training_step(settings, where, dtype)
     medians = alternating_medians(
-        {name: partial(run, clips=clips) for name, run in steps.items()}, options.steps, where
+        {name: partial(run, batch=batch) for name, run in steps.items()}, options.steps, where
     )
     print(f"{torch.get_num_threads()} threads, medians of {options.steps} alternating steps")
     for name, median in medians.items():

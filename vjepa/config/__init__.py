@@ -8,9 +8,9 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 from vjepa.config.data import Data, MixedSource, Source
 from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
-from vjepa.config.model import PRESETS, Backbone, Encoder, Model, Predictor, Transformer
+from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
 from vjepa.config.objective import Objective
-from vjepa.config.section import ConfigError, Section
+from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Data",
-    "Encoder",
+    "EncoderSettings",
     "Eval",
     "IjepaMask",
     "Mask",
@@ -29,11 +29,10 @@ __all__ = [
     "MultiblockMask",
     "Objective",
     "Optim",
-    "Predictor",
+    "PredictorSettings",
     "RandomMask",
     "RatioMask",
     "Run",
-    "Section",
     "Source",
     "Transformer",
     "TubeMask",

@@ -1,6 +1,4 @@
-"""Short names of settings: at the top level of a config file (`mask_ratio: 0.5`) and as overrides
-(`mask_ratio=0.6`).
-"""
+"""Short names of settings, at the top level of a config (`mask_ratio: 0.5`) and as overrides (`mask_ratio=0.6`)."""
 
 from __future__ import annotations
 

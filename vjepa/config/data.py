@@ -11,7 +11,7 @@ from vjepa.config.section import Section, check_ranges
 
 
 class Source(Section):
-    """Rows of a clip index. A plain path means all of its rows."""
+    """Name rows of a clip index. A plain path means all of its rows."""
 
     index: str = Field(description="clip index (Parquet) made by data_prep.index; relative to the working directory")
     where: dict[str, str | int | list[str | int]] = Field(
@@ -25,7 +25,7 @@ class Source(Section):
 
 
 class MixedSource(Source):
-    """A further source of training clips beside data.train."""
+    """Name a further source of training clips beside data.train."""
 
     ratio: float = Field(
         gt=0,
@@ -51,7 +51,7 @@ class MixedSource(Source):
 
 
 class Data(Section):
-    """From the clip index to uint8 batches."""
+    """Set how clips are read from the index and become uint8 batches."""
 
     prepare: Literal["none", "demo", "digits"] = Field(
         "none", description="write this data set beside data.train.index first: the demo's videos, or digits"
@@ -134,41 +134,36 @@ class Data(Section):
         return self
 
     def _ratios(self, per: str) -> tuple[Fraction, ...]:
-        """The ratio of each source of `mix` that has this `per`, exactly as it is written: 0.1 is a tenth."""
+        """List the ratio of each source of `mix` that has this `per`, exactly as it is written: 0.1 is a tenth."""
         return tuple(Fraction(str(source.ratio)) for source in self.mix if source.per == per)
 
     @property
     def mix_ratios(self) -> tuple[Fraction, ...]:
-        """Share of the steps of each source that has batches of its own."""
+        """List the share of the steps of each source that has batches of its own."""
         return self._ratios("step")
 
     @property
     def clip_ratios(self) -> tuple[Fraction, ...]:
-        """Share of each source that stands in the batches of data.train."""
+        """List the share of each source that stands in the batches of data.train."""
         return self._ratios("clip")
 
     @property
     def clips_in_turn(self) -> int:
-        """Clips that a batch gets of a video when its turn comes."""
+        """Count the clips that a batch gets of a video when its turn comes."""
         return self.clips_per_video * self.clips_per_decode
 
     @property
     def sources(self) -> dict[str, Data]:
-        """Name -> settings of each source of batches: data.train with what shares its batches, then each source with
-        batches of its own, in order.
+        """Give name -> settings of each source of batches: data.train first, then each with batches of its own.
 
         Of the mix, the settings of data.train hold the sources that share its batches.
         """
-        sources = {
-            "data.train": self.model_copy(update={"mix": [source for source in self.mix if source.per == "clip"]})
-        }
+        beside = [source for source in self.mix if source.per == "clip"]
+        sources = {"data.train": self.model_copy(update={"mix": beside})}
         for number, source in enumerate(self.mix):
             if source.per == "step":
-                given = {
-                    name: getattr(source, name)
-                    for name in ("num_frames", "global_batch")
-                    if getattr(source, name) is not None
-                }
+                own = {"num_frames": source.num_frames, "global_batch": source.global_batch}
+                given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
                 if source.clip_fps is not None:
                     given |= {"clip_fps": source.clip_fps, "frame_step": None, "duration_s": None}
                 sources[f"data.mix.{number}"] = self.model_copy(update={"train": source, "mix": [], **given})

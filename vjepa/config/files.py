@@ -1,6 +1,4 @@
-"""Configs as files and overrides: reading, validation with one line for each mistake, writing, and their
-description.
-"""
+"""Configs as files and overrides: reading, validation with one line for each mistake, writing, description."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ _MAKE_AN_INDEX = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps: `1e-4` is a number, and a key given twice is an error."""
+    """Read YAML 1.1 without its traps: `1e-4` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -47,7 +45,7 @@ def _parse(text: str) -> Any:
 
 
 def config_path(name: str) -> Path:
-    """The file called `name`, or the shipped config of that name (`demo`, `configs/demo.yaml`).
+    """Find the file called `name`, or the shipped config of that name (`demo`, `configs/demo.yaml`).
 
     Raises ConfigError where there is neither.
     """
@@ -63,8 +61,9 @@ def config_path(name: str) -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a config file and overrides `section.key=value`; both may use the short names of `ALIASES`.
-    Raises ConfigError with one line.
+    """Read and validate a config file and overrides `section.key=value`.
+
+    Both may use the short names of `ALIASES`. Raises ConfigError with one line.
     """
     path = config_path(name)
     try:
@@ -83,7 +82,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(tree: Mapping[str, Any], origin: str) -> Config:
-    """A `Config` from plain data; `origin` names the source in the one-line ConfigError."""
+    """Make a `Config` of plain data. Raises ConfigError with one line, which opens with `origin`."""
     try:
         return Config.model_validate_json(json.dumps(_filled(tree)))
     except (ValidationError, TypeError) as error:
@@ -92,14 +91,15 @@ def validate(tree: Mapping[str, Any], origin: str) -> Config:
         raise ConfigError(f"{origin}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """Every mistake as `path: what is wrong; remedy`, in one line."""
-    return "; ".join(_explain(one) for one in error.errors())
+def explain(error: ValidationError, section: type[Section] = Config) -> str:
+    """Tell every mistake in a `section` as `path: what is wrong; remedy`, in one line."""
+    return "; ".join(_explain(one, section) for one in error.errors())
 
 
 def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """With a section `data`, so that without one it is data.train that is missing; of single frames for a network of
-    timm, which reads images.
+    """Add a section `data`, so that without one it is data.train that is missing.
+
+    For a network of timm, which reads images, its default is single frames.
     """
     model, data = tree.get("model", {}), tree.get("data", {})
     of_timm = isinstance(model, dict) and model.get("backbone", "vit") not in get_args(Backbone)
@@ -107,18 +107,18 @@ def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML; reading it back gives the same config."""
+    """Write the resolved config as YAML; reading it back gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def describe_aliases() -> Iterator[str]:
-    """One line per short name: what it stands for."""
+    """List the short names, one line each: what it stands for."""
     for name, path in ALIASES.items():
         yield f"  {name} = {path}"
 
 
 def describe() -> Iterator[str]:
-    """One line per setting: path, type, default, meaning."""
+    """List the settings, one line each: path, type, default, meaning."""
     yield from _describe(Config, "")
     for kind, section in MASK_KINDS.items():
         yield from _describe(section, f"masks.N[{kind}].")
@@ -130,11 +130,9 @@ def _describe(section: type[BaseModel], prefix: str) -> Iterator[str]:
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _describe(inner, f"{prefix}{name}.")
             continue
-        default = (
-            "required"
-            if field.is_required()
-            else json.dumps(field.get_default(), default=lambda value: value.model_dump())
-        )
+        default = "required"
+        if not field.is_required():
+            default = json.dumps(field.get_default(), default=lambda value: value.model_dump())
         yield f"  {prefix}{name} = {default}  {field.description or ''}"
 
 
@@ -148,7 +146,7 @@ def _spell_out(tree: dict[str, Any], origin: str) -> None:
 
 
 def _is_given(tree: Any, path: str) -> bool:
-    """Whether `tree` has something at this path of keys and places in lists."""
+    """Tell whether `tree` has something at this path of keys and places in lists."""
     key, _, rest = path.partition(".")
     if isinstance(tree, list):
         tree = {str(place): value for place, value in enumerate(tree)}
@@ -197,29 +195,27 @@ def _place(items: list[Any], key: str, origin: str) -> Any:
     return items[int(key)]
 
 
-def _explain(error: Any) -> str:
-    """One validation error as `path: what is wrong; remedy`."""
+def _explain(error: Any, section: type[Section]) -> str:
+    """Tell one validation error as `path: what is wrong; remedy`."""
     path = [str(part) for part in error["loc"]]
     where = ".".join(path[:2] + path[3:] if path[:1] == ["masks"] else path)  # a mask's kind is no part of its path
     if error["type"] == "extra_forbidden":
-        known = [*_keys(path[:-1]), *(ALIASES if len(path) == 1 else ())]
+        known = [*_keys(path[:-1], section), *(ALIASES if len(path) == 1 and section is Config else ())]
         near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"{where}: unknown key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{where}: required, and not given" + (_MAKE_AN_INDEX if where == "data.train" else "")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}.{message}" if where else message
-    return f"{where}: {message}, got {error['input']!r}"
+    return f"{where}: {message}, got {error['input']!r}" if where else message
 
 
-def _keys(path: Sequence[str]) -> list[str]:
-    """The keys that a section knows, found by walking the path through the models."""
+def _keys(path: Sequence[str], section: Any) -> list[str]:
+    """List the keys that are known at a path inside of `section`, found by walking it through the models."""
     if path[:1] == ["masks"]:  # masks, place, kind
         return list(MASK_KINDS[path[2]].model_fields)
-    section: Any = Config
     for part in path:
         if part.isdigit():
             continue

@@ -10,9 +10,7 @@ from vjepa.config.section import Section, check_ranges
 
 
 class RatioMask(Section):
-    """What mask sets with a ratio share: it may change over training, in stages, so that shapes are static
-    within each.
-    """
+    """Set the ratio of a mask set, which may change over training, in stages, so that shapes are static within each."""
 
     ratio: float = Field(0.75, gt=0, lt=1, description="share that is hidden")
     final_ratio: float | None = Field(
@@ -86,8 +84,9 @@ class MultiblockMask(Section):
 
 
 class IjepaMask(Section):
-    """Predict several blocks apart from one context block without them (I-JEPA section 3); through time where there is
-    time.
+    """Predict several blocks apart from one context block without them (I-JEPA section 3).
+
+    Blocks last for all of time.
     """
 
     kind: Literal["ijepa"] = Field(description="several blocks are predicted apart (I-JEPA)")
@@ -118,7 +117,7 @@ MASK_KINDS: Final[dict[str, type[Section]]] = {
 
 
 def _mask_kind(value: Any) -> str:
-    """The `kind` of a set, as data or as a model; a set without one is a tube."""
+    """Tell the `kind` of a set, as data or as a model; a set without one is a tube."""
     return str(value.get("kind", "tube") if isinstance(value, dict) else getattr(value, "kind", "tube"))
 
 

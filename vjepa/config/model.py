@@ -39,7 +39,7 @@ USED_BY: Final[dict[str, tuple[Backbone, ...]]] = {
 
 
 class Transformer(Section):
-    """Shape of a stack of transformer blocks (Dosovitskiy et al. 2021)."""
+    """Shape a stack of transformer blocks (Dosovitskiy et al. 2021)."""
 
     width: int = Field(192, ge=8, description="features per token")
     depth: int = Field(12, ge=1, description="blocks")
@@ -57,7 +57,7 @@ class Transformer(Section):
 
     @property
     def has_heads(self) -> bool:
-        """Whether it attends at all."""
+        """Tell whether it attends at all."""
         return True
 
     @model_validator(mode="after")
@@ -67,8 +67,8 @@ class Transformer(Section):
         return self
 
 
-class Encoder(Transformer):
-    """Shape of the ViT, or of the energy transformer, that is context encoder and target encoder.
+class EncoderSettings(Transformer):
+    """Shape the ViT, or the energy transformer, that is context encoder and target encoder.
 
     Of an energy transformer depth is the number of steps, and the hidden width of the MLP that of the Hopfield
     network's memories.
@@ -87,8 +87,8 @@ class Encoder(Transformer):
         return {**PRESETS.get(str(value.get("preset")), {}), **value} if isinstance(value, dict) else value
 
 
-class Predictor(Transformer):
-    """Narrow network from context features and mask tokens to predictions (V-JEPA section 3.1)."""
+class PredictorSettings(Transformer):
+    """Shape the narrow network from context features and mask tokens to predictions (V-JEPA section 3.1)."""
 
     kind: Literal["transformer", "mlp"] = Field(
         "transformer", description="mlp: from the mean of the context and the place of the target alone"
@@ -105,7 +105,7 @@ class Predictor(Transformer):
 
     @property
     def has_heads(self) -> bool:
-        """Whether it attends at all: an MLP predicts each target by itself."""
+        """Tell whether it attends at all: an MLP predicts each target by itself."""
         return self.kind == "transformer"
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class Predictor(Transformer):
 
 
 class Model(Section):
-    """The networks. The target encoder has the shape of the context encoder."""
+    """Set the networks. The target encoder has the shape of the context encoder, `encoder`."""
 
     backbone: str = Field(
         "vit",
@@ -161,7 +161,7 @@ class Model(Section):
     )
     sincos_grid: tuple[int, int, int] | None = Field(
         None,
-        description="time slots, rows, columns of the sin-cos table; other grids interpolate it; null: one a grid",
+        description="time slots, rows, columns of the sin-cos table, which other grids interpolate; null: one for each",
     )
     image_mode: Literal["summed", "own", "repeat"] = Field(
         "summed",
@@ -176,8 +176,8 @@ class Model(Section):
     level_norms: bool = Field(
         False, description="a norm for each of 4 levels, in place of a single last one (V-JEPA 2.1; levels: 4 needs it)"
     )
-    encoder: Encoder = Encoder()
-    predictor: Predictor = Predictor()
+    encoder: EncoderSettings = EncoderSettings()
+    predictor: PredictorSettings = PredictorSettings()
 
     @model_validator(mode="after")
     def _of_backbone(self) -> Self:
@@ -211,7 +211,7 @@ class Model(Section):
 
     @property
     def patch_values(self) -> int:
-        """Numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
+        """Count the numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
         return 3 * self.tubelet_frames * self.patch_px**2
 
     def _is_changed(self, path: str) -> bool:
@@ -226,16 +226,18 @@ class Model(Section):
 
     @property
     def known_width(self) -> int | None:
-        """Features per token of the encoder; None for a network of timm, which knows its own
-        (`vjepa.models.backbone.encoder_width`).
+        """Tell the features per token of the encoder; None for a network of timm, which knows its own.
+
+        `vjepa.models.backbone.encoder_width` asks it.
         """
         return None if self.backbone_kind == "timm" else self.encoder.width
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
-        """The token grid of a video of this size; a single frame is one time slot, but for `image_mode: repeat`.
+        """Give the token grid (t, h, w) of a video of so many frames, and of this height and width in pixels.
 
-        What does not fill a patch at the far end of an axis is left out, as a strided convolution does. Raises
-        ConfigError where nothing is left, and for the changes of a single frame.
+        A single frame is one time slot, but for `image_mode: repeat`. What does not fill a patch at the far end of an
+        axis is left out, as a strided convolution does. Raises ConfigError where nothing is left, and for the changes
+        of a single frame.
         """
         if num_frames == 1 and self.input == "changes":
             raise ConfigError(
@@ -244,9 +246,8 @@ class Model(Section):
             )
         if num_frames == 1 and self.image_mode == "repeat":
             num_frames = self.image_repeats
-        grid = TokenGrid(
-            1 if num_frames == 1 else num_frames // self.tubelet_frames, height // self.patch_px, width // self.patch_px
-        )
+        slots = 1 if num_frames == 1 else num_frames // self.tubelet_frames
+        grid = TokenGrid(slots, height // self.patch_px, width // self.patch_px)
         if not grid.num_tokens:
             raise ConfigError(
                 f"{num_frames} frames of {height}x{width} px hold no patch of {self.tubelet_frames} frames "

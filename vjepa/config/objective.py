@@ -10,7 +10,7 @@ from vjepa.config.section import Section
 
 
 class Objective(Section):
-    """A weighted sum of terms, each logged under its name; one of weight 0 is not computed.
+    """Weigh the terms of the loss, each logged under its name; one of weight 0 is not computed.
 
     Of the clips of a batch there are views: each mask set shows other tokens, each crop of `data.clips_per_decode`
     another part of the frame. The mean-pooled features of a view, after the projector, are its embedding.
@@ -65,24 +65,24 @@ class Objective(Section):
     sigreg: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance of embeddings to a Gaussian, along random lines (LeJEPA: .02 to .05)",
+        description="weight of the distance of embeddings to a standard Gaussian, along random lines (LeJEPA: .02-.05)",
     )
     sigreg_slices: int = Field(256, ge=1, description="those lines, drawn anew in each step")
     sigreg_knots: int = Field(17, ge=2, description="points of the integral over each characteristic function")
 
     @property
     def predicts(self) -> bool:
-        """Whether any term needs predictions; if none does, there is no predictor."""
+        """Tell whether any term needs predictions; if none does, there is no predictor."""
         return any((self.prediction, self.context_weight, self.cycle, self.vicreg_invariance))
 
     @property
     def embeds(self) -> bool:
-        """Whether any term needs the embeddings of views."""
+        """Tell whether any term needs the embeddings of views."""
         return any((self.view_invariance, self.vicreg_variance, self.vicreg_covariance, self.sigreg))
 
     @property
     def weights(self) -> dict[str, float]:
-        """Name of a term, as it is logged -> its weight in the sum; that of `context` changes with the step."""
+        """Give the name of a term, as it is logged -> its weight; that of `context` changes with the step."""
         return {
             "prediction": self.prediction,
             "cycle": self.cycle,
@@ -95,8 +95,9 @@ class Objective(Section):
 
     @property
     def networks(self) -> list[str]:
-        """Names of the networks that a run trains, and of the average of one: each is a file of a checkpoint. A frozen
-        teacher is none of them.
+        """Name the networks that a run trains, and the average of one: each is a file of a checkpoint.
+
+        A frozen teacher is none of them.
         """
         there = {
             "encoder": True,

@@ -8,7 +8,7 @@ from vjepa.errors import UserError
 
 
 class ConfigError(UserError):
-    """A setting that cannot be used. The message is one line and names the key."""
+    """Tell of a setting that cannot be used, in one line that names the key."""
 
 
 class Section(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,10 +13,11 @@ from vjepa.config.model import Model
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError, Section
 from vjepa.records import TokenGrid
+from vjepa.run_folder import RunFolder
 
 
 class Run(Section):
-    """Where a run lives, and how it executes."""
+    """Set where a run lives, and how it executes."""
 
     dir: str | None = Field(None, description="run folder; null: runs/<name of the config file>")
     seed: int = Field(0, ge=0, description="every random choice is a function of it and of a counter")
@@ -38,9 +40,14 @@ class Run(Section):
     )
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are removed")
 
+    @property
+    def folder(self) -> RunFolder:
+        """Give the folder of this run: `dir`, or runs/unnamed for settings that came from no file."""
+        return RunFolder(Path(self.dir or "runs/unnamed"))
+
 
 class Optim(Section):
-    """AdamW, its schedules, and the EMA of the target encoder. Schedules are pure functions of the step."""
+    """Set AdamW, its schedules, and the EMA of the target encoder. Schedules are pure functions of the step."""
 
     total_steps: int | None = Field(None, ge=1, description="length of the run; give this or epochs")
     epochs: float | None = Field(None, gt=0, description="length in passes over data.train; give this or total_steps")
@@ -69,7 +76,7 @@ class Optim(Section):
 
 
 class Eval(Section):
-    """What the closing report measures on frozen, mean-pooled features."""
+    """Set what the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
     group: str = Field(
@@ -104,6 +111,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self._check_choices()
+        self._check_views()
+        self._check_sizes()
+        return self._with_out_width()
+
+    def _check_choices(self) -> None:
+        """Check that what one section asks for is there in the others."""
         if self.eval.every_steps is not None and self.data.val is None:
             raise ValueError("eval.every_steps: probes need labelled clips; set data.val, or eval.every_steps to null")
         if self.eval.encoder not in self.objective.networks:
@@ -128,7 +142,9 @@ class Config(Section):
                 "objective.context_weight: masks of kind ijepa predict each target apart, with no loss on "
                 "visible tokens; use another kind"
             )
-        self._check_views()
+
+    def _check_sizes(self) -> None:
+        """Check that clips are whole numbers of patches and tubelets, and have a grid."""
         if self.data.crop_px % self.model.patch_px:
             raise ValueError(
                 f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
@@ -145,10 +161,9 @@ class Config(Section):
                 self.model.grid(data.num_frames, data.crop_px, data.crop_px)
             except ConfigError as error:
                 raise ValueError(f"{path}: {error}") from None
-        return self._with_out_width()
 
     def _check_views(self) -> None:
-        """Terms over embeddings compare clips, or views of a clip."""
+        """Check that terms over embeddings have clips, or views of a clip, to compare."""
         objective, crops = self.objective, self.data.clips_per_decode
         if objective.view_invariance and len(self.masks) * crops < 2:
             raise ValueError(
@@ -164,8 +179,9 @@ class Config(Section):
                 )
 
     def _with_out_width(self) -> Self:
-        """The width of predictions: of pixels it is known, of features it is the encoder's, of a frozen teacher that of
-        its file.
+        """Set the width of predictions where it is that of pixels, and check it elsewhere.
+
+        Of features it is the encoder's, of a frozen teacher that of its file.
         """
         model, targets = self.model, self.objective.targets
         if targets == "frozen" or not self.objective.predicts:
@@ -185,12 +201,12 @@ class Config(Section):
 
     @property
     def grid(self) -> TokenGrid:
-        """The token grid of a clip of data.train, and of evaluation."""
+        """Give the token grid of a clip of data.train, and of evaluation."""
         return self.grids["data.train"]
 
     @property
     def grids(self) -> dict[str, TokenGrid]:
-        """Name -> the token grid of a clip, for every source of `data.sources`."""
+        """Give name -> the token grid of a clip, for every source of `data.sources`."""
         return {
             name: self.model.grid(data.num_frames, data.crop_px, data.crop_px)
             for name, data in self.data.sources.items()

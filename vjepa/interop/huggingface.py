@@ -33,9 +33,10 @@ NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Names of theirs for names of ours, without `.weight` and `.bias`; several are stacked. block: where their block
-    number {} is.
+class TensorNames:
+    """Translate our names of tensors into theirs, without `.weight` and `.bias`; several of theirs are stacked.
+
+    block: the start of the names in their block number {}. parts: within a block. names: outside of blocks.
     """
 
     block: str
@@ -43,7 +44,7 @@ class Layout:
     names: Mapping[str, tuple[str, ...]]
 
     def theirs(self, key: str) -> tuple[str, ...]:
-        """Their keys of our `key`: blocks.0.attn.qkv.bias -> encoder.layer.0.attention.{query,key,value}.bias."""
+        """List their keys of our `key`: blocks.0.attn.qkv.bias -> encoder.layer.0.attention.{query,key,value}.bias."""
         stem, _, kind = key.rpartition(".")
         numbered = re.fullmatch(r".*?blocks\.(\d+)\.(.+)", stem)
         if numbered is None:
@@ -59,12 +60,12 @@ VJEPA2_PARTS = {
     "mlp.fc1": ("mlp.fc1",),
     "mlp.fc2": ("mlp.fc2",),
 }
-VJEPA2_ENCODER = Layout(
+VJEPA2_ENCODER = TensorNames(
     block="encoder.layer.{}",
     parts=VJEPA2_PARTS,
     names={"patch_embed.proj": ("encoder.embeddings.patch_embeddings.proj",), "norm": ("encoder.layernorm",)},
 )
-VJEPA2_PREDICTOR = Layout(
+VJEPA2_PREDICTOR = TensorNames(
     block="predictor.layer.{}",
     parts=VJEPA2_PARTS,
     names={
@@ -77,7 +78,7 @@ VJEPA2_PREDICTOR = Layout(
 IJEPA_NAMES = {"patch_embed.proj": ("embeddings.patch_embeddings.projection",), "norm": ("layernorm",)}
 # I-JEPA files hold the names of the library's ViT before version 5, which version 5 still writes; in memory it has
 # other ones.
-IJEPA_FILE = Layout(
+IJEPA_FILE = TensorNames(
     block="encoder.layer.{}",
     parts={
         "norm1": ("layernorm_before",),
@@ -89,7 +90,7 @@ IJEPA_FILE = Layout(
     },
     names=IJEPA_NAMES,
 )
-IJEPA_MEMORY = Layout(
+IJEPA_MEMORY = TensorNames(
     block="layers.{}",
     parts={
         "norm1": ("layernorm_before",),
@@ -143,7 +144,7 @@ SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` is a folder of a V-JEPA 2 or I-JEPA model."""
+    """Tell whether `path` is a folder of a V-JEPA 2 or I-JEPA model."""
     try:
         settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -152,7 +153,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Weights:
-    """The networks of a folder. Of a classifier model the head is left to `interop.probes`.
+    """Read the networks of a folder. Of a classifier model the head is left to `interop.probes`.
 
     Raises UserError that names the file and key for what is missing, surplus or misshapen, and for settings that our
     networks lack.
@@ -160,21 +161,16 @@ def read(path: Path) -> Weights:
     settings, stored = read_folder(path)
     prefix = f"{settings['model_type']}."
     if any(key.startswith(prefix) for key in stored):  # a classifier model: its head stands beside the model
-        stored = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in stored.items()
-            if not key.startswith(("pooler.", "classifier."))
-        }
+        of_model = (item for item in stored.items() if not item[0].startswith(("pooler.", "classifier.")))
+        stored = {key.removeprefix(prefix): tensor for key, tensor in of_model}
     weights = _vjepa2(path, settings, stored) if settings["model_type"] == "vjepa2" else _ijepa(path, settings, stored)
     refuse_rest(stored, path)
     return weights
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
-    shapes = {
-        "encoder": _shape(settings, ""),
-        "predictor": _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]},
-    }
+    predictor_shape = _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}
+    shapes = {"encoder": _shape(settings, ""), "predictor": predictor_shape}
     sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
     model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
@@ -186,46 +182,40 @@ def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> 
 
 
 def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
-    """An encoder of images, with the table of positions of the file (this library learns it, the paper fixes it)."""
+    """Read an encoder of images and its table of positions, which this library learns and the paper fixes."""
     patch_px, side = _side(path, settings, "patch_size"), _side(path, settings, "image_size")
-    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {
-        "mlp_ratio": settings["intermediate_size"] / settings["hidden_size"]
-    }
+    mlp_ratio = settings["intermediate_size"] / settings["hidden_size"]
+    shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": mlp_ratio}
     cells = side // patch_px
     sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
     model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
     kernel = "embeddings.patch_embeddings.projection.weight"
     if kernel in stored:
         stored[kernel] = stored[kernel].unsqueeze(2)  # 2D -> 3D with one tap
-    layout = IJEPA_MEMORY if any(key.startswith("layers.") for key in stored) else IJEPA_FILE
-    encoder = take(stored, _networks(model)[0], layout, path)
-    table = _pop(stored, "embeddings.position_embeddings", (1, cells * cells, settings["hidden_size"]), path)
-    return Weights(str(path), model, encoder, tables={"encoder": table[0].float()})
+    table = IJEPA_MEMORY if any(key.startswith("layers.") for key in stored) else IJEPA_FILE
+    encoder = take(stored, _networks(model)[0], table, path)
+    positions = _pop(stored, "embeddings.position_embeddings", (1, cells * cells, settings["hidden_size"]), path)
+    return Weights(str(path), model, encoder, tables={"encoder": positions[0].float()})
 
 
 def _shape(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Our settings of the encoder (prefix "") or the predictor ("pred_"); they round the hidden width down, we to the
-    nearest.
+    """Give our settings of the encoder (prefix "") or the predictor ("pred_").
+
+    They round the hidden width of the MLP down, we to the nearest.
     """
-    width, depth, heads = (
-        settings[f"{prefix}{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
-    return {
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "mlp_ratio": int(width * settings[f"{prefix}mlp_ratio"]) / width,
-    }
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
+    width, depth, heads, ratio = (settings[f"{prefix}{name}"] for name in names)
+    return {"width": width, "depth": depth, "heads": heads, "mlp_ratio": int(width * ratio) / width}
 
 
 def _networks(model: config.Model) -> tuple[nn.Module, nn.Module]:
-    """Encoder and predictor without storage, for the names and shapes of their tensors."""
+    """Make encoder and predictor without storage, for the names and shapes of their tensors."""
     with torch.device("meta"):
         return VisionTransformer(model), make_predictor(model, model.predictor.mask_tokens or 1, dense=False)
 
 
 def _side(path: Path, settings: Mapping[str, Any], name: str) -> int:
-    """A size in pixels, which config.json may give as one number or as two equal ones."""
+    """Read a size in pixels, which config.json may give as one number or as two equal ones."""
     value = settings[name]
     sides = value if isinstance(value, list) else [value]
     if any(side != sides[0] or not isinstance(side, int) or side < 1 for side in sides) or not sides:
@@ -234,7 +224,7 @@ def _side(path: Path, settings: Mapping[str, Any], name: str) -> int:
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings with the defaults filled in, and every tensor by its name in the file or files.
+    """Read the settings, with the defaults filled in, and every tensor by its name in the file or files.
 
     Raises UserError for a folder of another kind of model and for settings that no network of ours has.
     """
@@ -250,7 +240,7 @@ def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError for a setting that no network of ours has."""
+    """Raise UserError for a setting that no network of ours has."""
     kind = settings["model_type"]
     for name, values in SUPPORTED[kind].items():
         if settings[name] not in values:
@@ -261,7 +251,7 @@ def _check(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of the one file, or of all the files that the index names."""
+    """Read name -> tensor of the one file, or of all the files that the index names."""
     index = path / INDEX
     if not index.is_file():
         return read_tensors(path / TENSORS)
@@ -281,13 +271,14 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def take(stored: dict[str, Tensor], network: nn.Module, layout: Layout, path: Path) -> dict[str, Tensor]:
-    """The tensors of `network` under our names, taken out of `stored`. Raises UserError that names a key which is
-    missing or misshapen.
+def take(stored: dict[str, Tensor], network: nn.Module, table: TensorNames, path: Path) -> dict[str, Tensor]:
+    """Take the tensors of `network`, under our names, out of `stored`.
+
+    Raises UserError that names a key which is missing or misshapen.
     """
     ours = {}
     for key, wanted in network.state_dict().items():
-        names = layout.theirs(key)
+        names = table.theirs(key)
         shape = (wanted.shape[0] // len(names), *wanted.shape[1:])
         parts = [_pop(stored, name, shape, path) for name in names]
         ours[key] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -304,18 +295,18 @@ def _pop(stored: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Pat
 
 
 def refuse_rest(stored: Mapping[str, Tensor], path: Path) -> None:
-    """Raises UserError that names a key which no network has taken."""
+    """Raise UserError that names a key which no network has taken."""
     if stored:
         more = f" (and {len(stored) - 1} more)" if len(stored) > 1 else ""
         raise UserError(f"{path}: {min(stored)} is not part of this model{more}; the weights do not fit {CONFIG}")
 
 
 def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None:
-    """A new folder that `transformers.VJEPA2Model.from_pretrained` loads with no key missing or surplus.
+    """Write a new folder that `transformers.VJEPA2Model.from_pretrained` loads with no key missing or surplus.
 
-    crop_px: the square size of the videos that it will be given; its positions are right for no other (module
-    docstring).
-    num_frames: of a clip, for the record; it changes nothing. Raises UserError for what V-JEPA 2 cannot express there.
+    crop_px: the square size of the videos that it will be given; its positions are right for no other (see above).
+    num_frames: of a clip, for the record; it changes nothing.
+    Raises UserError for what V-JEPA 2 cannot express there, and for clips smaller than a patch.
     """
     _refuse_inexpressible(weights)
     model = weights.model
@@ -325,22 +316,21 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
         )
     networks = ((weights.build_encoder(), VJEPA2_ENCODER), (weights.build_predictor(), VJEPA2_PREDICTOR))
     theirs: dict[str, Tensor] = {}
-    for network, layout in networks:
+    for network, table in networks:
         for key, tensor in network.state_dict().items():
-            names = layout.theirs(key)
+            names = table.theirs(key)
             theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
     num_masks = sum(name.startswith(MASK_TOKENS) for name in theirs)
     theirs[MASK_TOKENS] = torch.stack([theirs.pop(f"{MASK_TOKENS}.{number}") for number in range(num_masks)])
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in theirs.items()}, folder / TENSORS, metadata={"format": "pt"}
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
 
 
 def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
-    """Their config.json."""
+    """Make their config.json."""
     encoder, predictor = model.encoder, model.predictor
     return VJEPA2_DEFAULTS | {
         "architectures": ["VJEPA2Model"],
@@ -361,31 +351,32 @@ def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
 
 
 def _rounded_down_ratio(shape: config.Transformer) -> float:
-    """A ratio that gives our hidden width where it is rounded down: 6143.99 must not become 6143."""
+    """Find a ratio that gives our hidden width where it is rounded down: 6143.99 must not become 6143."""
     hidden = round(shape.width * shape.mlp_ratio)
     ratio = hidden / shape.width
     return ratio if int(shape.width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _refuse_inexpressible(weights: Weights) -> None:
-    """Raises UserError for what Hugging Face's VJEPA2Model does not have."""
+    """Raise UserError for what Hugging Face's VJEPA2Model does not have."""
     model = weights.model
+    other_width = model.predictor.out_width not in (None, model.encoder.width)
+    other_repeats = model.image_mode == "repeat" and model.image_repeats != model.tubelet_frames
     refusals = {
         f"backbone: {model.backbone} (it is a ViT)": model.backbone != "vit",
         f"input: {model.input} (it only has frames)": model.input != "frames",
         f"positions: {model.positions} (it only has rope)": model.positions != "rope",
-        "rope: rotation (it only has the formula of the published weights; train with model.rope=vjepa2)": model.rope
-        != "vjepa2",
+        f"rope: {model.rope} (it only has the formula of the published weights; train with model.rope=vjepa2)": (
+            model.rope != "vjepa2"
+        ),
         "rope_grid (it never scales positions)": model.rope_grid is not None,
         "image_mode: own (it has one patch kernel)": model.image_mode == "own",
-        "image_mode: repeat (it repeats a single frame to one tubelet)": model.image_mode == "repeat"
-        and model.image_repeats != model.tubelet_frames,
+        "image_mode: repeat (it repeats a single frame to one tubelet)": other_repeats,
         "modality_embedding": model.modality_embedding,
         "level_norms (it has one last norm)": model.level_norms,
         "mlp: swiglu": "swiglu" in (model.encoder.mlp, model.predictor.mlp),
         "a predictor of kind: mlp": model.predictor.kind == "mlp",
-        "a predictor with another out_width than the encoder": model.predictor.out_width
-        not in (None, model.encoder.width),
+        "a predictor with another out_width than the encoder": other_width,
         "a predictor with a dense head": weights.dense,
     }
     for what, is_so in refusals.items():

@@ -23,14 +23,14 @@ WHICH: Final = ("target_encoder", "encoder")
 
 
 def read(path: Path | str, format: str | None = None, hints: Hints | None = None, *, predictor: bool = True) -> Weights:
-    """The networks at `path`, in a format of `FORMATS`, or in the one that is recognised.
+    """Read the networks at `path`, in a format of `FORMATS`, or in the one that is recognised.
 
     hints: which encoder, where there are two, and what a training file cannot tell. Where they do not say which, it is
-    the one that is
-    evaluated: `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder of a published
-    file (V-JEPA, section 4).
-    predictor: False reads the encoder of a training file alone. Raises UserError with one line for a path that is none
-    of these, for a format that it is not, and for a hint that the format has no use for.
+    the one that is evaluated: `eval.encoder` of a run (unless set otherwise its context encoder), the target encoder
+    of a published file (V-JEPA, section 4).
+    predictor: False reads the encoder of a training file alone.
+    Raises UserError with one line for a path that is none of these, for a format that it is not, and for a hint that
+    the format has no use for.
     """
     path, hints = Path(path), hints or Hints()
     if format is not None and format not in FORMATS:
@@ -53,21 +53,18 @@ def read(path: Path | str, format: str | None = None, hints: Hints | None = None
 
 
 def recognise(path: Path) -> str:
-    """The format at `path`. Raises UserError that says what was found where it is none, or might be two."""
+    """Tell the format at `path`. Raises UserError that says what was found where it is none, or might be two."""
     if not path.is_dir() and own.read_metadata(path) is None:
         return meta.recognise(path)
-    formats = [
-        format for format, fits in (("vjepa", own.recognises), ("huggingface", huggingface.recognises)) if fits(path)
-    ]
+    readers = {"vjepa": own, "huggingface": huggingface}
+    formats = [format for format, reader in readers.items() if reader.recognises(path)]
     if len(formats) == 1:
         return formats[0]
     if formats:
         raise UserError(f"{path}: could be {' or '.join(FORMATS[format] for format in formats)}; name it with format=")
-    found = (
-        f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}"
-        if path.is_dir()
-        else "a safetensors file"
-    )
+    found = "a safetensors file"
+    if path.is_dir():
+        found = f"a folder of {', '.join(sorted(entry.name for entry in path.iterdir())[:5]) or 'nothing'}"
     raise UserError(
         f"{path}: {found}, neither {FORMATS['vjepa']} nor {FORMATS['huggingface']}; name another path, or the "
         "format with format="

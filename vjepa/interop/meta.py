@@ -2,8 +2,8 @@
 
 Such a file is a pickled dict: networks (`encoder`, `target_encoder` or `ema_encoder`, `predictor`) beside the
 optimizer's state. A network is a dict of tensors whose names carry the wrappers of the training code,
-`module.backbone.` or `module.`. Settings are in none of these
-files: all but the numbers of attention heads are read off the shapes.
+`module.backbone.` or `module.`. Settings are in none of these files: all but the numbers of attention heads are read
+off the shapes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TABLE_FRAMES = 16
 
 @dataclass(frozen=True)
 class Hints:
-    """What a training file cannot tell.
+    """Tell what a training file cannot.
 
     which: the encoder that was trained, or its moving average; None: the one that `load.read` says.
     heads, predictor_heads: attention heads; None: those of the published sizes.
@@ -70,8 +70,10 @@ class Hints:
 
 @dataclass(frozen=True)
 class TrainingFile:
-    """The networks of one file, wrappers stripped from the names; `encoders` by which one, the predictor empty where
-    there is none.
+    """Hold the networks of one file, wrappers stripped from the names.
+
+    encoders: by which one, `encoder` or `target_encoder`. predictor: empty where there is none. has_ema: the average is
+    called ema_encoder.
     """
 
     origin: str
@@ -80,17 +82,17 @@ class TrainingFile:
     has_ema: bool
 
     def encoder(self, which: str) -> Tensors:
-        """Raises UserError where the file has another one alone."""
+        """Take one encoder. Raises UserError where the file has another one alone."""
         if which not in self.encoders:
             raise UserError(f"{self.origin}: has no {which}; take another with which= ({', '.join(self.encoders)})")
         return self.encoders[which]
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dict in a file of torch.save: tensors, numbers, text. Tensors stay on disk until used, and no code is
-    unpickled.
+    """Read the dict in a file of torch.save: tensors, numbers, text.
 
-    Raises UserError for a file that is none, is damaged, or needs code to load.
+    Tensors stay on disk until used, and no code is unpickled. Raises UserError for a file that is none, is damaged, or
+    needs code to load.
     """
     try:
         with path.open("rb") as file:
@@ -99,11 +101,9 @@ def read_file(path: Path) -> dict[str, Any]:
             file.seek(0)
             # a path is mapped to memory, but torch believes its ending
             source = path if is_zip and path.suffix != ".safetensors" else file
-            content = (
-                torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
-                if is_zip or is_old
-                else None
-            )
+            content = None
+            if is_zip or is_old:
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         needs = f"needs the code of {code[1]}" if code else "holds more than tensors, numbers and text"
@@ -118,21 +118,18 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_networks(path: Path) -> TrainingFile:
-    """The networks of a file; one that is the state dict of an encoder itself counts as either encoder. Raises
-    UserError where there is none.
+    """Read the networks of a file; one that is the state dict of an encoder itself counts as either encoder.
+
+    Raises UserError where there is none.
     """
     content = read_file(path)
     if any(isinstance(value, Tensor) for value in content.values()):
         encoder = _network(content, f"{path}")
         return TrainingFile(str(path), {"encoder": encoder, "target_encoder": encoder}, {}, has_ema=False)
-    average = (
-        "ema_encoder" if "ema_encoder" in content else "target_encoder"
-    )  # beside ema_encoder, the other is the teacher of a distillation
-    encoders = {
-        name: _network(content[key], f"{path}: {key}")
-        for name, key in (("encoder", "encoder"), ("target_encoder", average))
-        if key in content
-    }
+    # beside ema_encoder, target_encoder is the teacher of a distillation
+    average = "ema_encoder" if "ema_encoder" in content else "target_encoder"
+    keys = {"encoder": "encoder", "target_encoder": average}
+    encoders = {name: _network(content[key], f"{path}: {key}") for name, key in keys.items() if key in content}
     if not encoders:
         raise UserError(
             f"{path}: has no encoder, target_encoder or ema_encoder (it has "
@@ -143,7 +140,7 @@ def read_networks(path: Path) -> TrainingFile:
 
 
 def _network(content: Any, origin: str) -> Tensors:
-    """Name without wrappers -> tensor. Raises UserError for what is no state dict, or has two tensors of one name."""
+    """Strip wrappers from the names of tensors. Raises UserError for no state dict, or two tensors of one name."""
     if not isinstance(content, dict):
         raise UserError(f"{origin}: not a state dict but a {type(content).__name__}")
     tensors: dict[str, Tensor] = {}
@@ -159,7 +156,7 @@ def _network(content: Any, origin: str) -> Tensors:
 
 @dataclass(frozen=True)
 class _Cues:
-    """What tells the formats apart."""
+    """Hold what tells the formats apart."""
 
     kernel_dims: int
     has_levels: bool
@@ -169,7 +166,7 @@ class _Cues:
 
     @classmethod
     def of(cls, file: TrainingFile, encoder: Tensors) -> _Cues:
-        """`encoder`: one of the file's."""
+        """Read the cues off a file and one of its encoders."""
         return cls(
             _need(encoder, KERNEL, file.origin).ndim,
             file.has_ema or any(key.startswith("norms_block.") for key in encoder),
@@ -179,16 +176,12 @@ class _Cues:
         )
 
     def __str__(self) -> str:
-        parts = [
-            f"a {self.kernel_dims}-D patch kernel",
-            "norms_block or ema_encoder" if self.has_levels else "no norms_block",
-        ]
-        return ", ".join(
-            [*parts, "pos_embed" if self.has_table else "no pos_embed", f"{self.num_mask_tokens} mask tokens"]
-        )
+        levels = "norms_block or ema_encoder" if self.has_levels else "no norms_block"
+        table = "pos_embed" if self.has_table else "no pos_embed"
+        return f"a {self.kernel_dims}-D patch kernel, {levels}, {table}, {self.num_mask_tokens} mask tokens"
 
 
-# Whether a file may be of a format.
+# Tells of each format whether a file may be of it.
 FITS: Final[dict[str, Callable[[_Cues], bool]]] = {
     "vjepa1": lambda cues: cues.kernel_dims == 5 and not cues.has_levels and cues.has_table,
     "vjepa2": lambda cues: cues.kernel_dims == 5 and not cues.has_levels,
@@ -198,9 +191,9 @@ FITS: Final[dict[str, Callable[[_Cues], bool]]] = {
 
 
 def recognise(path: Path) -> str:
-    """The format of a training file, by its content. Raises UserError that says what was found where none fits, or
-    where two do.
+    """Tell the format of a training file by its content.
 
+    Raises UserError that says what was found where none fits, or where two do.
     A table of positions means V-JEPA 1 or one of the V-JEPA 2 files that carry one without using it: V-JEPA 1 has 2
     mask tokens, V-JEPA 2 has 6 or more.
     """
@@ -219,8 +212,7 @@ def recognise(path: Path) -> str:
 
 
 def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool = True) -> Weights:
-    """The networks of a training file of V-JEPA 1 (`vjepa1`), V-JEPA 2 (`vjepa2`), V-JEPA 2.1 (`vjepa2.1`) or I-JEPA
-    (`ijepa`).
+    """Read the networks of a training file, of format `vjepa1`, `vjepa2`, `vjepa2.1` or `ijepa`.
 
     predictor: False leaves it out, with settings at their defaults, so that what is wrong with it does not matter.
     `pos_embed` and `predictor_pos_embed` in the files of V-JEPA 2 and 2.1 are dropped: these networks rotate, and never
@@ -252,9 +244,7 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
-    return Weights(
-        str(path), parse_model(settings, str(path)), stored["encoder"], stored["predictor"], dense, tables, which
-    )
+    return Weights(str(path), parse_model(settings, str(path)), **stored, dense=dense, tables=tables, which=which)
 
 
 def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:
@@ -264,14 +254,13 @@ def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:
 
 
 def _count(tensors: Tensors, stem: str) -> int:
-    """1 + the largest i of the keys `stem.i` and `stem.i.*`; 0 without one."""
+    """Count to 1 + the largest i of the keys `stem.i` and `stem.i.*`; 0 without one."""
     numbers = (re.match(rf"{stem}\.(\d+)(\.|$)", key) for key in tensors)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) -> dict[str, Tensor]:
-    """Take the tables of positions [1, N, D] out of the networks; fp32 [N, D] each for a format that adds positions,
-    else none.
+    """Take the tables of positions [1, N, D] out of the networks; fp32 [N, D] for a format that adds them, else none.
 
     A predictor's is asked for where there is a predictor.
     """
@@ -289,16 +278,14 @@ def _take_tables(stored: dict[str, dict[str, Tensor]], format: str, path: Path) 
 
 
 def _as_video(stored: dict[str, dict[str, Tensor]]) -> None:
-    """I-JEPA's image kernel [D, 3, p, p] as one of a single frame, and its only mask token under the name of the first
-    of several.
-    """
+    """Give I-JEPA's image kernel [D, 3, p, p] one frame, and its only mask token the name of the first of several."""
     stored["encoder"][KERNEL] = stored["encoder"][KERNEL].unsqueeze(2)
     if "mask_token" in stored["predictor"]:
         stored["predictor"]["mask_tokens.0"] = stored["predictor"].pop("mask_token")
 
 
 def _patches(encoder: Tensors, path: Path) -> dict[str, Any]:
-    """Of a kernel [D, 3, taps, p, p]."""
+    """Read the settings of patches off the kernel [D, 3, taps, p, p]."""
     shape = list(encoder[KERNEL].shape)
     if shape[1] != 3 or shape[3] != shape[4]:
         raise UserError(f"{path}: {KERNEL} has shape {shape}; patches are square, of 3 colours")
@@ -306,7 +293,10 @@ def _patches(encoder: Tensors, path: Path) -> dict[str, Any]:
 
 
 def _shape(tensors: Tensors, blocks: str, width: int, path: Path) -> dict[str, Any]:
-    """Settings of a stack of blocks, but for the heads. SwiGLU keeps two thirds of the hidden width (see `SwiGlu`)."""
+    """Read the settings of a stack of blocks, but for the heads.
+
+    SwiGLU keeps two thirds of the hidden width (see `SwiGlu`).
+    """
     gated = f"{blocks}.0.mlp.fc3.weight" in tensors
     hidden = len(_need(tensors, f"{blocks}.0.mlp.fc1.weight", path)) * (1.5 if gated else 1.0)
     return {
@@ -329,8 +319,9 @@ def _heads(width: int, given: int | None, format: str, path: Path) -> int:
 
 
 def _levels(encoder: Tensors, predictor: Tensors, patch_px: int) -> dict[str, Any]:
-    """What V-JEPA 2.1 adds. Four levels are trained where the predictor embeds them by two layers, else the
-    last alone.
+    """Read the settings that V-JEPA 2.1 adds.
+
+    Four levels are trained where the predictor embeds them by two layers, else the last alone.
     """
     return {
         "levels": 4 if "predictor_embed.0.weight" in predictor else 1,
@@ -360,7 +351,7 @@ def _predictor(tensors: Tensors, settings: Mapping[str, Any], hints: Hints, form
 def _table_settings(
     table: Tensor, settings: Mapping[str, Any], given: tuple[int, int, int] | None, path: Path
 ) -> dict[str, Any]:
-    """Kind and grid of a sin-cos table [N, D].
+    """Tell the kind and the grid of a sin-cos table [N, D].
 
     The values tell both, for they are computed, not learned. A table that is none of ours is taken to be of 16 frames,
     or of one for I-JEPA, and of a square.
@@ -383,12 +374,9 @@ def _table_settings(
 
 
 def _square_grids(num_tokens: int, usual: int) -> list[tuple[int, int, int]]:
-    """All (t, s, s) of so many tokens, that with the usual t first."""
-    grids = [
-        (num_tokens // side**2, side, side)
-        for side in range(1, math.isqrt(num_tokens) + 1)
-        if num_tokens % side**2 == 0
-    ]
+    """List all (t, s, s) of so many tokens, that with the usual t first."""
+    sides = range(1, math.isqrt(num_tokens) + 1)
+    grids = [(num_tokens // side**2, side, side) for side in sides if num_tokens % side**2 == 0]
     return sorted(grids, key=lambda grid: grid[0] != usual)
 
 

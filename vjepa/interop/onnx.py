@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ ONE_FILE_BYTES = 1_800_000_000  # an ONNX file ends at 2 GiB; larger weights go 
 
 
 class _WholeVideo(nn.Module):
-    """The encoder of all tokens, with one input."""
+    """Encode all tokens, with one input."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -26,18 +28,13 @@ class _WholeVideo(nn.Module):
 
 
 def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
-    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and the one `example_size`
-    (T, H, W).
+    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and one size (T, H, W).
 
-    Returns the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4,
+    Return the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4,
     where torch cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are
     in `path`.data beside it.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  what torch.onnx writes with
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'video-jepa[onnx]'") from None
+    onnxruntime = _onnxruntime()
     network = _WholeVideo(encoder).eval()
     video = torch.randn(3, 3, *example_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -71,3 +68,13 @@ def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> 
             f"{TOLERANCE:g}; the file is not to be used"
         )
     return difference
+
+
+def _onnxruntime() -> Any:
+    """Import what checks the file. Raises UserError where the extra `onnx` is not installed."""
+    missing = [name for name in ("onnxruntime", "onnxscript") if find_spec(name) is None]  # torch writes by the latter
+    if missing:
+        raise UserError(f"ONNX needs {' and '.join(missing)}: pip install 'video-jepa[onnx]'")
+    import onnxruntime  # an optional library, of this function alone
+
+    return onnxruntime

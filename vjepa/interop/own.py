@@ -1,13 +1,11 @@
 """Weights of `vjepa` itself: run folders, their checkpoints, and a single safetensors file for passing on.
 
-runs/demo/config.yaml, runs/demo/checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors written by
-vjepa.train, those that the run has encoder.safetensors tensors `encoder.*`, `predictor.*`, `tables.*`; metadata: format
-("vjepa"), model (JSON), dense ("true", "false"), which
+`vjepa.run_folder` says what lies where in a run. The single file holds tensors `encoder.*`, `predictor.*` and
+`tables.*`; its metadata are format ("vjepa"), model (JSON of its settings), dense ("true", "false") and which.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,15 +15,17 @@ from torch import Tensor
 
 from vjepa import config
 from vjepa.errors import UserError
+from vjepa.files import whole_file
 from vjepa.interop.weights import Weights, parse_model
 from vjepa.models.state import read_tensors
+from vjepa.run_folder import Checkpoint, RunFolder
 
 # The parts of a single file: prefix of its keys -> field of Weights.
 PARTS = ("encoder", "predictor", "tables")
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:
-    """Metadata of a safetensors file, empty where it has none; None for a file of another kind."""
+    """Read the metadata of a safetensors file, empty where it has none; None for a file of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -34,23 +34,25 @@ def read_metadata(path: Path) -> dict[str, str] | None:
 
 
 def recognises(path: Path) -> bool:
-    """Whether `read` is for this path: a run, a checkpoint or a weights file inside a run, or a single file whose
-    metadata say so.
+    """Tell whether `read` is for this path.
+
+    That is a run, a checkpoint or a weights file inside a run, or a single file whose metadata say so.
     """
     if path.is_dir():
-        return (path / "config.yaml").is_file() or (_is_checkpoint(path) and _config_above(path) is not None)
+        return RunFolder(path).config.is_file() or _checkpoint_of(path) is not None
     metadata = read_metadata(path)
-    return metadata is not None and (metadata.get("format") == "vjepa" or _config_above(path) is not None)
+    return metadata is not None and (metadata.get("format") == "vjepa" or _checkpoint_of(path) is not None)
 
 
 def read(path: Path, which: str | None = None) -> Weights:
-    """The networks of a run (its newest checkpoint), of a checkpoint folder, or of one file.
+    """Read the networks of a run (its newest checkpoint), of a checkpoint folder, or of one file.
 
     which: `encoder` or `target_encoder` of a run or checkpoint, None: its `eval.encoder`; a file has the one that it
     has. A weights file of a checkpoint gives that network alone. Raises UserError for anything else.
     """
     if path.is_dir():
-        return _read_checkpoint(_checkpoint(path), which)
+        checkpoint = Checkpoint(path)
+        return _read_checkpoint(checkpoint if checkpoint.is_one else RunFolder(path).require(), which)
     metadata = read_metadata(path)
     if metadata is None:
         raise UserError(f"{path}: not a run folder, a checkpoint or a safetensors file of vjepa")
@@ -58,7 +60,7 @@ def read(path: Path, which: str | None = None) -> Weights:
 
 
 def write(weights: Weights, path: Path) -> None:
-    """One safetensors file with all of `weights`, all at once or not at all; `read` gives the same back."""
+    """Write one safetensors file with all of `weights`, whole; `read` gives the same back."""
     tensors = {f"{part}.{name}": tensor for part in PARTS for name, tensor in getattr(weights, part).items()}
     metadata = {
         "format": "vjepa",
@@ -70,16 +72,10 @@ def write(weights: Weights, path: Path) -> None:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, all at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, partial, metadata
-        )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a safetensors file, whole."""
+    with whole_file(path) as partial:
+        apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        save_file(apart, partial, metadata)
 
 
 def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
@@ -89,93 +85,55 @@ def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
     for key, tensor in read_tensors(path).items():
         part, _, name = key.partition(".")
         if part not in parts:
-            raise UserError(
-                f"{path}: {key} is part of no network; keys start with {', '.join(f'{one}.' for one in PARTS)}"
-            )
+            starts = ", ".join(f"{one}." for one in PARTS)
+            raise UserError(f"{path}: {key} is part of no network; keys start with {starts}")
         parts[part][name] = tensor
-    dense = metadata.get("dense") == "true"
-    which = metadata.get("which", "target_encoder")
-    return Weights(
-        str(path),
-        parse_model(metadata["model"], str(path)),
-        parts["encoder"],
-        parts["predictor"],
-        dense,
-        parts["tables"],
-        which,
-    )
+    model, dense = parse_model(metadata["model"], str(path)), metadata.get("dense") == "true"
+    return Weights(str(path), model, dense=dense, which=metadata.get("which", "target_encoder"), **parts)
 
 
-def _read_checkpoint(folder: Path, which: str | None) -> Weights:
-    settings = _settings_above(folder)
+def _read_checkpoint(checkpoint: Checkpoint, which: str | None) -> Weights:
+    settings = _settings(checkpoint)
     networks, which = settings.objective.networks, which or settings.eval.encoder
     if which not in networks:
         raise UserError(
-            f"{folder}: has no {which}, for the run has objective.targets: {settings.objective.targets}; take encoder"
+            f"{checkpoint.path}: has no {which}, for the run has objective.targets: {settings.objective.targets}; "
+            "take encoder"
         )
-    files = {"encoder": which, **({"predictor": "predictor"} if "predictor" in networks else {})}
-    return _of_run(
-        folder,
-        settings,
-        {network: read_tensors(folder / f"{name}.safetensors") for network, name in files.items()},
-        which,
-    )
+    predictor = read_tensors(checkpoint.network("predictor")) if "predictor" in networks else {}
+    return _of_run(checkpoint.path, settings, read_tensors(checkpoint.network(which)), predictor, which)
 
 
 def _read_network(path: Path) -> Weights:
-    """A weights file of a checkpoint; its keys say which network it is."""
-    tensors = read_tensors(path)
-    return _of_run(
-        path,
-        _settings_above(path),
-        {"predictor" if "predictor_proj.weight" in tensors else "encoder": tensors},
-        path.stem,
-    )
-
-
-def _settings_above(path: Path) -> config.Config:
-    """Those of the run that `path` lies in."""
-    found = _config_above(path)
-    if found is None:
+    """Read a weights file of a checkpoint; its keys say which network it is."""
+    checkpoint = _checkpoint_of(path)
+    if checkpoint is None:
         raise UserError(f"{path}: no config.yaml lies above it; name a file or folder inside a run of vjepa.train")
-    return config.load(str(found))
+    settings, tensors = _settings(checkpoint), read_tensors(path)
+    is_predictor = "predictor_proj.weight" in tensors
+    return _of_run(path, settings, {} if is_predictor else tensors, tensors if is_predictor else {}, path.stem)
 
 
-def _of_run(path: Path, settings: config.Config, networks: Mapping[str, Mapping[str, Tensor]], which: str) -> Weights:
-    """`networks` under the settings of their run, whose masks tell the number of mask tokens where the model
-    does not.
-    """
+def _settings(checkpoint: Checkpoint) -> config.Config:
+    """Read the settings of the run that a checkpoint lies in, of a format that this version reads."""
+    checkpoint.read_state()
+    run = checkpoint.run
+    if run is None:
+        raise UserError(f"{checkpoint.path}: no config.yaml lies above it; name a folder inside a run of vjepa.train")
+    return config.load(str(run.config))
+
+
+def _of_run(
+    path: Path, settings: config.Config, encoder: Mapping[str, Tensor], predictor: Mapping[str, Tensor], which: str
+) -> Weights:
+    """Give networks the settings of their run, whose masks tell the number of mask tokens where the model does not."""
     num_tokens = settings.model.predictor.mask_tokens or len(settings.masks)
-    predictor = settings.model.predictor.model_copy(update={"mask_tokens": num_tokens})
-    model = settings.model.model_copy(update={"predictor": predictor})
-    dense = settings.objective.context_weight > 0
-    return Weights(str(path), model, networks.get("encoder", {}), networks.get("predictor", {}), dense, which=which)
+    shape = settings.model.predictor.model_copy(update={"mask_tokens": num_tokens})
+    model = settings.model.model_copy(update={"predictor": shape})
+    return Weights(str(path), model, encoder, predictor, settings.objective.context_weight > 0, which=which)
 
 
-def _checkpoint(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest of the run that it is."""
-    if _is_checkpoint(folder):
-        return folder
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train"
-        )
-    latest = folder / "checkpoints" / "latest"
-    if not latest.is_dir():
-        raise UserError(
-            f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}"
-        )
-    return latest.resolve()
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "encoder.safetensors").is_file() and (folder / "state.json").is_file()
-
-
-def _config_above(path: Path) -> Path | None:
-    """The config of the run that a checkpoint, or a file in one, lies in: run/checkpoints/step-N[/file]."""
-    checkpoint = path.resolve() if path.is_dir() else path.resolve().parent
-    if not _is_checkpoint(checkpoint) or len(checkpoint.parents) < 2:
-        return None
-    found = checkpoint.parents[1] / "config.yaml"
-    return found if found.is_file() else None
+def _checkpoint_of(path: Path) -> Checkpoint | None:
+    """Find the checkpoint of a run that `path` is, or is a file of; None for others."""
+    found = Checkpoint(path if path.is_dir() else path.resolve().parent)
+    return found if found.is_one and found.run else None

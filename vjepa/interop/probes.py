@@ -1,10 +1,9 @@
 """Probes: V-JEPA and V-JEPA 2 probe files, the heads of Hugging Face's V-JEPA 2 classifiers, and the heads that
 `vjepa.probe` chose.
 
-probe_attentive_label.safetensors   a head for each fold, number N under `N.` and the names of V-JEPA's file; metadata:
-                                    format ("vjepa.probe"),
-                                    probes (JSON: of each its classes, attention_heads or null, and of a linear one pool
-                                    and grid: how it averages tokens [t, h, w]), and what was measured
+probe_attentive_label.safetensors holds a head for each fold, number N under `N.` and the names of V-JEPA's file. Its
+metadata are format ("vjepa.probe"), probes (JSON: of each its classes, attention_heads or null, and of a linear one
+pool and grid: how it averages tokens [t, h, w]), and what was measured.
 """
 
 from __future__ import annotations
@@ -22,13 +21,12 @@ from vjepa.interop import huggingface, meta, own
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.models.state import load_strictly, read_tensors
-from vjepa.records import TokenGrid
 
 FORMAT: Final = "vjepa.probe"
 Classifier = AttentiveClassifier | LinearClassifier
 FILE_HEADS = 16  # in every published probe, whatever the width; the files do not say it
 UNUSED = "pooler.cross_attention_block.xattn.proj."  # V-JEPA has this layer and never applies it
-HEAD = huggingface.Layout(
+HEAD = huggingface.TensorNames(
     block="pooler.self_attention_layers.{}",
     parts={
         "norm1": ("layer_norm1",),
@@ -55,9 +53,9 @@ HEAD = huggingface.Layout(
 
 
 def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Classifier:
-    """The probe of a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or of a Hugging Face V-JEPA 2 classifier folder:
-    features [B, N, D] -> logits [B, C].
+    """Load a probe: features [B, N, D] -> logits [B, C].
 
+    path: a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or a Hugging Face folder of a V-JEPA 2 classifier.
     index: which of the probes that a file holds: of `vjepa.probe` one per fold, of V-JEPA 2 one per learning rate and
     weight decay.
     heads: attention heads, for published files, which do not say it. Frozen, in evaluation mode; no code is unpickled.
@@ -75,7 +73,7 @@ def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Cla
 
 
 def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, Any]) -> None:
-    """One file of `probes`, all at once or not at all; `about` becomes metadata, values other than text as JSON."""
+    """Write one file of `probes`, whole; `about` becomes metadata, values other than text as JSON."""
     told = [{**_shape(probe), "classes": probe.classes} for probe in probes]
     tensors = {
         f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()
@@ -85,7 +83,7 @@ def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, A
 
 
 def _shape(probe: Classifier) -> dict[str, Any]:
-    """What its tensors do not tell."""
+    """Tell what the tensors of a probe do not."""
     if isinstance(probe, AttentiveClassifier):
         return {"attention_heads": probe.pooler.cross_attention_block.xattn.heads}
     return {"attention_heads": None, "pool": str(probe.pooling), "grid": astuple(probe.pooling.grid)}
@@ -95,11 +93,8 @@ def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: is no probe file; name one that python -m vjepa.probe wrote beside its probe.json")
     told = _one_of(json.loads(metadata["probes"]), index, path)
-    stored = {
-        name.removeprefix(f"{index}."): tensor
-        for name, tensor in read_tensors(path).items()
-        if name.startswith(f"{index}.")
-    }
+    start, tensors = f"{index}.", read_tensors(path)
+    stored = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     heads = told["attention_heads"]
     probe: Classifier = _attentive(path, stored, heads) if heads else _linear(path, stored, told)
     load_strictly(probe, stored, path)
@@ -143,11 +138,9 @@ def _depth(stored: Mapping[str, Tensor]) -> int:
 
 
 def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> AttentiveClassifier:
-    """One of the shapes of `stored`, without its values."""
-    query, hidden, linear = (
-        _tensor(path, stored, key)
-        for key in ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight")
-    )
+    """Make a probe of the shapes of `stored`, without its values."""
+    keys = ("pooler.query_tokens", "pooler.cross_attention_block.mlp.fc1.weight", "linear.weight")
+    query, hidden, linear = (_tensor(path, stored, key) for key in keys)
     width = query.shape[-1]
     if width % heads:
         raise UserError(f"{path}: a width of {width} has no {heads} heads; give the number of heads of this probe")
@@ -155,9 +148,9 @@ def _attentive(path: Path, stored: Mapping[str, Tensor], heads: int) -> Attentiv
 
 
 def _linear(path: Path, stored: Mapping[str, Tensor], told: Mapping[str, Any]) -> LinearClassifier:
-    """Likewise. Files of older versions say no `pool`, for they knew the mean alone."""
+    """Make a linear probe of the shapes of `stored`. Older files say no `pool`, for they knew the mean alone."""
     num_classes, width = _tensor(path, stored, "linear.weight").shape
-    pooling = Pooling.parse(told["pool"], TokenGrid(*told["grid"])) if "pool" in told else MEAN
+    pooling = Pooling.parse(told["pool"], told["grid"]) if "pool" in told else MEAN
     return LinearClassifier(width, num_classes, pooling)
 
 
@@ -168,7 +161,7 @@ def _tensor(path: Path, stored: Mapping[str, Tensor], key: str) -> Tensor:
 
 
 def _choose(path: Path, content: Mapping[str, Any], index: int) -> Mapping[str, Tensor]:
-    """The state of probe number `index`: V-JEPA's file has one, V-JEPA 2's a list."""
+    """Take the state of probe number `index`: V-JEPA's file has one, V-JEPA 2's a list."""
     if "classifier" not in content and "classifiers" not in content:
         raise UserError(f"{path}: is no probe file; it has neither `classifier` (V-JEPA) nor `classifiers` (V-JEPA 2)")
     chosen: Mapping[str, Tensor] = _one_of(content.get("classifiers", [content.get("classifier")]), index, path)

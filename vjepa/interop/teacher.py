@@ -1,61 +1,58 @@
-"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317): read from any known format, then kept with
-the run.
+"""The frozen encoder whose features a run predicts (SALT, arXiv 2509.24317).
+
+It is read from any known format, then kept with the run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
 
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.weights import Weights
 from vjepa.models.backbone import encoder_width
-
-COPY: Final = (
-    "teacher.safetensors"  # in the run folder: what the teacher was at the first step, whatever becomes of its own run
-)
+from vjepa.run_folder import RunFolder
 
 
-def read_teacher(settings: config.Config) -> Weights | None:
-    """The encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
+def read_teacher(
+    path: str | None, run: RunFolder, ours: config.Model, sources: Mapping[str, config.Data]
+) -> Weights | None:
+    """Read the encoder of `objective.teacher`, or the copy of it that the run has; None for a run without a teacher.
 
     The target encoder of what is read, where it has one. Raises UserError where its tokens or features are not those
     that the run predicts.
     """
-    if settings.objective.teacher is None:
+    if path is None:
         return None
-    kept = Path(settings.run.dir or "", COPY)
-    teacher = replace(load.read(kept if kept.is_file() else settings.objective.teacher, predictor=False), predictor={})
-    ours, theirs = settings.model, teacher.model
+    teacher = replace(load.read(run.teacher if run.teacher.is_file() else path, predictor=False), predictor={})
+    theirs = teacher.model
     for name in ("patch_px", "tubelet_frames", "input"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
                 f"objective.teacher: {teacher.origin} has {name} {getattr(theirs, name)}; set model.{name} to "
                 f"that, it is {getattr(ours, name)}"
             )
-    for name, data in settings.data.sources.items():
-        grid = theirs.grid(data.num_frames, data.crop_px, data.crop_px)
-        if grid != settings.grids[name]:
+    for name, data in sources.items():
+        size = data.num_frames, data.crop_px, data.crop_px
+        if theirs.grid(*size) != ours.grid(*size):
             raise UserError(
-                f"objective.teacher: {teacher.origin} cuts {name} into {grid}, this run into "
-                f"{settings.grids[name]}; give both one image_mode"
+                f"objective.teacher: {teacher.origin} cuts {name} into {theirs.grid(*size)}, this run into "
+                f"{ours.grid(*size)}; give both one image_mode"
             )
     wanted = theirs.levels * encoder_width(theirs)
     predicted = ours.levels * (ours.predictor.out_width or encoder_width(ours))
     if wanted != predicted:
-        remedy = (
-            "set model.levels: 1" if wanted % ours.levels else f"set model.predictor.out_width: {wanted // ours.levels}"
-        )
+        width, rest = divmod(wanted, ours.levels)
+        remedy = "set model.levels: 1" if rest else f"set model.predictor.out_width: {width}"
         raise UserError(
             f"objective.teacher: {teacher.origin} has {wanted} features a token, {predicted} are predicted; {remedy}"
         )
     return teacher
 
 
-def keep_teacher(teacher: Weights, run_dir: Path) -> None:
-    """Copy it into the run folder, which then needs no other file."""
-    if not (run_dir / COPY).is_file():
-        own.write(teacher, run_dir / COPY)
+def keep_teacher(teacher: Weights, run: RunFolder) -> None:
+    """Copy a teacher into the run folder, which then needs no other file; a copy that is there stays."""
+    if not run.teacher.is_file():
+        own.write(teacher, run.teacher)

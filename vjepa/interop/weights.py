@@ -1,4 +1,4 @@
-"""What every format is read into and written from: settings of the networks, and their weights under our names."""
+"""The record between all formats: settings of the networks, and their weights under our names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vjepa.models.state import load_strictly
 
 @dataclass(frozen=True)
 class Weights:
-    """Networks of one file, whoever wrote it.
+    """Hold the networks of one file, whoever wrote it.
 
     origin: the file or folder, for errors.
     encoder, predictor: name -> tensor, the names of the encoder and predictor that `model` names; the predictor is
@@ -42,8 +42,9 @@ class Weights:
     which: str = "target_encoder"
 
     def build_encoder(self) -> Encoder:
-        """The encoder, frozen, in evaluation mode. Raises UserError that names a key which is missing, surplus or
-        misshapen.
+        """Make the encoder, frozen, on the CPU, in evaluation mode.
+
+        Raises UserError where there is none, or that names a key which is missing, surplus or misshapen.
         """
         if not self.encoder:
             raise UserError(f"{self.origin}: has no encoder")
@@ -55,7 +56,7 @@ class Weights:
         return encoder.requires_grad_(False).eval()
 
     def build_predictor(self) -> Predictor | MlpPredictor:
-        """The predictor, likewise."""
+        """Make the predictor, as `build_encoder` makes the encoder."""
         if not self.predictor:
             raise UserError(f"{self.origin}: has no predictor")
         with torch.device("meta"):
@@ -67,16 +68,9 @@ class Weights:
 
 
 def parse_model(settings: Mapping[str, Any] | str, origin: str) -> config.Model:
-    """Settings of the networks from plain data, or from its JSON. Raises UserError with one line for those that cannot
-    be.
-    """
+    """Validate settings of the networks, from plain data or its JSON. Raises UserError with one line."""
     text = settings if isinstance(settings, str) else json.dumps(settings)
     try:
         return config.Model.model_validate_json(text)
     except ValidationError as error:
-        problems = [
-            (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
-        ]
-        raise UserError(
-            f"{origin}: " + "; ".join(f"{where}: {what}" if where else what for where, what in problems)
-        ) from None
+        raise UserError(f"{origin}: {config.explain(error, config.Model)}") from None

@@ -1,4 +1,4 @@
-"""Blocks of chance size, shape and place, told by how deep each token lies inside."""
+"""Blocks of random size, shape and place, told by how deep each token lies inside."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NUM_UNIFORMS = 6  # what one block takes: area, aspect, row, column, duration, t
 def depth(
     uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)
 ) -> np.ndarray:
-    """[B, 6] in [0, 1) -> float [B, t, h w]: half a token at the inner side of the nearest border of the block, one
-    more for each token further inside, minus that outside. Hence the `n` deepest tokens are the block, grown or shrunk
-    evenly to size n.
+    """Place a block for each clip, and measure how deep each token lies in it: [B, 6] in [0, 1) -> float [B, t, h w].
 
+    A token at the inner side of the nearest border has depth 1/2, each further inside one more; outside it is minus
+    that. Hence the `n` deepest tokens are the block, grown or shrunk evenly to size n.
     `scale` is area over h w, `aspect` height over width, `duration` slots over t. A block lies wholly inside the frame;
     in time it leaves at the end and comes in again at the start, so that no slot is favoured. Where every block lasts
     for all t, the answer is [B, 1, h w].
@@ -43,21 +43,23 @@ def depth(
 def union_depth(
     uniforms: np.ndarray, grid: TokenGrid, scale: Range, aspect: Range, duration: Range = (1.0, 1.0)
 ) -> np.ndarray:
-    """[B, (M 6)] -> [B, t, h w], as `depth`, of the union of M blocks. A loop over blocks, for memory: M times less of
-    it.
+    """Measure the `depth` of each token in the union of M blocks: [B, (M 6)] -> [B, t, h w].
+
+    It loops over blocks for memory: M times less of it.
     """
     each = rearrange(uniforms, "b (m u) -> m b u", u=NUM_UNIFORMS)
     return reduce(np.maximum, (depth(one, grid, scale, aspect, duration) for one in each))
 
 
 def lasts_throughout(grid: TokenGrid, duration: Range) -> bool:
-    """Whether every block of this duration covers all time slots, so that its cells are the same at every time."""
+    """Tell whether every block of this duration covers all time slots: then its cells are the same at every time."""
     return max(1, round(grid.t * duration[0])) == grid.t
 
 
 def _profile(start: np.ndarray, size: np.ndarray, length: int, around: bool = False) -> np.ndarray:
-    """Starts and sizes [B] of intervals on an axis of `length` places -> depth of each place [B, length]; `around`: on
-    a circle.
+    """Measure the depth of each place in an interval: starts and sizes [B] on an axis of `length` -> [B, length].
+
+    around: the axis is a circle.
     """
     distance = np.abs(np.arange(length) + 0.5 - (start + size / 2)[:, None])
     if around:

@@ -26,23 +26,21 @@ DRAW: Final[dict[str, Draw]] = {
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """Mask sets that are possible on `grid`. Every clip of a batch gets one mask of each set."""
+    """Hold mask sets that are possible on `grid`. Every clip of a batch gets one mask of each set."""
 
     masks: tuple[config.Mask, ...]
     grid: TokenGrid
 
     @property
     def has_constant_counts(self) -> bool:
-        """Whether every step has as many tokens as any other, so that kernels may be compiled for these shapes
-        alone.
-        """
+        """Tell whether every step has as many tokens as any other: then kernels may be compiled for these shapes."""
         return all(
             getattr(mask, "final_ratio", None) is None and getattr(mask, "trim", "uniform") == "uniform"
             for mask in self.masks
         )
 
     def draw(self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int) -> list[TokenMask]:
-        """One TokenMask per set, for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
+        """Draw one TokenMask per set for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
 
         The mask of a clip is a function of (seed, its number, the set's place), whatever the batch or the rank it is
         in; only `trim: raster` looks at the batch. `step` of `total_steps` decides the ratio of sets that have a
@@ -50,20 +48,18 @@ class MaskPlan:
         """
         drawn = []
         for place, mask in enumerate(self.masks):
-            rngs = [
-                generator(seed, "masks", (sample << 4) + place)
-                for sample in range(first_sample, first_sample + num_clips)
-            ]
+            samples = range(first_sample, first_sample + num_clips)
+            rngs = [generator(seed, "masks", (sample << 4) + place) for sample in samples]
             drawn.append(DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs))
         return drawn
 
 
-def plan(masks: Sequence[config.Mask], grid: TokenGrid) -> MaskPlan:
-    """The mask sets of a run on a grid, proved possible by drawing once; repeated calls cost nothing.
+def plan(masks: Sequence[config.Mask], grid: TokenGrid | Sequence[int]) -> MaskPlan:
+    """Plan the mask sets of a run on a grid (t, h, w), proved possible by drawing once; repeated calls cost nothing.
 
     A run of images and clips plans both of its grids. Raises UserError that names `masks.N.key`.
     """
-    return _plan(tuple(masks), grid)
+    return _plan(tuple(masks), TokenGrid.of(grid))
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""From chance to exact counts of sorted token ids, for all clips of a batch at once."""
+"""Exact counts of sorted token ids out of random numbers, for all clips of a batch at once."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 from einops import rearrange
 
+from vjepa.errors import UserError
 from vjepa.records import TokenGrid
 
 
+def require_cells(grid: TokenGrid) -> None:
+    """Raise UserError for a grid of a single cell, which cannot be split into context and target."""
+    if grid.cells < 2:
+        raise UserError(
+            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
+            "smaller model.patch_px"
+        )
+
+
 def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarray]:
-    """One float64 [B, size] in [0, 1) per size; row i comes from generator i in a single call, which is what keeps
-    masks fast.
+    """Draw one float64 [B, size] in [0, 1) per size.
+
+    Row i comes from generator i in a single call, which is what keeps masks fast.
     """
     drawn = np.stack([rng.random(sum(sizes)) for rng in rngs])
     return np.split(drawn, np.cumsum(sizes)[:-1], axis=1)
 
 
 def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray, np.ndarray]:
-    """key [B, N] -> context ids [B, num_context], those of the highest keys, and target ids [B, num_target], of the
-    lowest; sorted.
+    """Cut key [B, N] into the sorted ids of its highest and of its lowest values.
 
-    The counts are at least 1 and at most N together.
+    They are the context [B, num_context] and the targets [B, num_target]. The counts are at least 1 and at most N
+    together.
     """
     first = key.shape[1] - num_context
     order = np.argpartition(key, first, axis=1)
@@ -34,7 +45,7 @@ def cut(key: np.ndarray, num_context: int, num_target: int) -> tuple[np.ndarray,
 
 
 def whole_cells(priority: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """priority [B, h w] and slots in [0, 1) [B, t] -> key [B, N], which ranks cell by cell and within a cell by slot.
+    """Rank tokens cell by cell, and within a cell by slot: priority [B, h w], slots in [0, 1) [B, t] -> key [B, N].
 
     So every `cut` takes whole cells through time, and the remainder of one cell at chance times: no time is favoured.
     """
@@ -43,5 +54,5 @@ def whole_cells(priority: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 
 def tubes(cells: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """Sorted cells [..., K] -> sorted token ids [..., t K]: every cell at every time."""
+    """Take sorted cells [..., K] at every time -> sorted token ids [..., t K]."""
     return rearrange(cells[..., None, :] + grid.cells * np.arange(grid.t)[:, None], "... t k -> ... (t k)")

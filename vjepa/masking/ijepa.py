@@ -21,17 +21,16 @@ EXPECTATION_DRAWS = 256
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Cells of the context, and of each target block."""
+class CellCounts:
+    """Count the cells of the context, and of each target block."""
 
     context: int
     target: int
 
 
 @lru_cache(maxsize=256)
-def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
-    """Exact counts: the area of the smallest target block, and the expected area of the context block outside the
-    targets.
+def counts(mask: config.IjepaMask, grid: TokenGrid) -> CellCounts:
+    """Count exactly: the smallest target block, and the expected area of the context block outside the targets.
 
     Raises UserError, which begins with the name of the setting, where a target leaves no context.
     """
@@ -41,21 +40,20 @@ def counts(mask: config.IjepaMask, grid: TokenGrid) -> Counts:
     drawn = generator(0, "masks", 0).random((EXPECTATION_DRAWS, (mask.num_targets + 1) * blocks.NUM_UNIFORMS))
     context_depth, target_depths = _depths(mask, grid, drawn)
     seen = (context_depth > 0) & (target_depths.max(axis=1) < 0)
-    return Counts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
+    return CellCounts(min(max(round(seen.sum(axis=1).mean()), 1), grid.cells - target), target)
 
 
 def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target], block after
-    block.
+    """Draw one mask per generator: context_ids [B, t * context], target_ids [B, num_targets * t * target].
 
-    The context is drawn from the cells of its block outside all targets; where these are too few it takes in the cells
-    around the block, then the rims of targets. Each target is drawn from the cells of its block that are not context;
-    where these are too few, the block grows. So both are always possible, whatever the blocks.
+    The ids of targets stand block after block. The context is drawn from the cells of its block outside all targets;
+    where these are too few it takes in the cells around the block, then the rims of targets. Each target is drawn from
+    the cells of its block that are not context; where these are too few, the block grows. So both are always possible,
+    whatever the blocks.
     """
     num = counts(mask, grid)
-    places, ties, picks = uniforms(
-        rngs, (mask.num_targets + 1) * blocks.NUM_UNIFORMS, grid.cells, mask.num_targets * grid.cells
-    )
+    num_places = (mask.num_targets + 1) * blocks.NUM_UNIFORMS
+    places, ties, picks = uniforms(rngs, num_places, grid.cells, mask.num_targets * grid.cells)
     context_depth, target_depths = _depths(mask, grid, places)
     far = grid.h + grid.w  # more than any depth
     cost = far * np.maximum(target_depths.max(axis=1), 0) + np.maximum(-context_depth, 0) + ties / 2
@@ -63,15 +61,15 @@ def draw(mask: config.IjepaMask, grid: TokenGrid, rngs: Sequence[np.random.Gener
     costs = np.maximum(-target_depths, 0) + rearrange(picks, "b (m c) -> b m c", m=mask.num_targets) / 2
     np.put_along_axis(costs, context[:, None, :], np.inf, axis=2)
     targets = np.argpartition(costs, num.target - 1, axis=2)[:, :, : num.target]
-    context, targets = tubes(np.sort(context), grid), tubes(np.sort(targets), grid)
-    return TokenMask(
-        torch.from_numpy(context), torch.from_numpy(rearrange(targets, "b m k -> b (m k)")), mask.num_targets
-    )
+    context = tubes(np.sort(context), grid)
+    targets = rearrange(tubes(np.sort(targets), grid), "b m k -> b (m k)")
+    return TokenMask(torch.from_numpy(context), torch.from_numpy(targets), mask.num_targets)
 
 
 def _depths(mask: config.IjepaMask, grid: TokenGrid, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, ((1 + M) 6)] -> how deep each cell lies in the context block [B, h w], and in each target block
-    [B, M, h w].
+    """Measure how deep each cell lies in the context block [B, h w] and in each target block [B, M, h w].
+
+    places: [B, ((1 + M) 6)] in [0, 1).
     """
     first, *others = rearrange(places, "b (m u) -> m b u", u=blocks.NUM_UNIFORMS)
     context = blocks.depth(first, grid, mask.context_scale, (1.0, 1.0))

@@ -1,6 +1,4 @@
-"""Mask ratios that change over training ("gradually increase the mask ratio"), in stages: shapes are static within
-each.
-"""
+"""Mask ratios that change over training, in stages, so that shapes are static within each."""
 
 from __future__ import annotations
 
@@ -8,9 +6,9 @@ from vjepa import config
 
 
 def at_step(mask: config.Mask, step: int, total_steps: int) -> config.Mask:
-    """`mask` with the ratio that holds at `step`, linear from `ratio` in the first stage to `final_ratio` in the last.
+    """Give `mask` the ratio that holds at `step`: linear from `ratio` in the first stage to `final_ratio` in the last.
 
-    Other kinds, and sets without a `final_ratio`, are given back as they are.
+    Other kinds, and sets without a `final_ratio`, stay as they are.
     """
     if not isinstance(mask, config.RatioMask) or mask.final_ratio is None:
         return mask

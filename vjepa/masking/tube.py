@@ -8,39 +8,33 @@ import numpy as np
 import torch
 
 from vjepa import config
-from vjepa.errors import UserError
 from vjepa.masking import blocks
-from vjepa.masking.exact import cut, tubes, uniforms
+from vjepa.masking.exact import cut, require_cells, tubes, uniforms
 from vjepa.records import TokenGrid, TokenMask
 
 ASPECT = (0.75, 1.5)  # height over width of the rectangles (V-JEPA)
 
 
 def num_hidden_cells(mask: config.TubeMask, grid: TokenGrid) -> int:
-    """The exact number of cells that `mask` hides in every time slot: at least one, and at least one is left.
+    """Count the cells that `mask` hides in every time slot: at least one, and at least one is left.
 
     Raises UserError for a grid of a single cell, which cannot be split into context and target.
     """
-    if grid.cells < 2:
-        raise UserError(
-            f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
-            "smaller model.patch_px"
-        )
+    require_cells(grid)
     return min(max(round(mask.ratio * grid.cells), 1), grid.cells - 1)
 
 
 def draw(mask: config.TubeMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * hidden]; together they are
-    the grid.
+    """Draw one mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * hidden].
+
+    Together they are the grid.
     """
     hidden = num_hidden_cells(mask, grid)
     key, places = uniforms(rngs, grid.cells, mask.num_blocks * blocks.NUM_UNIFORMS)
     if mask.num_blocks:
-        share = 1 - (1 - hidden / grid.cells) ** (
-            1 / mask.num_blocks
-        )  # of which the expected union is about the cells to hide
-        key = (
-            key - blocks.union_depth(places, grid, (share, share), ASPECT)[:, 0]
-        )  # depths differ by whole numbers: chance breaks ties
+        # the share of one rectangle, so that the expected union is about the cells to hide
+        share = 1 - (1 - hidden / grid.cells) ** (1 / mask.num_blocks)
+        inside = blocks.union_depth(places, grid, (share, share), ASPECT)[:, 0]
+        key = key - inside  # depths differ by whole numbers: chance breaks ties
     context, target = cut(key, grid.cells - hidden, hidden)
     return TokenMask(torch.from_numpy(tubes(context, grid)), torch.from_numpy(tubes(target, grid)))

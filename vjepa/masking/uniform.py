@@ -14,7 +14,7 @@ from vjepa.records import TokenGrid, TokenMask
 
 
 def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """One mask per generator: target_ids [B, ratio * N] (rounded), context_ids the rest; neither is empty.
+    """Draw one mask per generator: target_ids [B, ratio * N] (rounded), context_ids the rest; neither is empty.
 
     Raises UserError for a grid of a single token.
     """

@@ -14,8 +14,9 @@ from vjepa.models.pooling import MEAN, Pooling
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one query, the same for every clip; no projection follows it, as in the
-    published probes.
+    """Attend from one query, the same for every clip, by several heads.
+
+    No projection follows, as in the published probes.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -25,7 +26,7 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """query [1, 1, D], tokens [B, K, D] -> [B, 1, D].
+        """Read query [1, 1, D] from tokens [B, K, D] -> [B, 1, D].
 
         No token is projected: q . (W_k x) = (W_k' q) . x, and the weighted sum is taken before W_v. That is K D h
         multiplications in place of K D^2. The bias of the keys shifts all scores alike, so softmax drops it; weights
@@ -41,7 +42,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """The query reads the normed tokens, then passes an MLP; the query itself is not normed before it reads."""
+    """Let the query read the normed tokens, then pass an MLP; the query itself is not normed before it reads."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -51,15 +52,15 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(width, hidden)
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """query [1, 1, D], tokens [B, K, D] -> [B, 1, D]"""
+        """Read query [1, 1, D] from tokens [B, K, D] -> [B, 1, D]."""
         query = query + self.xattn(query, self.norm1(tokens))
         return query + self.mlp(self.norm2(query))  # type: ignore[no-any-return]
 
 
 class AttentivePooler(nn.Module):
-    """[B, K, D] -> [B, D]: `depth - 1` self-attention blocks over the tokens, then one query. Parameter names are those
-    of the published files.
+    """Pool [B, K, D] -> [B, D] by `depth - 1` self-attention blocks over the tokens, then one query.
 
+    Parameter names are those of the published files (V-JEPA section 4.1, V-JEPA 2 section 4.1).
     depth: 1 in V-JEPA, 4 in V-JEPA 2. norm_eps: 1e-5 in their probes, 1e-6 in Hugging Face's.
     """
 
@@ -83,7 +84,10 @@ class AttentivePooler(nn.Module):
 
 
 class AttentiveClassifier(nn.Module):
-    """[B, K, D] -> logits [B, C]: an AttentivePooler and a linear layer. classes: their names, where they are known."""
+    """Classify [B, K, D] -> logits [B, C] by an AttentivePooler and a linear layer.
+
+    classes: their names, where they are known.
+    """
 
     classes: tuple[str, ...] = ()
 
@@ -98,14 +102,15 @@ class AttentiveClassifier(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """[B, N, D] -> [B, C]: the tokens as `pooling` has them, [B, P, D], side by side, and a linear layer. classes:
-    their names, where they are known.
+    """Classify [B, N, D] -> logits [B, C]: tokens pooled to [B, P, D], side by side, and a linear layer.
+
+    classes: their names, where they are known.
     """
 
     classes: tuple[str, ...] = ()
 
     def __init__(self, width: int, num_classes: int, pooling: Pooling = MEAN) -> None:
-        """width: P * D."""
+        """Make the layer at random weights. width: P * D."""
         super().__init__()
         self.pooling = pooling
         self.linear = nn.Linear(width, num_classes)

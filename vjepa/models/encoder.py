@@ -1,5 +1,7 @@
-"""What an encoder is, whatever its backbone; and the 3D-patch Vision Transformer. Context encoder and target encoder
-are two of a kind.
+"""The interface of every encoder, and the Vision Transformer over 3D patches.
+
+Context encoder and target encoder are two of a kind. A grid is a `TokenGrid`: the time slots, rows and columns of the
+tokens of a video, (t, h, w), in raster order; `encoder.grid(T, H, W)` gives it.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ LEAST_CHANGE: Final = 5e-3
 
 @dataclass(frozen=True)
 class Patches:
-    """A video cut into the pieces that tokens are made of; one cutting serves every encoder and mask of a step.
+    """Hold a video cut into the pieces that tokens are made of.
 
-    pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames of a piece, 1 for a single frame that is not
-    repeated.
+    One cutting serves every encoder and mask of a step. pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames
+    of a piece, 1 for a single frame that is not repeated.
     """
 
     pixels: Tensor
@@ -36,11 +38,10 @@ class Patches:
 
 
 def changes(video: Tensor) -> Tensor:
-    """[B, 3, T, H, W] -> the same shape: each frame's difference to the next, over the root mean square of all
-    differences of its clip; 0 for the last frame.
+    """Subtract each frame of [B, 3, T, H, W] from the next, and divide by the root mean square over its clip.
 
-    What stands still, and the contrast of a clip, leave no trace. A token sees of what follows it in time no more than
-    that one frame. In fp32.
+    The last frame becomes 0. What stands still, and the contrast of a clip, leave no trace. A token sees of what
+    follows it in time no more than that one frame. In fp32.
     """
     differences = video.float().diff(dim=2)
     size = differences.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt().clamp(min=LEAST_CHANGE)
@@ -48,7 +49,7 @@ def changes(video: Tensor) -> Tensor:
 
 
 def patchify(video: Tensor, model: config.Model) -> Patches:
-    """b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2), of the video or, with `input: changes`, of its `changes`.
+    """Cut b c (t p) (h p1) (w p2) -> b (t h w) (c p p1 p2): the video or, with `input: changes`, its `changes`.
 
     What does not fill a patch at the far end is left out. Raises ConfigError for a video smaller than a patch, and for
     the changes of a single frame.
@@ -67,45 +68,37 @@ def patchify(video: Tensor, model: config.Model) -> Patches:
 
 
 def unpatchify(patches: Patches, patch_px: int) -> Tensor:
-    """b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
-    grid, p = patches.grid, patch_px
-    return rearrange(
-        patches.pixels,
-        "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)",
-        h=grid.h,
-        w=grid.w,
-        c=3,
-        p=patches.taps,
-        p1=p,
-    )
+    """Join b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
+    sizes = {"h": patches.grid.h, "w": patches.grid.w, "c": 3, "p": patches.taps, "p1": patch_px}
+    return rearrange(patches.pixels, "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)", **sizes)
 
 
 class PatchEmbed(nn.Module):
-    """Embeds each patch by one linear map (the kernel of a strided 3D convolution)."""
+    """Embed each patch by one linear map (the kernel of a strided 3D convolution)."""
 
     def __init__(self, patch_px: int, tubelet_frames: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(
-            3, width, (tubelet_frames, patch_px, patch_px), stride=(tubelet_frames, patch_px, patch_px)
-        )
+        kernel = (tubelet_frames, patch_px, patch_px)
+        self.proj = nn.Conv3d(3, width, kernel, stride=kernel)
         small_normal(self.proj.weight)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, pixels: Tensor, taps: int) -> Tensor:
-        """[B, K, 3 * taps * p * p] -> [B, K, D]. For one tap the kernel is summed over time, which equals repeating the
-        frame.
+        """Embed [B, K, 3 * taps * p * p] -> [B, K, D].
+
+        For one tap the kernel is summed over time, which equals repeating the frame.
         """
         kernel = self.proj.weight if taps == self.proj.weight.shape[2] else self.proj.weight.sum(2, keepdim=True)
         return functional.linear(pixels, kernel.flatten(1), self.proj.bias)
 
 
 class Encoder(nn.Module):
-    """Video to features, of all tokens or of the visible ones only. A token that is not asked for has no influence on
-    the others.
+    """Encode videos as features, of all tokens or of the visible ones only.
 
-    model: its settings. width: features per token, D. depth: places after which features can be read, such as blocks.
-    positions: those that are added to tokens, where there are any.
+    A token that is not asked for has no influence on the others. model: its settings. width: features per token, D.
+    depth: places after which features can be read, such as blocks. positions: those that are added to tokens, where
+    there are any.
     """
 
     model: config.Model
@@ -114,30 +107,31 @@ class Encoder(nn.Module):
     positions: SinCos
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
-        """The token grid of a video of this size."""
+        """Give the token grid (t, h, w) of a video of so many frames, and of this height and width in pixels."""
         return self.model.grid(num_frames, height, width)
 
     def forward(self, video: Tensor, context_ids: Tensor | None = None) -> Tensor:
-        """[B, 3, T, H, W], normalised -> features [B, N, D] in raster order, or of `context_ids` [B, K] alone: [B, K,
-        D].
+        """Encode [B, 3, T, H, W], normalised -> features [B, N, D] in raster order.
+
+        Of `context_ids` [B, K] alone: [B, K, D].
         """
         return self.encode(patchify(video, self.model), context_ids)[..., -self.width :]
 
     def encode(self, patches: Patches, ids: Tensor | None = None) -> Tensor:
-        """Features of all tokens or of `ids` [B, K] for prediction: [B, K, levels * D], the last level last."""
+        """Give the features that prediction uses, of all tokens or of `ids` [B, K]: [B, K, levels * D].
+
+        The last level stands last.
+        """
         return torch.cat(self._run(patches, ids, self._prediction_depths), dim=-1)
 
     def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
-        """`encode` of each of several sets of ids, [B, K_i] -> [B, K_i, levels * D]; no set has influence on
-        another.
-        """
+        """Run `encode` on each of several sets of ids, [B, K_i] -> [B, K_i, levels * D], none of which sees another."""
         return [self.encode(patches, ids) for ids in sets]
 
     def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
-        """[B, 3, T, H, W] -> features [B, N, D] after blocks number `depths` (0: the first; -1: the last), as they are
-        at the end, normed.
+        """Encode [B, 3, T, H, W] -> features [B, N, D] after each of the blocks `depths`, normed as at the end.
 
-        Raises ValueError for a block that does not exist.
+        0 is the first block, -1 the last. Raises ValueError for a block that does not exist.
         """
         if any(not -self.depth <= depth < self.depth for depth in depths):
             raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {self.depth - 1}")
@@ -145,7 +139,7 @@ class Encoder(nn.Module):
 
     @property
     def level_depths(self) -> list[int]:
-        """The blocks after which a level is read: the last alone."""
+        """List the blocks after which a level is read: the last alone."""
         return [self.depth - 1]
 
     @property
@@ -153,12 +147,12 @@ class Encoder(nn.Module):
         return self.level_depths if self.model.levels > 1 else self.level_depths[-1:]
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
-        """Features of the tokens `ids` [B, K], or of all, after each of the blocks `depths`: [B, K, D] each."""
+        """Give the features of tokens `ids` [B, K], or of all, after each of the blocks `depths`: [B, K, D] each."""
         raise NotImplementedError
 
 
 class PatchEncoder(Encoder):
-    """An encoder that embeds patches one by one. Parameter names are those of the published files."""
+    """Embed patches one by one. Parameter names are those of the published files."""
 
     def __init__(self, model: config.Model) -> None:
         super().__init__()
@@ -172,7 +166,7 @@ class PatchEncoder(Encoder):
             self.positions = SinCos(model.positions, self.width, model.sincos_grid)
 
     def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
-        """Tokens with their additive positions [B, K, D]; a token that is not asked for is never embedded."""
+        """Embed tokens with their additive positions [B, K, D]; a token that is not asked for is never embedded."""
         pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
         is_image = patches.taps == 1
         embed = self.patch_embed_img if is_image and self.model.image_mode == "own" else self.patch_embed
@@ -186,7 +180,7 @@ class PatchEncoder(Encoder):
 
 
 class VisionTransformer(PatchEncoder):
-    """The ViT of V-JEPA (sections 3.1, 3.3) and V-JEPA 2 and 2.1."""
+    """Encode by the ViT of V-JEPA (sections 3.1, 3.3), V-JEPA 2 and 2.1."""
 
     def __init__(self, model: config.Model) -> None:
         super().__init__(model)
@@ -199,16 +193,18 @@ class VisionTransformer(PatchEncoder):
 
     @property
     def level_depths(self) -> list[int]:
-        """The blocks after which a level is read: quarters of the depth, or the last alone (V-JEPA 2.1 reads block 37
-        of 48, not 35).
+        """List the blocks after which a level is read: quarters of the depth, or the last alone.
+
+        V-JEPA 2.1 reads block 37 of 48, not 35.
         """
         if not self.model.level_norms:
             return super().level_depths
         return [11, 23, 37, 47] if self.depth == 48 else [(quarter * self.depth) // 4 - 1 for quarter in (1, 2, 3, 4)]
 
     def encode_sets(self, patches: Patches, sets: Sequence[Tensor]) -> Sequence[Tensor]:
-        """In one pass: all but attention treats each token by itself, and larger products run nearer to the peak
-        (RESULTS.md).
+        """Encode all sets in one pass.
+
+        All but attention treats each token by itself, and larger products run nearer to the peak (RESULTS.md).
         """
         sizes = tuple(ids.shape[1] for ids in sets)
         features = self._run(patches, torch.cat(list(sets), dim=1), self._prediction_depths, sizes)

@@ -4,12 +4,10 @@ all tokens of a clip.
 Tokens x [B, K, D], normed g; x <- x - alpha dE/dg, again and again with the same weights. With d the change of g in a
 step:
 
-    dE/dg . d <= -s / (alpha gamma) |d|^2 g is the gradient of a convex Lagrangian, and no derivative of it is above
-    gamma / s,
-                                               s the least sqrt(variance + eps) of a token on the way
-    E(g + d) <= E(g) + dE/dg . d + c/2 |d|^2 the Hopfield energy is concave, and the curvature of the attention energy
-    is at most
-                                               c = (1 + K) sum_h |W_K^h' W_Q^h| (spectral norms)
+    dE/dg . d <= -s / (alpha gamma) |d|^2      g is the gradient of a convex Lagrangian, and no derivative of it is
+                                               above gamma / s, s the least sqrt(variance + eps) of a token on the way
+    E(g + d) <= E(g) + dE/dg . d + c/2 |d|^2   the Hopfield energy is concave, and the curvature of the attention energy
+                                               is at most c = (1 + K) sum_h |W_K^h' W_Q^h| (spectral norms)
 
 so that every step of alpha <= 2 s / (gamma c) lowers the energy. That is a bound for the worst case;
 `encoder.step_size` is what is used.
@@ -30,7 +28,7 @@ from vjepa.models.layers import initialise
 
 
 class EnergyNorm(nn.Module):
-    """g = gamma (x - mean) / sqrt(variance + eps) + delta, [..., D] -> the same; gamma is one number.
+    """Norm [..., D]: g = gamma (x - mean) / sqrt(variance + eps) + delta; gamma is one number.
 
     It is the gradient of the Lagrangian D gamma sqrt(variance + eps) + delta . x. Kept as a logarithm gamma stays
     positive, which makes that convex.
@@ -46,7 +44,7 @@ class EnergyNorm(nn.Module):
 
 
 class Energy(nn.Module):
-    """Energy attention and a Hopfield network; normed tokens [B, K, D] -> the energy of each clip [B].
+    """Sum energy attention and a Hopfield network: normed tokens [B, K, D] -> the energy of each clip [B].
 
     E_att = -1/beta sum_h sum_C log sum_B exp(beta k_hB . q_hC), keys k = W_K g, queries q = W_Q g, beta = 1 / sqrt(head
     width); every token is among the keys of every query. E_hopfield = -1/2 sum_B sum_m relu(xi_m . g_B)^2, xi_m the
@@ -67,8 +65,10 @@ class Energy(nn.Module):
         return -attention - hopfield  # type: ignore[no-any-return]
 
     def gradient(self, normed: Tensor) -> Tensor:
-        """dE/dg [B, K, D]: each token is pulled to the keys that its query meets, to the queries that meet its key, and
-        to the memories it is like.
+        """Derive dE/dg [B, K, D].
+
+        Each token is pulled to the keys that its query meets, to the queries that meet its key, and to the memories it
+        is like.
         """
         key, query = self._heads(normed)
         met = (self.beta * query @ key.transpose(-2, -1)).softmax(dim=-1)  # [B, h, C, B']: of each query over all keys
@@ -78,14 +78,15 @@ class Energy(nn.Module):
         return -(by_query + by_key + by_memory)  # type: ignore[no-any-return]
 
     def _heads(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and queries, b k (h d) -> b h k d."""
+        """Split keys and queries into heads, b k (h d) -> b h k d."""
         key, query = (rearrange(part(normed), "b k (h d) -> b h k d", h=self.heads) for part in (self.key, self.query))
         return key, query
 
 
 class EnergyTransformer(PatchEncoder):
-    """`encoder.depth` steps of `encoder.step_size` down the energy of the tokens given; features are the
-    normed tokens.
+    """Take `encoder.depth` steps of `encoder.step_size` down the energy of the tokens given.
+
+    Features are the normed tokens.
     """
 
     def __init__(self, model: config.Model) -> None:
@@ -96,15 +97,12 @@ class EnergyTransformer(PatchEncoder):
         initialise(self)
 
     def descend(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Tokens [B, K, D] after each step."""
+        """Give the tokens [B, K, D] after each step."""
         for _ in range(self.depth):
             tokens = tokens - self.model.encoder.step_size * self.energy.gradient(self.norm(tokens))
             yield tokens
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
-        features = {
-            depth: self.norm(tokens)
-            for depth, tokens in enumerate(self.descend(self._embed(patches, ids)))
-            if depth in depths
-        }
+        steps = enumerate(self.descend(self._embed(patches, ids)))
+        features = {depth: self.norm(tokens) for depth, tokens in steps if depth in depths}
         return [features[depth] for depth in depths]

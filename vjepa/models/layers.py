@@ -22,16 +22,16 @@ MOST_WEIGHTS: Final = 1 << 28
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """[B, N, D], int64 [B, K] -> [B, K, D]; the index is expanded, never copied."""
+    """Take tokens `ids` int64 [B, K] out of [B, N, D] -> [B, K, D]; the index is expanded, never copied."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 class LayerNorm(nn.LayerNorm):
-    """[B, K, D] -> [B, K, D], in the dtype of the input under autocast too; mean and deviation are fp32 inside the
-    kernel anyhow.
+    """Norm [B, K, D] in the dtype of the input, under autocast too.
 
-    On a GPU, autocast would copy the input to fp32 and the output back: five times the memory traffic, and an fp32 copy
-    kept for the backward pass. A CPU's kernel takes fp32 weights as they are.
+    Mean and deviation are fp32 inside the kernel anyhow. On a GPU, autocast would copy the input to fp32 and the output
+    back: five times the memory traffic, and an fp32 copy kept for the backward pass. A CPU's kernel takes fp32 weights
+    as they are.
     """
 
     def __init__(self, width: int) -> None:
@@ -46,7 +46,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, h, K, d].
+    """Compute softmax(q k^T / sqrt(d)) v over [B, h, K, d].
 
     The CPU's fused kernel is two to four times slower in bf16 than the three plain products, forward and backward
     (RESULTS.md); everywhere else the fused one is the faster and needs no K x K matrix.
@@ -54,18 +54,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     num_heads = query.shape[1]
     num_bytes = query.element_size() * query[..., 0].numel() * key.shape[-2]
     if query.device.type == "cpu" and query.dtype is torch.bfloat16 and num_bytes <= MOST_WEIGHTS:
-        query, key, value = (
-            rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value)
-        )  # copied once, as products want them
+        # copied once, as products want them
+        query, key, value = (rearrange(part, "b h k d -> (b h) k d") for part in (query, key, value))
         weights = torch.bmm(query * query.shape[-1] ** -0.5, key.mT).softmax(dim=-1)
         return rearrange(torch.bmm(weights, value), "(b h) k d -> b h k d", h=num_heads)
     return functional.scaled_dot_product_attention(query, key, value)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens given, or within each of several sets of them; [B, K, D] ->
-    [B, K, D].
-    """
+    """Attend by several heads over all tokens, or within each of several sets of them; [B, K, D] -> [B, K, D]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -74,25 +71,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, rotate: Rotation | None, sizes: Sets = None) -> Tensor:
-        """b k (3 h d) -> b k (h d)"""
+        """Mix tokens b k (h d) -> b k (h d), by queries, keys and values b k (3 h d)."""
         heads = rearrange(self.qkv(tokens), "b k (n d) -> b k n d", n=3 * self.heads)
         query_key, value = heads.split([2 * self.heads, self.heads], dim=2)
         if rotate is not None:
             query_key = rotate(query_key)
         whole = [tokens.shape[1]] if sizes is None else list(sizes)
-        mixed = [
-            self._mix(*parts) for parts in zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)
-        ]
+        sets = zip(query_key.split(whole, dim=1), value.split(whole, dim=1), strict=True)
+        mixed = [self._mix(*parts) for parts in sets]
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))  # type: ignore[no-any-return]
 
     def _mix(self, query_key: Tensor, value: Tensor) -> Tensor:
-        """b k (2 h) d, b k h d -> b k (h d)"""
+        """Attend within one set: b k (2 h) d, b k h d -> b k (h d)."""
         query, key = rearrange(query_key, "b k (two h) d -> two b h k d", two=2).unbind(0)
         return rearrange(attend(query, key, rearrange(value, "b k h d -> b h k d")), "b h k d -> b k (h d)")
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between; [B, K, D] -> [B, K, D]."""
+    """Apply two linear layers with a GELU between; [B, K, D] -> [B, K, D]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -108,8 +104,9 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP of about as many weights: two thirds of the hidden width, rounded up to 8s (Shazeer 2020, eq. 6); [B,
-    K, D] -> [B, K, D].
+    """Apply a gated MLP of about as many weights as `Mlp`; [B, K, D] -> [B, K, D].
+
+    It has two thirds of the hidden width, rounded up to 8s (Shazeer 2020, eq. 6).
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -128,10 +125,10 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block (ViT, Dosovitskiy et al. 2021, eq. 2-3); [B, K, D] -> [B, K, D]."""
+    """Apply a pre-norm transformer block (ViT, Dosovitskiy et al. 2021, eq. 2-3); [B, K, D] -> [B, K, D]."""
 
     def __init__(self, shape: config.Transformer, drop_path: float) -> None:
-        """`drop_path`: chance that a clip skips a half of this block in training."""
+        """Make a block of this shape. drop_path: chance that a clip skips a half of it in training."""
         super().__init__()
         hidden = round(shape.width * shape.mlp_ratio)
         self.norm1 = LayerNorm(shape.width)
@@ -156,7 +153,7 @@ class Block(nn.Module):
         return self.mlp(tokens)  # type: ignore[no-any-return]
 
     def _skip(self, update: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al. 2016): 0 for some clips, scaled up for the others, so that the mean stays."""
+        """Drop the update of some clips, and scale up the others' so that the mean stays (Huang et al. 2016)."""
         if not self.training or self.drop_path == 0:
             return update
         keep = 1 - self.drop_path
@@ -164,15 +161,13 @@ class Block(nn.Module):
 
 
 def make_blocks(shape: config.Transformer) -> nn.ModuleList:
-    """`shape.depth` blocks; the chance to skip one rises linearly from 0 to `shape.drop_path`."""
-    return nn.ModuleList(
-        Block(shape, shape.drop_path * number / max(shape.depth - 1, 1)) for number in range(shape.depth)
-    )
+    """Make `shape.depth` blocks; the chance to skip one rises linearly from 0 to `shape.drop_path`."""
+    last = max(shape.depth - 1, 1)
+    return nn.ModuleList(Block(shape, shape.drop_path * number / last) for number in range(shape.depth))
 
 
 def initialise(module: nn.Module) -> None:
-    """Linear weights from a normal of std .02 cut at 2 std, biases 0; then each block's outputs are scaled down with
-    depth.
+    """Draw linear weights from a normal of std .02 cut at 2 std, set biases 0, and scale down each block's outputs.
 
     The scaling by 1/sqrt(2 l) for block l (BEiT, section 2.3) comes last, so that nothing undoes it.
     A module on the meta device has no values to draw; PyTorch would import SymPy for the scaling, a second.

@@ -1,10 +1,9 @@
-"""How much of the places of a clip's tokens is averaged away before k-NN, a linear probe or a file of features has
-them.
-"""
+"""Averages over the tokens of a clip, before k-NN, a linear probe or a file of features has them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +19,10 @@ _SIDE: Final = 4  # of `grid` without a number
 
 @dataclass(frozen=True)
 class Pooling:
-    """kind: `mean` of all tokens; `slots`, the mean of each time slot; `grid`, of each of `side` x `side` cells of each
-    time slot; `all`: every token as it is.
+    """Average the tokens of a clip over places: b (t h w) d -> b places d.
 
-    grid: that of the tokens, which `mean` does not look at.
+    kind: `mean` of all tokens; `slots`, of each time slot; `grid`, of each of `side` x `side` cells of each time slot;
+    `all`: every token as it is. grid: that of the tokens, which `mean` does not look at.
     """
 
     kind: str = "mean"
@@ -31,14 +30,15 @@ class Pooling:
     grid: TokenGrid = TokenGrid(1, 1, 1)  # noqa: RUF009 - it is frozen
 
     @classmethod
-    def parse(cls, text: str, grid: TokenGrid) -> Pooling:
-        """`mean`, `slots`, `grid`, `grid:G` or `all` of --pool. Raises UserError for other words, and for a grid that
-        is finer than that of the tokens.
+    def parse(cls, text: str, grid: TokenGrid | Sequence[int]) -> Pooling:
+        """Read the words of --pool: `mean`, `slots`, `grid`, `grid:G` or `all`, of tokens on `grid`.
+
+        Raises UserError for other words, and for cells finer than the tokens.
         """
         words = re.fullmatch(r"(mean|slots|grid|all)|(grid):([1-9]\d*)", text)
         if words is None:
             raise UserError(f"--pool {text}: give mean, slots, grid, a grid of another size such as grid:2, or all")
-        kind = words[1] or words[2]
+        kind, grid = words[1] or words[2], TokenGrid.of(grid)
         side = int(words[3] or _SIDE) if kind == "grid" else 1
         finest = min(grid.h, grid.w)
         if side > finest:
@@ -56,8 +56,9 @@ class Pooling:
         return {"mean": 1, "all": self.grid.num_tokens}.get(self.kind, self.grid.t * self.side**2)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """b (t h w) d -> b places d, in raster order and fp32; where cells do not divide the tokens, they overlap as
-        those of adaptive pooling do.
+        """Average b (t h w) d -> b places d, in raster order and fp32.
+
+        Where cells do not divide the tokens, they overlap as those of adaptive pooling do.
         """
         tokens = tokens.float()
         if self.kind == "all":

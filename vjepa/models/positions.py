@@ -4,6 +4,7 @@ dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from vjepa.records import TokenGrid
 
 
 class SinCos(nn.Module):
-    """Fixed sin-cos positions of `kind` sincos, sincos_uniform or sincos_2d; forward: TokenGrid -> fp32 [N, width].
+    """Give fixed sin-cos positions of `kind` sincos, sincos_uniform or sincos_2d: TokenGrid -> fp32 [N, width].
 
     With `base`, every grid is interpolated from the table of that one: what a network that was trained on it expects of
     another size of video (V-JEPA's and I-JEPA's code). A published file may bring its own `table`.
@@ -27,11 +28,8 @@ class SinCos(nn.Module):
     def __init__(self, kind: str, width: int, base: tuple[int, int, int] | None) -> None:
         super().__init__()
         self.kind, self.width, self.base = kind, width, None if base is None else TokenGrid(*base)
-        self.register_buffer(
-            "table",
-            None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu")),
-            persistent=False,
-        )
+        table = None if self.base is None else _sincos(kind, self.base, width, torch.device("cpu"))
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, grid: TokenGrid, device: torch.device) -> Tensor:
         if self.base is None:
@@ -40,8 +38,9 @@ class SinCos(nn.Module):
 
 
 def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
-    """[N0, D] over `base` -> [N, D] over `grid`, trilinear; unchanged where the grids are equal. A single slot takes
-    the first.
+    """Interpolate [N0, D] over `base` -> [N, D] over `grid`, trilinear; unchanged where the grids are equal.
+
+    A single slot takes the first.
     """
     if grid == base:
         return table
@@ -55,20 +54,15 @@ def resize_table(table: Tensor, base: TokenGrid, grid: TokenGrid) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Tensor:
-    """(t h w) -> fp32 [N, width], computed in fp64 on the CPU and kept on `device`: a copy in every step would make the
-    host wait for the GPU.
+    """Compute the table of (t h w) tokens, fp32 [N, width].
 
+    It is computed in fp64 on the CPU, once, and kept on `device`: a copy in every step would make the host wait for the
+    GPU.
     sincos: half of the features for the time slot, a quarter each for row and column. sincos_uniform: a third each,
     rounded up to a whole sine-cosine pair, cut to the width (both V-JEPA section 3.3). sincos_2d: half each for column
     and row (MAE, He et al. 2021, A.1).
     """
-    time, row, column = (
-        torch.cartesian_prod(
-            *(torch.arange(size, dtype=torch.float64, device="cpu") for size in (grid.t, grid.h, grid.w))
-        )
-        .reshape(-1, 3)
-        .T
-    )
+    time, row, column = _places(grid).T
     third, quarter = 2 * -(-width // 6), 2 * -(-width // 8)
     axes = {
         "sincos": ((time, 2 * quarter), (row, quarter), (column, quarter)),
@@ -79,20 +73,27 @@ def _sincos(kind: str, grid: TokenGrid, width: int, device: torch.device) -> Ten
     return table[:, :width].float().to(device)
 
 
+def _places(grid: TokenGrid, scales: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
+    """List time slot, row and column of all tokens, times `scales`: fp64 [N, 3], on the CPU (see `_frequencies`)."""
+    sizes = zip((grid.t, grid.h, grid.w), scales, strict=True)
+    axes = [torch.arange(size, dtype=torch.float64, device="cpu") * scale for size, scale in sizes]
+    return torch.cartesian_prod(*axes).reshape(-1, 3)
+
+
 def _waves(places: Tensor, width: int) -> Tensor:
-    """[N] -> [N, width]: frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5)."""
+    """Embed places [N] -> [N, width]: frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5)."""
     angles = places[:, None] * _frequencies(width // 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _frequencies(num: int) -> Tensor:
-    """[num], on the CPU even where networks are built on the meta device, for the tables are kept."""
+    """List `num` frequencies, on the CPU even where networks are built on the meta device, for the tables are kept."""
     return 10000.0 ** -(torch.arange(num, dtype=torch.float64, device="cpu") / num)
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How much to turn each pair of features of each token; made once per forward pass, for all blocks.
+    """Turn each pair of features of each token; made once per forward pass, for all blocks.
 
     turn: fp32 [1 or B, K, 1, head_width / 2, 2], complex numbers as (real, imaginary): a pair (a, b), read as a + bi,
     is multiplied by them. Features beyond the three axes' share have turn 1, so they stay as they are.
@@ -103,7 +104,7 @@ class Rotation:
     mirror: Tensor | None
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """[B, K, h, head_width] -> the same shape and dtype, turned in fp32.
+        """Turn [B, K, h, head_width], in fp32 -> the same shape and dtype.
 
         Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers and
         exporters, which do not know complex numbers, get the real ones.
@@ -114,9 +115,9 @@ class Rotation:
         else:
             numbers = torch.view_as_complex(pairs)
             product = numbers * torch.view_as_complex(self.turn)
-            turned = torch.view_as_real(
-                product if self.mirror is None else product + numbers.conj() * torch.view_as_complex(self.mirror)
-            )
+            if self.mirror is not None:
+                product = product + numbers.conj() * torch.view_as_complex(self.mirror)
+            turned = torch.view_as_real(product)
         return rearrange(turned, "b k h d two -> b k h (d two)").to(heads.dtype)
 
     def _real(self, a: Tensor, b: Tensor) -> Tensor:
@@ -131,9 +132,9 @@ class Rotation:
 def rotation(
     kind: str, grid: TokenGrid, head_width: int, square: int | None, ids: Tensor | None, device: torch.device
 ) -> Rotation:
-    """The Rotation of tokens `ids` [B, K], or of all, in heads of `head_width` features (RoFormer, Su et al. 2021,
-    section 3.2.2, along 3 axes).
+    """Make the Rotation of tokens `ids` [B, K], or of all, in heads of `head_width` features.
 
+    It is that of RoFormer (Su et al. 2021, section 3.2.2), along 3 axes.
     kind: "rotation", or "vjepa2" for the published V-JEPA 2 weights, whose sine and cosine of a pair belong to two
     frequencies.
     square: rows and columns are scaled to the range of a square of so many cells (V-JEPA 2.1), so that other sizes look
@@ -152,22 +153,22 @@ def rotation(
 def _rotation_tables(
     kind: str, grid: TokenGrid, head_width: int, square: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64; kept on `device`, as
-    `_sincos` is.
+    """Compute `turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64.
 
-    A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror (e^-iu
-    - e^-iv) / 2.
+    They are kept on `device`, as `_sincos` is. A pair whose first feature is turned by the angle u and the second by v
+    has turn (e^iu + e^iv) / 2 and mirror (e^-iu - e^-iv) / 2.
     """
     pairs = head_width // 3 // 2  # of each axis
     scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
-    axes = [
-        torch.arange(size, dtype=torch.float64, device="cpu") * scale
-        for size, scale in zip((grid.t, grid.h, grid.w), scales, strict=True)
-    ]
-    places = torch.cartesian_prod(*axes).reshape(-1, 3)
-    angles = places[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
+    angles = _places(grid, scales)[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
     spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)
     turn, mirror = (first + second) / 2, (first.conj() - second.conj()).resolve_conj() / 2
     return torch.view_as_real(turn).float().to(device), torch.view_as_real(mirror).float().to(device)
+
+
+def forget_tables() -> None:
+    """Drop the tables that are kept: after a pass on tensors without values they have none either."""
+    _sincos.cache_clear()
+    _rotation_tables.cache_clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,25 +13,30 @@ from vjepa.models.layers import LayerNorm, Mlp, initialise, make_blocks
 from vjepa.models.positions import SinCos, rotation
 from vjepa.records import TokenGrid
 
+Grid = TokenGrid | Sequence[int]  # (t, h, w)
+
+
+def _mask_tokens(shape: config.PredictorSettings, num_masks: int) -> nn.ParameterList:
+    return nn.ParameterList(torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks))
+
 
 class Predictor(nn.Module):
-    """Context features and one mask token per target place in, predictions out (V-JEPA section 3.1)."""
+    """Predict from context features and one mask token per target place (V-JEPA section 3.1)."""
 
     def __init__(self, model: config.Model, num_masks: int, dense: bool = False) -> None:
-        """num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA
-        2.1).
+        """Make the network at random weights.
+
+        num_masks: mask sets, each of which has its own mask token. dense: predicts visible tokens too (V-JEPA 2.1).
         """
         super().__init__()
         shape, levels, width = model.predictor, model.levels, encoder_width(model)
         self.model, self.width = model, shape.width
         features = levels * width
-        embed = nn.Linear(features, shape.width)
+        embed: nn.Module = nn.Linear(features, shape.width)
         if levels > 1:
-            embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))  # type: ignore[assignment]
+            embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, shape.width))
         self.predictor_embed = embed
-        self.mask_tokens = nn.ParameterList(
-            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
-        )
+        self.mask_tokens = _mask_tokens(shape, num_masks)
         if model.modality_embedding:
             self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, shape.width)) for _ in range(2))
         if model.positions != "rope":
@@ -43,11 +50,12 @@ class Predictor(nn.Module):
         initialise(self)
 
     def forward(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
-        place of D.
+        """Predict from context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> [B, Kt, levels * D].
 
+        `predictor.out_width` stands in place of the last D where it is set. grid: that of all tokens, as
+        `encoder.grid(T, H, W)` gives it, or its three numbers (t, h, w). mask_index: which mask token.
         Attention knows no order, so tokens carry their positions and are never sorted.
         """
         tokens = self._run(context, context_ids, target_ids, grid, mask_index)
@@ -55,26 +63,23 @@ class Predictor(nn.Module):
         return predictions
 
     def dense(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the predictions of the visible tokens too: [B, Kt, levels * D], [B, Kc, levels * D]."""
+        """Predict hidden and visible tokens: [B, Kt, levels * D] as `forward` does, and [B, Kc, levels * D]."""
         tokens = self._run(context, context_ids, target_ids, grid, mask_index)
         num_visible = context_ids.shape[1]
         return self.predictor_proj(tokens[:, num_visible:]), self.predictor_proj_context(tokens[:, :num_visible])
 
-    def _run(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int
-    ) -> Tensor:
-        """Normed tokens [B, Kc + Kt, width], visible ones first."""
-        ids = torch.cat([context_ids, target_ids], dim=1)
+    def _run(self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int) -> Tensor:
+        """Give the normed tokens [B, Kc + Kt, width], visible ones first."""
+        grid, ids = TokenGrid.of(grid), torch.cat([context_ids, target_ids], dim=1)
         seen = self.predictor_embed(context)
         hidden = self.mask_tokens[mask_index].expand(len(ids), target_ids.shape[1], -1)
         tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
         rotate = None
         if self.model.positions == "rope":
-            rotate = rotation(
-                self.model.rope, grid, self.width // self.model.predictor.heads, self.model.rope_grid, ids, ids.device
-            )
+            head_width = self.width // self.model.predictor.heads
+            rotate = rotation(self.model.rope, grid, head_width, self.model.rope_grid, ids, ids.device)
         else:
             tokens = tokens + self.positions(grid, ids.device)[ids]
         if self.model.modality_embedding:
@@ -85,43 +90,40 @@ class Predictor(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """No attention: each target is predicted from the mean of the context, its mask token and its place, by residual
-    MLPs.
+    """Predict each target from the mean of the context, its mask token and its place, by residual MLPs.
+
+    There is no attention.
     """
 
     def __init__(self, model: config.Model, num_masks: int) -> None:
-        """`num_masks`: mask sets, each of which has its own mask token."""
+        """Make the network at random weights. num_masks: mask sets, each of which has its own mask token."""
         super().__init__()
         shape, width = model.predictor, encoder_width(model)
         self.predictor_embed = nn.Linear(model.levels * width, shape.width)
-        self.mask_tokens = nn.ParameterList(
-            torch.zeros(1, 1, shape.width) for _ in range(shape.mask_tokens or num_masks)
-        )
-        self.positions = SinCos(
-            "sincos" if model.positions == "rope" else model.positions, shape.width, model.sincos_grid
-        )
-        layers = (
-            nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, round(shape.width * shape.mlp_ratio)))
-            for _ in range(shape.depth)
-        )
+        self.mask_tokens = _mask_tokens(shape, num_masks)
+        kind = "sincos" if model.positions == "rope" else model.positions
+        self.positions = SinCos(kind, shape.width, model.sincos_grid)
+        hidden = round(shape.width * shape.mlp_ratio)
+        layers = (nn.Sequential(LayerNorm(shape.width), Mlp(shape.width, hidden)) for _ in range(shape.depth))
         self.layers = nn.ModuleList(layers)
         self.predictor_norm = LayerNorm(shape.width)
         self.predictor_proj = nn.Linear(shape.width, model.levels * (shape.out_width or width))
         initialise(self)
 
     def forward(
-        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: TokenGrid, mask_index: int = 0
+        self, context: Tensor, context_ids: Tensor, target_ids: Tensor, grid: Grid, mask_index: int = 0
     ) -> Tensor:
-        """context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> predictions [B, Kt, levels * D], or of `out_width` in
-        place of D.
+        """Predict from context [B, Kc, levels * D], ids [B, Kc] and [B, Kt] -> [B, Kt, levels * D].
+
+        The arguments are those of `Predictor.forward`.
         """
         tokens = self.predictor_embed(context.mean(dim=1, keepdim=True)) + self.mask_tokens[mask_index]
-        tokens = tokens + self.positions(grid, target_ids.device)[target_ids]
+        tokens = tokens + self.positions(TokenGrid.of(grid), target_ids.device)[target_ids]
         for layer in self.layers:
             tokens = tokens + layer(tokens)
         return self.predictor_proj(self.predictor_norm(tokens))  # type: ignore[no-any-return]
 
 
 def make_predictor(model: config.Model, num_masks: int, dense: bool) -> Predictor | MlpPredictor:
-    """The predictor that the settings name."""
+    """Make the predictor that the settings name. The arguments are those of `Predictor`."""
     return MlpPredictor(model, num_masks) if model.predictor.kind == "mlp" else Predictor(model, num_masks, dense)

@@ -1,5 +1,6 @@
-"""The layers between pooled features and embeddings: LeJEPA's projector, VICReg's expander. Frozen encoders are used
-without it.
+"""The layers between pooled features and embeddings: LeJEPA's projector, VICReg's expander.
+
+Frozen encoders are used without them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from vjepa.models.layers import LayerNorm, initialise
 
 
 def make_projector(widths: Sequence[int]) -> nn.Sequential:
-    """[..., widths[0]] -> [..., widths[-1]] by linear layers from width to width, a norm and a GELU between; the
-    identity for a single width.
+    """Make a map [..., widths[0]] -> [..., widths[-1]] of linear layers, a norm and a GELU between.
 
-    A norm over features where the papers have one over the batch, so that an embedding depends on its clip alone, on
-    any number of ranks.
+    A single width gives the identity. A norm over features where the papers have one over the batch, so that an
+    embedding depends on its clip alone, on any number of ranks.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

@@ -14,10 +14,10 @@ from vjepa.errors import UserError
 
 
 def load_strictly(module: nn.Module, stored: Mapping[str, Tensor], origin: Path | str) -> None:
-    """Load every tensor of `stored` into `module`, and nothing else. A missing, surplus or misshapen key is a UserError
-    that names it.
+    """Load every tensor of `stored` into `module`, and nothing else.
 
-    A module on the meta device comes to where the tensors are, in its own dtype; it shares no memory with them.
+    Raises UserError that names a key which is missing, surplus or misshapen. A module on the meta device comes to where
+    the tensors are, in its own dtype; it shares no memory with them.
     """
     wanted = module.state_dict()
     for problem, keys in (
@@ -43,7 +43,7 @@ def load_strictly(module: nn.Module, stored: Mapping[str, Tensor], origin: Path 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a safetensors file, on the CPU. Raises UserError where it is none."""
+    """Read name -> tensor of a safetensors file, on the CPU. Raises UserError where it is none."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import timm
 import torch
 from einops import rearrange, reduce, repeat
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models import vision_transformer
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,10 +30,10 @@ from vjepa.records import TokenGrid
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network of timm makes of frames. width: features per token.
+    """Describe what a network of timm makes of frames.
 
-    stage: the number of the map that is read; None: a plain ViT, which has tokens. unread: its parameters that only
-    later maps need.
+    width: features per token. stage: the number of the map that is read; None: a plain ViT, which has tokens.
+    unread: names of its parameters that only later maps need.
     """
 
     width: int
@@ -40,29 +44,32 @@ class Shape:
 @lru_cache(maxsize=16)
 @torch.random.fork_rng(devices=[])
 def look_up(name: str, patch_px: int) -> Shape:
-    """The shape of a network on patches of this size. Raises UserError where timm has none of this name, or that one
-    has no such patches.
-    """
-    import timm  # takes seconds, and these backbones alone need it
+    """Find the shape of a network on patches of this size.
 
+    Raises UserError where timm has none of this name, or that one has no such patches.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["vit", "energy", *timm.list_models()])
-        raise UserError(
-            f"model.backbone: timm {timm.__version__} has no {name!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"model.backbone: timm {timm.__version__} has no {name!r}{hint}")
     try:
         with torch.device("meta"):
             network = timm.create_model(name, num_classes=0)
     except RuntimeError as error:  # a tag, after the dot, that is none
         raise UserError(f"model.backbone: {_one_line(error)}") from None
-    if _is_plain_vit(network):
-        own_px = network.patch_embed.patch_size[0]
-        if patch_px != own_px:
-            raise UserError(
-                f"model.patch_px: {name} has patches of {own_px} px, not {patch_px}; set model.patch_px: {own_px}"
-            )
-        return Shape(network.embed_dim)
+    return _vit_shape(name, patch_px, network) if _is_plain_vit(network) else _map_shape(name, patch_px, network)
+
+
+def _vit_shape(name: str, patch_px: int, network: Any) -> Shape:
+    own_px = network.patch_embed.patch_size[0]
+    if patch_px != own_px:
+        raise UserError(
+            f"model.patch_px: {name} has patches of {own_px} px, not {patch_px}; set model.patch_px: {own_px}"
+        )
+    return Shape(network.embed_dim)
+
+
+def _map_shape(name: str, patch_px: int, network: Any) -> Shape:
     strides = [stage["reduction"] for stage in getattr(network, "feature_info", ())]
     if patch_px not in strides:
         known = ", ".join(map(str, sorted(set(strides)))) or "none"
@@ -74,11 +81,10 @@ def look_up(name: str, patch_px: int) -> Shape:
 
 
 def _try_map(name: str, patch_px: int, stage: int) -> Shape:
-    """Forward and backward on the meta device, with 4x4 patches. Raises UserError where no map of 4x4 cells
-    comes out.
-    """
-    import timm
+    """Run forward and backward on the meta device, over 4x4 patches.
 
+    Raises UserError where no map of 4x4 cells comes out.
+    """
     try:
         with torch.device("meta"), torch.inference_mode(mode=False), torch.enable_grad():
             network = timm.create_model(name, features_only=True, out_indices=(stage,)).eval()
@@ -94,23 +100,18 @@ def _try_map(name: str, patch_px: int, stage: int) -> Shape:
             f"model.backbone: {name} makes {cells} cells of 4x4 patches of {patch_px} px, which cannot be "
             "tokens; take another network"
         )
-    return Shape(
-        features.shape[1], stage, tuple(key for key, parameter in network.named_parameters() if parameter.grad is None)
-    )
+    unread = tuple(key for key, parameter in network.named_parameters() if parameter.grad is None)
+    return Shape(features.shape[1], stage, unread)
 
 
 def _is_plain_vit(network: Any) -> bool:
-    """Whether patches are embedded one by one; variants of timm's ViT are subclasses, or have another embedding."""
-    from timm.layers import PatchEmbed
-    from timm.models.vision_transformer import VisionTransformer
-
-    return (
-        type(network) is VisionTransformer and type(network.patch_embed) is PatchEmbed and network.pos_embed is not None
-    )
+    """Tell whether patches are embedded one by one. Variants of timm's ViT are subclasses, or embed otherwise."""
+    is_vit = type(network) is vision_transformer.VisionTransformer
+    return is_vit and type(network.patch_embed) is PatchEmbed and network.pos_embed is not None
 
 
 def _channels_first(network: Any, frames: Tensor) -> Tensor:
-    """[F, 3, H, W] -> the map [F, D, h, w] of a network that timm made with features_only."""
+    """Run a network that timm made with features_only: [F, 3, H, W] -> its map [F, D, h, w]."""
     features: Tensor
     (features,) = network(frames)
     return rearrange(features, "f h w d -> f d h w") if getattr(network, "output_fmt", None) == "NHWC" else features
@@ -121,14 +122,12 @@ def _one_line(error: Exception) -> str:
 
 
 def make_encoder(model: config.Model) -> TimmEncoder:
-    """The network that `model.backbone` names, at random weights. Raises UserError as `look_up` does."""
+    """Make the network that `model.backbone` names, at random weights. Raises UserError as `look_up` does."""
     return (TimmVit if look_up(model.backbone, model.patch_px).stage is None else TimmMap)(model)
 
 
 def load_pretrained(encoder: TimmEncoder) -> None:
-    """Give it the weights that timm publishes, from its cache or the network. Raises UserError where they cannot be
-    had.
-    """
+    """Load the weights that timm publishes, from its cache or the network. Raises UserError where there are none."""
     try:
         with torch.random.fork_rng(devices=[]):
             published = encoder.make_network(pretrained=True)
@@ -139,45 +138,38 @@ def load_pretrained(encoder: TimmEncoder) -> None:
 
 
 class TimmEncoder(Encoder):
-    """What both kinds share: a network, and the colours that its published weights were trained on, which need not be
-    ours.
-    """
+    """Hold a network of timm, and the colours that its published weights were trained on, which need not be ours."""
 
     network: Any
     scale: Tensor
     shift: Tensor
 
     def __init__(self, model: config.Model) -> None:
-        from timm import get_pretrained_cfg
-        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
         super().__init__()
         self.model, self.shape, self.depth = model, look_up(model.backbone, model.patch_px), 1
         self.width = self.shape.width
-        published = get_pretrained_cfg(model.backbone)
-        with torch.device(
-            "cpu"
-        ):  # even where networks are built on the meta device: some have buffers that are in no file
+        published = timm.get_pretrained_cfg(model.backbone)
+        colours = (published.mean, published.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        # on the CPU even where networks are built on the meta device: some have buffers that are in no file
+        with torch.device("cpu"):
             self.network = self.make_network()
-            mean, std, ours, our_std = (
-                torch.tensor(colours).view(3, 1, 1)
-                for colours in (published.mean, published.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-            )
+            mean, std, our_mean, our_std = (torch.tensor(three).view(3, 1, 1) for three in colours)
             self.register_buffer("scale", our_std / std, persistent=False)
-            self.register_buffer("shift", (ours - mean) / std, persistent=False)
+            self.register_buffer("shift", (our_mean - mean) / std, persistent=False)
 
     def make_network(self, **options: Any) -> Any:
-        """It, by the options of timm.create_model."""
+        """Make the network of timm, with more options of timm.create_model."""
         raise NotImplementedError
 
     def _recolour(self, pixels: Tensor) -> Tensor:
-        """[..., 3, height, width], normalised as ours are -> as the network expects."""
+        """Map [..., 3, height, width], normalised as ours are, to what the network expects."""
         return pixels * self.scale + self.shift
 
 
 class TimmVit(TimmEncoder):
-    """A plain ViT of timm on the visible patches of each frame. Its class and register tokens attend too, and are
-    dropped at the end.
+    """Run a plain ViT of timm on the visible patches of each frame.
+
+    Its class and register tokens attend too, and are dropped at the end.
     """
 
     def __init__(self, model: config.Model) -> None:
@@ -185,21 +177,16 @@ class TimmVit(TimmEncoder):
         self.depth = len(self.network.blocks)
 
     def make_network(self, **options: Any) -> Any:
-        import timm
-
         network = timm.create_model(self.model.backbone, num_classes=0, **options)
         network.reset_classifier(0, "")  # drops a pooling of its own, too
         return network
 
     def _run(self, patches: Patches, ids: Tensor | None, depths: Sequence[int]) -> list[Tensor]:
-        """Tokens attend within their time slot: whole slots go through one by one, visible tokens of all slots side by
-        side under a mask.
-        """
+        """Attend within each time slot: whole slots go through one by one, visible tokens of all slots under a mask."""
         slots = patches.grid.t
         if ids is None and slots > 1:
-            apart = Patches(
-                rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots), replace(patches.grid, t=1), patches.taps
-            )
+            pixels = rearrange(patches.pixels, "b (t n) x -> (b t) n x", t=slots)
+            apart = replace(patches, pixels=pixels, grid=replace(patches.grid, t=1))
             return [rearrange(level, "(b t) n d -> b (t n) d", t=slots) for level in self._run(apart, None, depths)]
         tokens = self._embed(patches, ids)
         mask = None if ids is None or slots == 1 else self._within_slots(patches, ids)
@@ -213,14 +200,14 @@ class TimmVit(TimmEncoder):
         return [features[depth] for depth in depths]
 
     def _embed(self, patches: Patches, ids: Tensor | None) -> Tensor:
-        """b k (c p x y) -> (b p) (t s + k) d: of each frame the class and register tokens of every slot, then the
-        visible tokens.
+        """Embed b k (c p x y) -> (b p) (t s + k) d.
+
+        Of each frame the S class and register tokens of every slot come first, then the visible tokens.
         """
         embed, grid = self.network.patch_embed, patches.grid
         pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
-        pixels = self._recolour(
-            rearrange(pixels, "b k (c p x y) -> b p k c x y", c=3, p=patches.taps, x=self.model.patch_px)
-        )
+        sizes = {"c": 3, "p": patches.taps, "x": self.model.patch_px}
+        pixels = self._recolour(rearrange(pixels, "b k (c p x y) -> b p k c x y", **sizes))
         tokens = embed.norm(functional.linear(pixels.flatten(3), embed.proj.weight.flatten(1), embed.proj.bias))
         prefix, positions = self._tables(grid)
         tokens = tokens + (positions if ids is None else positions[ids % grid.cells].unsqueeze(1))
@@ -229,11 +216,10 @@ class TimmVit(TimmEncoder):
         return self.network.norm_pre(torch.cat([prefix, tokens], dim=1))  # type: ignore[no-any-return]
 
     def _tables(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        """Class and register tokens with their positions [1, S, D], and the positions of the cells of a frame [h * w,
-        D], interpolated from its own grid.
-        """
-        from timm.layers import resample_abs_pos_embed
+        """Give the class and register tokens with their positions [1, S, D], and the positions of the cells [h * w, D].
 
+        The latter are interpolated from the network's own grid.
+        """
         network = self.network
         prefix = [token for token in (network.cls_token, network.reg_token) if token is not None]
         placed = 0 if network.no_embed_class else network.num_prefix_tokens
@@ -242,7 +228,7 @@ class TimmVit(TimmEncoder):
         return (tokens + table[:, :placed] if placed else tokens), table[0, placed:]
 
     def _within_slots(self, patches: Patches, ids: Tensor) -> Tensor:
-        """[(B p), 1, t S + K, t S + K], added to scores: 0 where two tokens are of one time slot, else -infinity."""
+        """Give what is added to scores, [(B p), 1, t S + K, t S + K]: 0 within a time slot, -infinity elsewhere."""
         own = torch.arange(patches.grid.t, device=ids.device).repeat_interleave(self.network.num_prefix_tokens)
         slots = torch.cat([own.expand(len(ids), -1), ids // patches.grid.cells], dim=1)
         apart = slots[:, :, None] != slots[:, None, :]
@@ -251,17 +237,15 @@ class TimmVit(TimmEncoder):
 
 
 class TimmMap(TimmEncoder):
-    """A network whose map of a frame has a cell for each patch. Features of hidden patches are those of the mean
-    colour, and nobody reads them.
+    """Run a network whose map of a frame has a cell for each patch.
 
-    BatchNorm normalises by the batch in training, in the target encoder too, and its running statistics are no moving
-    averages of weights: each encoder measures its own, the target encoder on whole frames, the context encoder on what
-    is visible. Evaluation uses them (BYOL, MoCo alike).
+    Features of hidden patches are those of the mean colour, and nobody reads them. BatchNorm normalises by the batch
+    in training, in the target encoder too, and its running statistics are no moving averages of weights: each encoder
+    measures its own, the target encoder on whole frames, the context encoder on what is visible. Evaluation uses them
+    (BYOL, MoCo alike).
     """
 
     def make_network(self, **options: Any) -> Any:
-        import timm
-
         network = timm.create_model(self.model.backbone, features_only=True, out_indices=(self.shape.stage,), **options)
         for name in self.shape.unread:
             network.get_parameter(name).requires_grad_(False)
@@ -275,7 +259,7 @@ class TimmMap(TimmEncoder):
 
 
 def _emptied(patches: Patches, ids: Tensor) -> Patches:
-    """All patches but `ids` [B, K] at 0, the mean colour."""
+    """Set all patches but `ids` [B, K] to 0, the mean colour."""
     seen = gather_tokens(patches.pixels, ids)
     empty = seen.new_zeros(len(seen), patches.grid.num_tokens, seen.shape[-1])
     return replace(patches, pixels=empty.scatter(1, ids.unsqueeze(-1).expand_as(seen), seen))

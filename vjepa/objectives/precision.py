@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_fp32(features: Tensor) -> Tensor:
-    """bf16 and fp16 become fp32; fp64 stays, for checks of gradients."""
+    """Turn bf16 and fp16 into fp32; fp64 stays, for checks of gradients."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

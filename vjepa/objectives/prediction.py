@@ -22,11 +22,10 @@ DISTANCES: Final[dict[str, Callable[..., Tensor]]] = {
 def prediction_loss(
     name: str, predictions: Tensor, targets: Tensor, weights: Tensor | None = None, huber_delta: float = 1.0
 ) -> Tensor:
-    """Mean distance of predictions to targets, both [B, K, D] -> fp32 scalar; `weights` [B, K] multiply the distance of
-    each token.
+    """Average the distance of predictions to targets, both [B, K, D] -> fp32 scalar.
 
-    huber_delta: error up to which `huber` is half its square, and beyond which it is delta times the error less delta /
-    2.
+    name: of `DISTANCES`. weights: [B, K], factors of the distance of each token. huber_delta: error up to which `huber`
+    is half its square, and beyond which it is delta times the error less delta / 2.
     """
     given = {"delta": huber_delta} if name == "huber" else {}
     predictions, targets = at_least_fp32(predictions), at_least_fp32(targets)

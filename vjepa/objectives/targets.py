@@ -10,7 +10,7 @@ from vjepa.objectives.precision import at_least_fp32
 
 
 def layer_normed(tokens: Tensor, width: int) -> Tensor:
-    """b n (g d) -> b n (g d), each group of d = `width` numbers to mean 0 and deviation 1, without affine, in fp32.
+    """Norm each group of d = `width` numbers of b n (g d) to mean 0 and deviation 1, without affine, in fp32.
 
     Groups are the levels of features (V-JEPA section 3.1), or the colours of pixels (VideoMAE, Tong et al. 2022; MAE
     section 3).
@@ -20,8 +20,9 @@ def layer_normed(tokens: Tensor, width: int) -> Tensor:
 
 
 def normalised_pixels(pixels: Tensor, taps: int, frames: int) -> Tensor:
-    """b n (c t p) -> b n (c frames p): pixels of every patch, normalised colour by colour; a single frame (taps = 1)
-    stands `frames` times.
+    """Norm the pixels of every patch colour by colour: b n (c t p) -> b n (c frames p).
+
+    A single frame (taps = 1) stands `frames` times.
     """
     if taps < frames:
         pixels = repeat(pixels, "b n (c p) -> b n (c t p)", c=3, t=frames)

@@ -1,5 +1,6 @@
-"""Terms over the embeddings of views: those of a clip agree (LeJEPA, arXiv 2511.08544; LeVJEPA, arXiv 2608.27395),
-those of a batch do not.
+"""Terms over the embeddings of views.
+
+Those of a clip agree (LeJEPA, arXiv 2511.08544; LeVJEPA, arXiv 2608.27395), those of a batch do not.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from vjepa.objectives.sigreg import sigreg
 
 
 def embedding_terms(objective: config.Objective, embeddings: Tensor, directions: Tensor | None) -> dict[str, Tensor]:
-    """[V, B, D], V views of B clips -> the terms that have a weight, by name; `sigreg` where there are `directions` [S,
-    D] for it.
+    """Compute the terms that have a weight, by name, from embeddings [V, B, D] of V views of B clips.
+
+    directions: [S, D], the random lines of `sigreg`; None: without that term.
     """
     terms = {}
     if objective.view_invariance:
@@ -29,8 +31,9 @@ def embedding_terms(objective: config.Objective, embeddings: Tensor, directions:
 
 
 def view_invariance(embeddings: Tensor) -> Tensor:
-    """[V, B, D] -> scalar: mean squared distance of each view to the mean of the views of its clip. No gradient is
-    stopped.
+    """Average the squared distance of each view to the mean of the views of its clip: [V, B, D] -> scalar.
+
+    No gradient is stopped.
     """
     embeddings = at_least_fp32(embeddings)
     return (embeddings - embeddings.mean(dim=0)).square().mean()

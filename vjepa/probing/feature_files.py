@@ -1,4 +1,4 @@
-"""Features on disk: parts, each written at once, that any number of processes fill in, and the single file that they
+"""Features on disk: parts, each written whole, that any number of processes fill in, and the single file that they
 become.
 
 FOLDER/extract.json                        what is extracted, and how: the same for every process, or they are refused
@@ -11,19 +11,20 @@ import fcntl
 import hashlib
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vjepa import files
 from vjepa.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
@@ -41,30 +42,29 @@ _DTYPES: Final = {
 
 
 def fingerprint(plan: Mapping[str, Any]) -> str:
-    """Hex; equal for plans that give equal features."""
+    """Hash what features depend on: hex, equal for plans that give equal features."""
     facts = {key: value for key, value in plan.items() if key not in _PLACES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class Parts:
-    """The parts of one extraction in a folder."""
+    """Keep the parts of one extraction in a folder."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], num_parts: int) -> None:
-        """Makes the folder, or goes on in it. Raises UserError where it holds something else."""
+        """Make the folder, or go on in it. Raises UserError where it holds something else."""
         self.folder, self.plan, self.num_parts = folder, plan, num_parts
         self._fingerprint = fingerprint(plan)
         found = self._start()
         refuse_other_plan(folder, plan, found)
 
     def _start(self) -> dict[str, Any]:
-        """The plan that the folder is for, which is that of this process where it is the first."""
+        """Read the plan that the folder is for; the first process writes its own."""
         file = self.folder / _PLAN_FILE
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             holds_other = not file.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir())
             if not holds_other and not file.exists():
-                with _at_once(file) as temporary:
-                    temporary.write_text(json.dumps(self.plan, indent=2) + "\n", encoding="utf-8")
+                files.write_json(file, self.plan)
             found = None if holds_other else json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder}: {error}; name another --out") from None
@@ -76,24 +76,21 @@ class Parts:
         return self.folder / f"part-{part:05}-of-{self.num_parts:05}.safetensors"
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there yet."""
+        """List the parts that are not there yet."""
         return [part for part in range(self.num_parts) if not self.path(part).exists()]
 
     def write(self, part: int, tensors: Tensors, unreadable: Mapping[int, str]) -> None:
-        """One part, at once. `unreadable`: row -> why it has no features."""
-        with _at_once(self.path(part)) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata_of(self.plan, unreadable),
-            )
+        """Write one part. unreadable: row -> why it has no features."""
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with files.whole_file(self.path(part)) as partial:
+            save_file(whole, partial, metadata_of(self.plan, unreadable))
 
     def rows(self) -> torch.Tensor:
-        """int64 [R]: the row of the index of each row of all parts, which must be there."""
+        """Give the row of the index of each row of all parts, int64 [R]; they must be there."""
         return torch.cat([tensors["row"] for tensors in self.read(["row"])])
 
     def unreadable(self) -> dict[int, str]:
-        """Row -> why it has no features, of all parts."""
+        """Map each row of all parts that has no features to the reason."""
         found: dict[int, str] = {}
         for part in range(self.num_parts):
             with self._open(part) as file:
@@ -101,14 +98,14 @@ class Parts:
         return found
 
     def read(self, names: Sequence[str] | None = None) -> Iterator[Tensors]:
-        """Every part in order, all of its tensors or those called `names`."""
+        """Read every part in order, all of its tensors or those called `names`."""
         for part in range(self.num_parts):
             with self._open(part) as file:
                 yield {name: file.get_tensor(name) for name in names or file.keys()}
 
     @contextmanager
     def _open(self, part: int) -> Iterator[Any]:
-        """Raises UserError for a part that a crash of the machine cut short, or of another extraction."""
+        """Open a part. Raises UserError for one of another extraction, or that a crash of the machine cut short."""
         try:
             with safe_open(self.path(part), framework="pt") as file:
                 if (file.metadata() or {}).get("fingerprint") == self._fingerprint:
@@ -121,8 +118,9 @@ class Parts:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process at a time; a process that dies lets go. The folder may be gone, for another process has
-        finished.
+        """Hold a lock that one process has at a time; one that dies lets go.
+
+        The folder may be gone, for another process has finished.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
@@ -131,7 +129,7 @@ class Parts:
 
     def tidy(self) -> None:
         """Remove what killed processes left half written; all parts must be there."""
-        for path in self.folder.glob(".*.tmp"):
+        for path in self.folder.glob(".partial-*"):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -139,7 +137,7 @@ class Parts:
 
 
 def refuse_other_plan(path: Path, plan: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises UserError that names what differs where `path` holds what was extracted by another plan."""
+    """Raise UserError that names what differs where `path` holds what was extracted by another plan."""
     here, there = _as_text(plan), _as_text(found)
     differs = [key for key in plan if key not in _PLACES and here[key] != there.get(key)]
     if differs:
@@ -150,7 +148,7 @@ def refuse_other_plan(path: Path, plan: Mapping[str, Any], found: Mapping[str, A
 
 
 def metadata_of(plan: Mapping[str, Any], unreadable: Mapping[int, str]) -> dict[str, str]:
-    """Everything that a file says of itself; values other than text are JSON."""
+    """Gather what a file says of itself; values other than text are JSON."""
     return _as_text({**plan, "unreadable": dict(unreadable), "fingerprint": fingerprint(plan)})
 
 
@@ -161,33 +159,25 @@ def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a finished file says of itself. Raises UserError where it is no file of features."""
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            found = {
-                key.decode(): value.decode()
-                for key, value in (pq.read_schema(path).metadata or {}).items()
-                if key != b"ARROW:schema"
-            }
-        except (pa.ArrowException, OSError):
-            found = {}
-    else:
-        try:
+    """Read what a finished file says of itself. Raises UserError where it is no file of features."""
+    try:
+        if path.suffix == ".parquet":
+            stored = pq.read_schema(path).metadata or {}
+            found = {key.decode(): value.decode() for key, value in stored.items() if key != b"ARROW:schema"}
+        else:
             with safe_open(path, framework="pt") as file:
                 found = file.metadata() or {}
-        except (OSError, SafetensorError):
-            found = {}
+    except (OSError, SafetensorError, pa.ArrowException):
+        found = {}
     if "fingerprint" not in found:
         raise UserError(f"{path}: exists, and holds no features of this command; name another --out, or remove it")
     return found
 
 
 def text_tensor(values: Sequence[str | None], width: int) -> torch.Tensor:
-    """uint8 [n, width]: UTF-8, filled up with zeros, for safetensors knows no text. Back:
-    bytes(row).rstrip(b"\\0").decode().
+    """Store text as uint8 [n, width], UTF-8 filled up with zeros, for safetensors knows none.
+
+    Back: bytes(row).rstrip(b"\\0").decode().
     """
     table = np.zeros((len(values), width), dtype=np.uint8)
     for row, value in zip(table, values, strict=True):
@@ -197,7 +187,7 @@ def text_tensor(values: Sequence[str | None], width: int) -> torch.Tensor:
 
 
 def write_safetensors(path: Path, parts: Parts, texts: Mapping[str, Sequence[str | None]]) -> None:
-    """All parts as one file, at once; one part is in memory at a time."""
+    """Write all parts as one file; one part is in memory at a time."""
     shapes: dict[str, tuple[torch.dtype, list[int]]] = {}
     for tensors in parts.read():
         for name, tensor in tensors.items():
@@ -213,7 +203,7 @@ def write_safetensors(path: Path, parts: Parts, texts: Mapping[str, Sequence[str
         header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with _at_once(path) as temporary, temporary.open("wb") as file:
+    with files.whole_file(path) as partial, partial.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in names:
             for tensors in parts.read([name]):
@@ -221,37 +211,36 @@ def write_safetensors(path: Path, parts: Parts, texts: Mapping[str, Sequence[str
 
 
 def write_parquet(path: Path, parts: Parts, texts: Mapping[str, Sequence[str | None]]) -> None:
-    """All parts as one file, at once; features are lists of fixed length, and `texts`, one value per row of the index,
-    stay text.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """Write all parts as one file: features as lists of fixed length, and `texts` as text.
 
+    texts: column -> one value per row of the index.
+    """
     metadata = metadata_of(parts.plan, parts.unreadable())
-    with _at_once(path) as temporary:
+    with files.whole_file(path) as partial, ExitStack() as stack:
         writer = None
         for tensors in parts.read():
-            rows = tensors["row"].tolist()
-            columns: dict[str, Any] = {}
-            for name, tensor in tensors.items():
-                if name in texts:
-                    columns[name] = pa.array([texts[name][row] for row in rows], pa.string())
-                elif tensor.ndim == 1:
-                    columns[name] = pa.array(tensor.numpy())
-                else:
-                    columns[name] = pa.FixedSizeListArray.from_arrays(
-                        pa.array(tensor.flatten().numpy()), math.prod(tensor.shape[1:])
-                    )
-            order = sorted(columns, key=_place_in_table)
-            table = pa.table({name: columns[name] for name in order}).replace_schema_metadata(metadata)
-            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            table = _table(tensors, texts).replace_schema_metadata(metadata)
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
             writer.write_table(table)
-        if writer is not None:
-            writer.close()
+
+
+def _table(tensors: Tensors, texts: Mapping[str, Sequence[str | None]]) -> pa.Table:
+    """Lay out a part as Parquet has it."""
+    rows = tensors["row"].tolist()
+    columns: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name in texts:
+            columns[name] = pa.array([texts[name][row] for row in rows], pa.string())
+        elif tensor.ndim == 1:
+            columns[name] = pa.array(tensor.numpy())
+        else:
+            flat = pa.array(tensor.flatten().numpy())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, math.prod(tensor.shape[1:]))
+    return pa.table({name: columns[name] for name in sorted(columns, key=_place_in_table)})
 
 
 def _place_in_table(name: str) -> tuple[int, int, str]:
-    """What names a clip, then its labels, then its features."""
+    """Order columns: those that name a clip, then its labels, then its features."""
     return name.startswith("features"), _NAMING.index(name) if name in _NAMING else len(_NAMING), name
 
 
@@ -259,16 +248,3 @@ WRITERS: Final[dict[str, Callable[[Path, Parts, Mapping[str, Sequence[str | None
     ".safetensors": write_safetensors,
     ".parquet": write_parquet,
 }
-
-
-@contextmanager
-def _at_once(path: Path) -> Iterator[Path]:
-    """A file to write to, which becomes `path` if all goes well, or disappears."""
-    temporary = path.with_name(
-        f".{path.name}.{secrets.token_hex(4)}.tmp"
-    )  # process numbers repeat from machine to machine
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

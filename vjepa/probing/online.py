@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -31,7 +33,7 @@ class OnlineProbe:
             f"{name}_random_init": value for name, value in self._accuracies(untrained.to(device).eval()).items()
         }
 
-    def measure_at(self, step: int, model: nn.Module) -> dict[str, float]:
+    def measure_at(self, step: int, model: Any) -> dict[str, float]:
         """At the steps that `eval.every_steps` names, `knn` (the mean over labels) and, where there are several labels,
         `knn_<label>`,
 

@@ -1,19 +1,11 @@
-"""Checkpoints: safetensors weights and a training state that loads without unpickling code, written atomically.
+"""Checkpoints: safetensors weights and a training state that loads without unpickling code, written whole.
 
-checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file per network of
-                                                                           `Objective.networks`
-                          optimizer.safetensors                            AdamW's moments, by parameter name
-                          state.json                                       step, failures so far, format version
-checkpoints/latest        a link to the newest
-checkpoints/best          a link to the one with the best k-NN accuracy during training, where that was measured
-checkpoints/best.pth      its networks, or the newest's where none was measured, in one file (safetensors) to pass on;
-                          see interop.own
+Where they lie is told by `run_folder`. optimizer.safetensors has AdamW's moments by parameter name; state.json the
+step, the failures so far, and the version of the format.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,29 +15,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vjepa import config
+from vjepa import files
 from vjepa.errors import UserError
-from vjepa.jepa import Jepa, untrained_encoder
-from vjepa.models.encoder import Encoder
 from vjepa.models.state import load_strictly, read_tensors
-from vjepa.models.timm_backbone import TimmEncoder, load_pretrained
 from vjepa.records import ClipBatch
-
-FORMAT_VERSION = 1
+from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
+from vjepa.training.step import Method
 
 
 @dataclass
 class TrainingState:
-    """What a run has to remember beside tensors. `unreadable` maps a clip to why it was replaced.
+    """Remember what a run has to beside tensors.
 
-    A clip is named by its clip id (as text) where it is of data.train, else by `source:clip_id`; see
-    `ClipBatch.source`. `best_knn` is the best k-NN accuracy so far, where that is measured.
+    unreadable: clip -> why it was replaced. A clip is named by its clip id (as text) where it is of data.train, else by
+    `source:clip_id`; see `ClipBatch.source`.
+    best_knn: the best k-NN accuracy so far, where that is measured.
+    dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
     """
 
     step: int = 0
     num_replaced: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     best_knn: float | None = None
+    dtype: str | None = None
 
     def note(self, batch: ClipBatch) -> None:
         """Count the clips of a batch that stand in for another, and remember by name what could not be read."""
@@ -54,129 +46,108 @@ class TrainingState:
         self.unreadable |= {f"{prefix}{clip_id}": reason for clip_id, reason in batch.failures}
 
     def replaced(self) -> Iterator[tuple[int, int, str]]:
-        """(source, clip_id, reason) of every clip in `unreadable`."""
+        """Go through `unreadable` as (source, clip_id, reason)."""
         for key, reason in self.unreadable.items():
             source, _, clip_id = key.rpartition(":")
             yield int(source or 0), int(clip_id), reason
 
 
 def save(
-    run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer, state: TrainingState, keep: int, is_best: bool = False
-) -> Path:
-    """Write `checkpoints/step-N` under another name, sync it, rename it, then point `latest`, and `best` if it is that,
-    to it; returns its path.
+    run: RunFolder,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    keep: int,
+    is_best: bool = False,
+) -> Checkpoint:
+    """Write a checkpoint whole, then point `latest`, and `best` if it is that, to it.
 
-    A crash at any moment leaves the last complete checkpoint in place. Older ones than the newest `keep` are removed,
-    save the best.
+    A crash at any moment leaves the last one in place. Those older than the newest `keep` are removed, save the best.
+    Raises UserError, and writes nothing, where a weight or a moment is not finite.
     """
-    root = run_dir / "checkpoints"
-    final = root / f"step-{state.step:08d}"
-    partial = root / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for network in model.objective.networks:
-        _write_tensors(partial / f"{network}.safetensors", getattr(model, network).state_dict())
-    _write_tensors(partial / "optimizer.safetensors", _moments(model, optimizer))
-    (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(state)}, indent=1))
-    _sync(partial / "state.json")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    for name in ("latest", "best") if is_best else ("latest",):
-        _point(root, name, final.name)
-    best = (root / "best").resolve()
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        if old.resolve() != best:
-            shutil.rmtree(old)
+    networks = {name: network.state_dict() for name, network in method.networks.items()}
+    moments = _moments(method, optimizer)
+    for name, tensors in {**networks, "moments": moments}.items():
+        _refuse_infinite(name, tensors, state.step)
+    for old in run.checkpoints.glob(".partial-*"):  # of a process that died inside a save
+        shutil.rmtree(old, ignore_errors=True)
+    final = run.checkpoint(state.step)
+    with files.whole_folder(final.path) as folder:
+        partial = Checkpoint(folder)
+        for name, tensors in networks.items():
+            _write_tensors(partial.network(name), tensors)
+        _write_tensors(partial.moments, moments)
+        files.write_json(partial.state, {"format_version": FORMAT_VERSION, **asdict(state)})
+    run.point_latest(final)
+    if is_best:
+        run.point_best(final)
+    best = run.best
+    for checkpoint in run.all_checkpoints[:-keep]:
+        if best is None or checkpoint.path.resolve() != best.path:
+            shutil.rmtree(checkpoint.path)
     return final
 
 
-def restore(run_dir: Path, model: Jepa, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load the latest checkpoint into model and optimizer; a run without one starts at step 0. Raises UserError where
-    it does not fit.
+def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Load the newest checkpoint into method and optimizer; a run without one starts at step 0.
+
+    Raises UserError where it is of another format or does not fit.
     """
-    folder = run_dir / "checkpoints" / "latest"
-    if not folder.exists():
+    latest = run.latest
+    if latest is None:
         return TrainingState()
-    load_networks(folder, model)
-    moments = read_tensors(folder / "optimizer.safetensors")
-    for name, parameter in _trained(model).items():
+    state = read_state(latest)
+    load_networks(latest, method)
+    moments = read_tensors(latest.moments)
+    for name, parameter in _trained(method).items():
         if f"{name}/step" not in moments:  # no step has used it yet
             continue
-        optimizer.state[parameter] = {
-            kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")
-        }
-    stored = json.loads((folder / "state.json").read_text())
-    version = stored.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(f"{folder}: checkpoint format {version}, this version of vjepa reads {FORMAT_VERSION}")
-    return TrainingState(**stored)
+        kinds = ("step", "exp_avg", "exp_avg_sq")
+        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in kinds}
+    return state
 
 
-def initialise(model: Jepa, settings: config.Config) -> None:
-    """Give the networks the weights that the first step starts from, where those are not random. Raises UserError where
-    they cannot be had.
-    """
-    if settings.run.init_from is not None:
-        load_networks(Path(settings.run.init_from), model)
-    if settings.model.pretrained and isinstance(model.encoder, TimmEncoder):
-        load_pretrained(model.encoder)
-        if model.target_encoder is not None and model.objective.targets == "ema":
-            model.target_encoder.load_state_dict(model.encoder.state_dict())
+def read_state(checkpoint: Checkpoint) -> TrainingState:
+    """Read the training state. Raises UserError for a format of a newer version of vjepa."""
+    return TrainingState(**checkpoint.read_state())
 
 
-def load_networks(path: Path, model: Jepa) -> None:
-    """Load every network of a checkpoint folder, or of the newest checkpoint of a run. Raises UserError where they do
-    not fit.
-    """
-    folder = path / "checkpoints" / "latest" if (path / "checkpoints").is_dir() else path
-    for network in model.objective.networks:
-        file = folder / f"{network}.safetensors"
-        load_strictly(getattr(model, network), read_tensors(file), file)
+def load_weights(path: Path, method: Method) -> None:
+    """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit."""
+    run = RunFolder(path)
+    load_networks(run.latest if run.latest else Checkpoint(path), method)
 
 
-def load_run(run_dir: Path | str, which: str) -> tuple[Encoder, config.Config]:
-    """The frozen `encoder` or `target_encoder` of the newest checkpoint of a run, on the CPU, and the run's config."""
-    folder = Path(run_dir)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train"
-        )
-    weights = folder / "checkpoints" / "latest" / f"{which}.safetensors"
-    if not weights.is_file():
-        raise UserError(
-            f"{folder}: no checkpoint yet; train it first with python -m vjepa.train --config {folder / 'config.yaml'}"
-        )
-    settings = config.load(str(folder / "config.yaml"))
-    encoder = untrained_encoder(settings)
-    load_strictly(encoder, read_tensors(weights), weights)
-    return encoder, settings
+def load_networks(checkpoint: Checkpoint, method: Method) -> None:
+    """Load every network of a checkpoint. Raises UserError where they do not fit."""
+    if checkpoint.is_one:
+        read_state(checkpoint)  # a newer format is named before what it changed
+    for name, network in method.networks.items():
+        file = checkpoint.network(name)
+        load_strictly(network, read_tensors(file), file)
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _trained(method: Method) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{name}/{kind}": value
-        for name, parameter in _trained(model).items()
+        for name, parameter in _trained(method).items()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
 
 
+def _refuse_infinite(name: str, tensors: dict[str, Tensor], step: int) -> None:
+    for key, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{name}.{key} is not finite after step {step}; lower optim.lr or set optim.clip_grad. Nothing was "
+                "saved, the last checkpoint is untouched"
+            )
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Until the disk has the bytes a rename may outlive them."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _point(root: Path, name: str, checkpoint: str) -> None:
-    link = root / f".{name}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint)
-    os.replace(link, root / name)
+    files.sync(path)

@@ -9,7 +9,7 @@ from vjepa import config, schedules
 
 
 def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over the trained parameters; biases and norm weights are not decayed."""
+    """Make AdamW (Loshchilov & Hutter 2019) over the trained parameters; biases and norm weights are not decayed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "decayed": True},

@@ -12,7 +12,7 @@ from vjepa.models.encoder import Encoder
 
 @torch.no_grad()
 def update(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1).
+    """Set target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1).
 
     Buffers stay: BatchNorm measures its statistics in each of the two, and fixed tables are equal.
     """
@@ -20,14 +20,14 @@ def update(target: nn.Module, source: nn.Module, decay: float) -> None:
 
 
 def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:
-    """The linear layers of a frozen encoder in `dtype`, for good: so they are not cast in every pass."""
+    """Turn the linear layers of a frozen encoder to `dtype`, for good: so they are not cast in every pass."""
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
             layer.to(dtype)
 
 
 class Shadow:
-    """The target encoder as its forward pass wants it: matrices in `dtype`, cast once per update and not in every pass.
+    """Hold the target encoder as its forward pass wants it: matrices in `dtype`, cast once an update, not every pass.
 
     The fp32 `average` stays the truth: it is what is updated and saved. In fp32 `encoder` is the target encoder itself.
     Buffers are shared: what BatchNorm measures in a pass of the one is the other's.
@@ -40,10 +40,8 @@ class Shadow:
             return
         self.encoder = copy.deepcopy(target, {id(buffer): buffer for buffer in target.buffers()})
         cast_matrices(self.encoder, dtype)
-        self.pairs = (
-            [parameter.data for parameter in self.encoder.parameters()],
-            [parameter.data for parameter in target.parameters()],
-        )
+        copied, average = ([parameter.data for parameter in one.parameters()] for one in (self.encoder, target))
+        self.pairs = (copied, average)
 
     def refresh(self) -> None:
         """Copy the average as it is now."""

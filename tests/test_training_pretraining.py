@@ -1,0 +1,138 @@
+"""What a run checks before its first step, what it refuses to save, and what it goes on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import losses, settings, weights
+
+from vjepa import config, device
+from vjepa.errors import UserError
+from vjepa.jepa import Jepa
+from vjepa.training import pretraining, progress
+from vjepa.training.pretraining import train
+
+
+def with_run(run: config.Config, **changes: object) -> config.Config:
+    return run.model_copy(update={"run": run.run.model_copy(update=changes)})
+
+
+def state_of(run: config.Config) -> Path:
+    return Path(run.run.dir or "", "checkpoints", "latest", "state.json")
+
+
+def test_weights_that_are_not_finite_are_never_saved(clips, monkeypatch) -> None:
+    """The loss of a step is that of the weights before it: it may be finite where the gradient is not."""
+    run = settings(clips, "run", run={"save_every_steps": 3})
+    assert train(run, stop_at_step=2, progress=False) is None
+    before, terms = weights(run.run.dir), Jepa.terms
+
+    def poisoned(method: Jepa, *given: object) -> dict[str, torch.Tensor]:
+        found = terms(method, *given)
+        weight = next(method.encoder.parameters())
+        return {**found, "loss": found["loss"] + (weight.sum() * 0).sqrt()}  # 0, and its gradient is not a number
+
+    monkeypatch.setattr(Jepa, "terms", poisoned)
+    with pytest.raises(UserError, match=r"is not finite after step \d; lower optim\.lr or set optim\.clip_grad"):
+        train(run, progress=False)
+    after = weights(run.run.dir)
+    assert all(torch.equal(after[file][name], tensor) for file, kept in before.items() for name, tensor in kept.items())
+    monkeypatch.undo()
+    assert train(run, progress=False) is not None
+
+
+def test_torchrun_is_refused_until_training_scales_out(clips, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        train(settings(clips, "run"), progress=False)
+    assert not (clips.parent / "run").exists()
+
+
+def test_a_run_goes_on_in_its_precision_unless_asked(clips, monkeypatch) -> None:
+    run = settings(clips, "run", run={"precision": "auto"})
+    monkeypatch.setattr(device, "bf16_is_fast", lambda where: True)
+    assert train(run, stop_at_step=2, progress=False) is None
+    assert json.loads(state_of(run).read_text())["dtype"] == "bfloat16"
+    monkeypatch.setattr(device, "bf16_is_fast", lambda where: False)
+    with pytest.raises(UserError, match=r"was trained in bfloat16 so far.*run\.precision=bf16.*run\.precision=fp32"):
+        train(run, progress=False)
+    assert json.loads(state_of(run).read_text())["step"] == 2
+    assert train(with_run(run, precision="bf16"), stop_at_step=4, progress=False) is None
+    assert train(with_run(run, precision="fp32"), progress=False) is not None  # asked for
+    assert train(with_run(run, precision="bf16"), progress=False) is not None  # finished: only shown
+    assert json.loads(state_of(run).read_text())["dtype"] == "float32"
+
+
+def test_a_newer_format_is_named_before_anything_else_is_read(clips) -> None:
+    run = settings(clips, "run")
+    assert train(run, stop_at_step=2, progress=False) is None
+    checkpoint = state_of(run).parent
+    newer = {"format_version": 99, "step": 2, "something": "new"}
+    (checkpoint / "state.json").write_text(json.dumps(newer))
+    (checkpoint / "optimizer.safetensors").rename(checkpoint / "moments.safetensors")
+    with pytest.raises(UserError, match=r"checkpoint format 99, this version of vjepa reads up to"):
+        train(run, progress=False)
+    with pytest.raises(UserError, match=r"checkpoint format 99"):
+        train(settings(clips, "other", run={"init_from": run.run.dir}), progress=False)
+
+
+def test_a_checkpoint_of_the_first_format_goes_on(clips) -> None:
+    whole, parts = settings(clips, "whole"), settings(clips, "parts")
+    train(whole, progress=False)
+    train(parts, stop_at_step=3, progress=False)
+    state = json.loads(state_of(parts).read_text())
+    del state["dtype"]
+    state_of(parts).write_text(json.dumps({**state, "format_version": 1}))
+    train(parts, progress=False)
+    assert losses(whole.run.dir) == losses(parts.run.dir)
+
+
+def test_a_run_without_a_name_has_one_folder(clips, tmp_path, monkeypatch) -> None:
+    """Its copy of a teacher too: the teacher's own run may go."""
+    monkeypatch.chdir(tmp_path)
+    teacher = settings(clips, "teacher", objective={"targets": "pixels", "loss": "mse"})
+    train(teacher, stop_at_step=1, progress=False)
+    frozen = {"targets": "frozen", "teacher": teacher.run.dir}
+    run = with_run(settings(clips, "unused", objective=frozen), dir=None)
+    assert train(run, stop_at_step=2, progress=False) is None
+    (clips.parent / "teacher").rename(clips.parent / "gone")
+    assert train(run, progress=False) is not None
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["unnamed"]
+    assert not (tmp_path / "teacher.safetensors").exists()
+
+
+def test_networks_are_built_once(clips, monkeypatch) -> None:
+    first = settings(clips, "first", optim={"total_steps": 1})
+    train(first, progress=False)
+    built, build = [], pretraining.build
+    monkeypatch.setattr(pretraining, "build", lambda *given: built.append(1) or build(*given))
+    train(settings(clips, "second", run={"init_from": first.run.dir}), stop_at_step=1, progress=False)
+    assert len(built) == 1
+
+
+def test_single_images_that_are_repeated_train_and_have_pictures(images) -> None:
+    model = {
+        "patch_px": 8,
+        "image_mode": "repeat",
+        "image_repeats": 4,
+        "encoder": {"width": 24, "depth": 1, "heads": 2},
+    }
+    data = {"train": {"index": str(images)}, "num_frames": 1, "clip_fps": None}
+    run = settings(images, "run", data=data, model=model, optim={"total_steps": 1})
+    assert train(run, progress=False) is not None
+    assert (images.parent / "run" / "pictures" / "features_pca.png").is_file()
+
+
+@pytest.mark.fast
+def test_the_rate_is_that_of_the_last_steps(monkeypatch) -> None:
+    """A slow-down has to show when it happens: 8 clips/s, then 2."""
+    now = iter([0.0, 1.0, 5.0])
+    monkeypatch.setattr(progress, "perf_counter", lambda: next(now))
+    bar, rates = progress.Progress(0, 4, shown=False), []
+    for _ in range(2):
+        bar.advance(8)
+        rates.append(bar.recent_clips_per_s())
+    assert rates == [8.0, 2.0]

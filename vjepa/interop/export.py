@@ -1,0 +1,126 @@
+"""Weights of any known format, written as another one and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import torch
+
+from vjepa.errors import UserError
+from vjepa.interop import huggingface, load, onnx, own
+from vjepa.interop.meta import Hints
+from vjepa.interop.weights import Weights
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Tell the clips that exported networks are for: their frames, and the side of their square pictures in pixels."""
+
+    num_frames: int
+    crop_px: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Give T, H, W."""
+        return self.num_frames, self.crop_px, self.crop_px
+
+
+def export_file(
+    source: str,
+    to: str,
+    out: Path,
+    format: str | None = None,
+    hints: Hints | None = None,
+    num_frames: int | None = None,
+    crop_px: int | None = None,
+) -> str:
+    """Read `source`, write it to `out` in the format `to`, and report in one line what was done.
+
+    format and hints are those of `load.read`. num_frames and crop_px: the clips that the result is for; a safetensors
+    file is for any. Raises UserError as `load.read` and `export` do, and where a size is missing.
+    """
+    refuse_existing(out)  # before minutes of reading
+    weights = load.read(source, format, hints)
+    clip = _clip_size(weights, to, num_frames, crop_px)
+    difference = export(weights, to, out, clip)
+    what = "encoder and predictor" if weights.predictor and to != "onnx" else "encoder"
+    size = "x".join(map(str, clip.size))
+    return (
+        f"{out}: {what} as {to}; features of clips of {size} differ from those of {source} by at most {difference:.2g}"
+    )
+
+
+def export(weights: Weights, to: str, out: Path, clip: ClipSize) -> float:
+    """Write `out` in the format `to`; return the largest difference of its features from the source's, on random clips.
+
+    Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format
+    cannot express the networks.
+    """
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
+            difference = WRITERS[to](weights, Path(workshop, out.name), clip)
+            made = sorted(Path(workshop).iterdir())  # an ONNX file may have its weights beside it, and knows their name
+            for item in made:
+                refuse_existing(out.with_name(item.name))
+            for item in made:
+                item.rename(out.with_name(item.name))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    return difference
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError where something is at `path`."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path}: exists; nothing is overwritten, name another --out")
+
+
+def _clip_size(weights: Weights, to: str, num_frames: int | None, crop_px: int | None) -> ClipSize:
+    """Take the size that is given; a safetensors file is for any size and is checked on a small one."""
+    if num_frames and crop_px:
+        return ClipSize(num_frames, crop_px)
+    if to != "safetensors":
+        raise UserError(f"--to {to} needs --num-frames and --crop-px: what it writes is for clips of one size")
+    return ClipSize(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
+
+
+def _safetensors(weights: Weights, path: Path, clip: ClipSize) -> float:
+    own.write(weights, path)
+    return _difference(weights, own.read(path), clip)
+
+
+def _huggingface(weights: Weights, path: Path, clip: ClipSize) -> float:
+    huggingface.write(weights, path, clip.crop_px, clip.num_frames)
+    return _difference(weights, huggingface.read(path), clip)
+
+
+def _onnx(weights: Weights, path: Path, clip: ClipSize) -> float:
+    return onnx.export(weights.build_encoder(), clip.size, path)
+
+
+WRITERS: Final[dict[str, Callable[[Weights, Path, ClipSize], float]]] = {
+    "huggingface": _huggingface,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+}
+
+
+def _difference(source: Weights, written: Weights, clip: ClipSize) -> float:
+    """Find the largest difference of the encoders' features of one random clip; the predictors have to be equal."""
+    same = source.predictor.keys() == written.predictor.keys() and all(
+        torch.equal(tensor.float(), written.predictor[key]) for key, tensor in source.predictor.items()
+    )
+    if not same:
+        raise UserError(
+            f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
+            "defect, please report it"
+        )
+    video = torch.randn(1, 3, *clip.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())

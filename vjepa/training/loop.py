@@ -1,0 +1,81 @@
+"""The loop of training, whatever the method: step, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vjepa import config
+from vjepa.data.loader import train_loader
+from vjepa.data.sources import TrainSource
+from vjepa.errors import UserError
+from vjepa.probing.online import OnlineProbe
+from vjepa.run_folder import RunFolder
+from vjepa.training import checkpoint
+from vjepa.training.checkpoint import TrainingState
+from vjepa.training.progress import Progress
+from vjepa.training.run_log import RunLog
+from vjepa.training.step import TrainingStep
+from vjepa.training.stopping import interruptible
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Hold what one call of the loop has to do: settings, their folder, the clips of each source, where to compute."""
+
+    settings: config.Config
+    folder: RunFolder
+    sources: list[TrainSource]
+    device: torch.device
+    dtype: torch.dtype
+    total_steps: int
+    progress: bool
+
+
+def learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state: TrainingState, stop: int) -> None:
+    """Do steps `state.step` to `stop`. Everything random is a function of (seed, step): there is no other state."""
+    every, steps = run.settings.run, range(state.step, stop)
+    pin = run.device.type == "cuda"
+    loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
+    log, bar = RunLog(run.folder, state.step), Progress(state.step, run.total_steps, run.progress)
+    with interruptible() as interrupted:
+        for number, batch in zip(steps, loader, strict=True):
+            # step
+            terms = step(number, batch)
+            state.step = number + 1
+            state.note(batch)
+            bar.advance(len(batch.clip_ids))
+            ending = state.step == stop or bool(interrupted)
+
+            # evaluate
+            found = probe.measure_at(state.step, step.method) if probe else {}
+            is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
+            state.best_knn = found["knn"] if is_best else state.best_knn
+            saving = ending or is_best or state.step % every.save_every_steps == 0
+            if saving or found or state.step % every.log_every_steps == 0:
+                values, rate = read_terms(terms, state.step), bar.recent_clips_per_s()
+                facts = {"clips_per_s": rate, "num_replaced": state.num_replaced}
+                log.write(state.step, {**values, **step.scalars(number), **facts, **found}, batch.source)
+                bar.show(values["loss"], rate)
+
+            # save
+            if saving:
+                checkpoint.save(run.folder, step.method, step.optimizer, state, every.keep_checkpoints, is_best)
+            if ending:
+                break
+    bar.close()
+    log.close()
+
+
+def read_terms(terms: dict[str, Tensor], step: int) -> dict[str, float]:
+    """Copy the loss terms to the host. Raises UserError where the loss is not finite: nothing is saved after that."""
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last checkpoint "
+            "is untouched"
+        )
+    return values

@@ -1,0 +1,215 @@
+"""Pre-train from settings: check, learn, then measure what was learned."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vjepa import config, device, files, report
+from vjepa.data.augment import normalise
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.loader import eval_loader
+from vjepa.data.order import num_steps, total_steps
+from vjepa.data.sources import Part, open_sources
+from vjepa.errors import UserError
+from vjepa.interop import own
+from vjepa.interop.teacher import keep_teacher, read_teacher
+from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.masking.draw import plan
+from vjepa.probing.evidence import Split, evaluate_run, read_splits
+from vjepa.probing.online import OnlineProbe
+from vjepa.run_folder import Checkpoint, RunFolder
+from vjepa.training import checkpoint, first_run, run_log
+from vjepa.training.checkpoint import TrainingState
+from vjepa.training.loop import TrainingRun, learn
+from vjepa.training.optim import make_optimizer
+from vjepa.training.step import TrainingStep
+
+
+def train(settings: config.Config, stop_at_step: int | None = None, progress: bool = True) -> dict[str, Any] | None:
+    """Run or resume the training of `settings`, then measure it; return the summary, or None if it stopped early.
+
+    `stop_at_step` saves and ends before that step, as SIGTERM does: the same call goes on later, bit for bit.
+    Raises UserError for bad input, before anything is written where that can be known.
+    """
+    run, method = prepare(settings, progress)
+    optimizer = make_optimizer(method, settings.optim)
+    state = checkpoint.restore(run.folder, method, optimizer)
+    stop = run.total_steps if stop_at_step is None else min(stop_at_step, run.total_steps)
+    if progress:
+        where = f"{run.device}, {_name(run.dtype)}"
+        print(f"{run.folder.path}: step {state.step} of {run.total_steps}, {_describe_clips(run)}, {where}", flush=True)
+    if state.step < stop:
+        state.dtype = _name(run.dtype)
+        step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
+        learn(run, step, _online_probe(run), state, stop)
+    if state.step < run.total_steps:
+        steps = f"step {state.step} of {run.total_steps}"
+        print(f"stopped at {steps}; the same command goes on from there", file=sys.stderr)
+        return None
+    return conclude(run, method, state)
+
+
+def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]:
+    """Check everything that can be wrong before the first step, then open the run folder; the networks are as the first
+    step wants them, or a checkpoint is there to restore.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("vjepa.train: runs in one process for now; start it without torchrun, as python -m vjepa.train")
+    where, dtype = device.pick(settings.run)
+    device.check_compiler(settings.run, where)
+    _check_precision(settings.run, dtype)
+    if settings.data.prepare != "none":
+        first_run.write_data(settings.data, progress)
+    sources = open_sources(settings.data)
+    if settings.data.val is not None:
+        val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
+        for part in [part for source in sources for part in source.parts][1:]:
+            _refuse_shared(part, val)
+    for grid in settings.grids.values():
+        plan(settings.masks, grid)
+    weights = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, settings.data.sources)
+    method = build(settings, weights.build_encoder() if weights else None)
+    if settings.run.folder.latest is None:  # a run that goes on needs its own checkpoint alone
+        if settings.run.init_from is not None:
+            checkpoint.load_weights(Path(settings.run.init_from), method)
+        if settings.model.pretrained:
+            method.load_pretrained()
+    total = settings.optim.total_steps or _steps_of_epochs(settings, len(sources[0].parts[0].rows))
+    folder = run_log.open_run(settings)
+    if weights:
+        keep_teacher(weights, folder)
+    return TrainingRun(settings, folder, sources, where, dtype, total, progress), method.to(where)
+
+
+def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, Any]:
+    """Measure the frozen encoder, write summary.json and the pictures, print the closing table.
+
+    What is measured is what best.pth holds: the best checkpoint, or the last where none was measured during training.
+    A finished run is only shown again.
+    """
+    path = run.folder.summary
+    if path.is_file():
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        measured = run.folder.best or run.folder.require()
+        checkpoint.load_networks(measured, method)
+        method.requires_grad_(False).eval()
+        rows = run_log.read_metrics(run.folder)
+        summary = _facts(run, state, rows) | _measure(run, method, measured)
+        _draw(run, method, rows)
+        _write_best(run.folder, measured, run.settings.eval.encoder)
+        files.write_json(path, summary)
+    if run.progress:
+        print("\n" + report.closing_table(summary))
+        print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
+    return summary
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_precision(run: config.Run, dtype: torch.dtype) -> None:
+    """Refuse to go on in another precision than the run has had so far, unless run.precision asks for it."""
+    latest = run.folder.latest
+    used = checkpoint.read_state(latest).dtype if latest else None
+    if run.precision == "auto" and used not in (None, _name(dtype)):
+        short = {"float32": "fp32", "bfloat16": "bf16"}
+        raise UserError(
+            f"{run.folder.path}: was trained in {used} so far, and on this machine run.precision=auto means "
+            f"{_name(dtype)}; go on with run.precision={short[used or '']}, or change it with "
+            f"run.precision={short[_name(dtype)]}"
+        )
+
+
+def _refuse_shared(part: Part, val: Split) -> None:
+    """Refuse clips to learn from that the encoder is measured on."""
+    shared = len(np.intersect1d(part.rows, val.rows)) if part.index.path == val.index.path else 0
+    if shared:
+        raise UserError(
+            f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. where: "
+            "{split: train}"
+        )
+
+
+def _steps_of_epochs(settings: config.Config, num_rows: int) -> int:
+    """Count the steps in which the `num_rows` rows of data.train have their turn `optim.epochs` times."""
+    data, seed = settings.data, settings.run.seed
+    turns = total_steps(seed, math.ceil((settings.optim.epochs or 0) * num_rows), data.clip_ratios)
+    return total_steps(seed, math.ceil(turns * data.clips_in_turn / data.global_batch), data.mix_ratios)
+
+
+def _steps_by_source(run: TrainingRun) -> list[int]:
+    return num_steps(run.settings.run.seed, run.total_steps, run.settings.data.mix_ratios)
+
+
+def _describe_clips(run: TrainingRun) -> str:
+    """Say `2394 clips`, or for a mix the clips and the steps of each source."""
+    if len(run.sources) == 1:
+        return f"{run.sources[0].num_rows} clips"
+    parts = zip(run.sources, _steps_by_source(run), strict=True)
+    return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in parts)
+
+
+def _online_probe(run: TrainingRun) -> OnlineProbe | None:
+    if run.settings.eval.every_steps is None:
+        return None
+    return OnlineProbe(run.settings, untrained_encoder(run.settings), run.device, run.dtype)
+
+
+def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Sum up the training itself."""
+    losses = {int(row.get("source", 0)): row["loss"] for row in rows}  # the last of each source
+    replaced = {run.sources[source].uri(clip_id): reason for source, clip_id, reason in state.replaced()}
+    facts: dict[str, Any] = {
+        "steps": state.step,
+        "final_loss": losses.get(0, rows[-1]["loss"]),
+        "clips_per_s": statistics.median(row["clips_per_s"] for row in rows),
+        "num_replaced": state.num_replaced,
+        "replaced": replaced,
+    }
+    if run.settings.data.mix:
+        parts = enumerate(zip(run.sources, _steps_by_source(run), strict=True))
+        facts["sources"] = [
+            {"name": source.name, "clips": source.num_rows, "steps": steps, "final_loss": losses.get(number)}
+            for number, (source, steps) in parts
+        ]
+    return facts
+
+
+def _measure(run: TrainingRun, method: Jepa, measured: Checkpoint) -> dict[str, Any]:
+    """Read the frozen encoder with probes, where there are clips to measure on."""
+    settings = run.settings
+    if settings.data.val is None:
+        return {}
+    encoder = method.networks[settings.eval.encoder]
+    return evaluate_run(settings, encoder, untrained_encoder(settings), run.device, run.dtype)
+
+
+def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
+    """Draw the pictures of a run: loss curve, a clip with its mask, features of a few validation clips."""
+    settings = run.settings
+    source = settings.data.val or settings.data.train
+    index = ClipIndex.open(source.index)
+    shown = index.select(source.where)[:4]
+    videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
+    if videos.shape[2] == 1 and settings.model.image_mode == "repeat":  # as the encoder sees it
+        videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
+    mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
+    with torch.inference_mode():
+        tokens = method.networks[settings.eval.encoder](normalise(videos.to(run.device), torch.float32))
+    report.save_pictures(run.folder.pictures, rows, videos, settings.grid, mask.context_ids[0], tokens)
+
+
+def _write_best(folder: RunFolder, measured: Checkpoint, which: str) -> None:
+    """Write checkpoints/best.pth: the networks of the checkpoint that is measured, in one file."""
+    own.write(own.read(measured.path, which), folder.best_file)
