@@ -11,7 +11,8 @@ from PIL import Image
 
 from vjepa import config
 from vjepa.data.augment import crop_resize
-from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.clip_index import SCHEMA, ClipIndex, write_index
+from vjepa.data.decode import READERS
 from vjepa.data.images import ArrayImages, FileImages, ReadImages
 from vjepa.data.media import DecodeError
 from vjepa.data.plan import Attempt, BatchPlan, Crop, Decode
@@ -169,11 +170,12 @@ def test_rows_are_written_as_columns_with_values():
             parse_where([bad], "val")
 
 
-def test_the_example_of_the_reference_page_runs(make_index, monkeypatch):
+def test_the_reference_page_has_every_column_and_its_examples_run(make_index, monkeypatch):
     monkeypatch.chdir(make_index([{"label": "a"}] * 3, num_frames=12).parent)
     page = (Path(__file__).parents[1] / "vjepa/data/README.md").read_text()
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     assert names["batch"].video.shape == (8, 3, 4, 64, 64) and names["batch"].failures == ()
+    assert {*SCHEMA.names, *READERS} <= set(re.findall(r"`(\w+)`", page))
     for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
         config.Data(**yaml.safe_load(block)["data"])

@@ -72,7 +72,7 @@ class FileImages:
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Read the pictures of a set where a `Reader` reads the frames of a row, always in full."""
+    """Stand in for `read_frames` in a `Reader`: read the pictures of a set, always in full."""
 
     images: Images
 

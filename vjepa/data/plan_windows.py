@@ -55,7 +55,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutVideos:
-    """Count all clips of some rows of an index through, in order.
+    """List the clips of some rows of an index, in order, by number.
 
     Clip number u is clip `numbers[u]` of row `rows[u]`; both int64 [U].
     """
