@@ -93,7 +93,7 @@ def test_without_prefetch_processes_rest_while_the_caller_has_a_batch(index, tmp
     log = tmp_path / "log"
     reader = Reader(TrainPlan(sources(index), data(), 0), Timed(log))
     busy = []
-    for _ in ClipLoader(reader, range(5), workers=2, deadline_s=60.0, prefetch=prefetch):
+    for _ in ClipLoader(reader, range(5), data(workers=2, prefetch=prefetch)):
         begin = time.monotonic()
         time.sleep(0.1)
         busy.append((begin, time.monotonic()))

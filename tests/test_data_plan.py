@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from vjepa import config
-from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.augment import crop_resize
+from vjepa.data.clip_index import SCHEMA, ClipIndex, write_index
+from vjepa.data.decode import READERS
+from vjepa.data.images import ArrayImages, FileImages, ReadImages
 from vjepa.data.media import DecodeError
 from vjepa.data.plan import Attempt, BatchPlan, Crop, Decode
-from vjepa.data.plan_images import ArrayImages, ImagePlan, Squares
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.plan_training import MAX_ATTEMPTS, TrainPlan
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
@@ -138,11 +141,23 @@ def test_a_row_that_cannot_be_read_is_left_out_or_replaced_as_the_plan_says(inde
 def test_pictures_of_any_size_are_read_by_their_squares():
     pixels = np.random.default_rng(0).integers(256, size=(3, 8, 20, 3), dtype=np.uint8)
     images, data = ArrayImages("noise", pixels), config.Data(train="x", num_frames=1, crop_px=8)
-    batch = Reader(ImagePlan(images, np.array([2, 0]), data, 2, num_crops=3), Squares(images))[0]
+    batch = Reader(RowPlan(images, np.array([2, 0]), data, 2, Views(num_crops=3)), ReadImages(images))[0]
     assert batch.clip_ids.tolist() == [2, 2, 2, 0, 0, 0]
     for clip, (picture, left) in zip(batch.video, [(2, 0), (2, 6), (2, 12), (0, 0), (0, 6), (0, 12)], strict=True):
         expected = torch.from_numpy(pixels[picture, :, left : left + 8]).permute(2, 0, 1)
         assert torch.equal(clip[:, 0], expected)
+
+
+def test_pictures_in_files_are_upright_and_in_full_before_they_are_cropped(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(30, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels).save(tmp_path / "0.png", exif=exif)
+    images, data = FileImages((str(tmp_path / "0.png"),)), config.Data(train="x", num_frames=1, crop_px=8)
+    assert (images.row(0).height, images.row(0).width) == images.read(0).shape[:2] == (64, 30)
+    batch = Reader(RowPlan(images, np.arange(1), data, 1, Views(num_crops=2)), ReadImages(images))[0]
+    for clip, top in zip(batch.video, (0, 34), strict=True):
+        assert torch.equal(clip, crop_resize(images.read(0)[None], (top, 0, 30, 30), 8))
 
 
 def test_rows_are_written_as_columns_with_values():
@@ -155,11 +170,12 @@ def test_rows_are_written_as_columns_with_values():
             parse_where([bad], "val")
 
 
-def test_the_example_of_the_reference_page_runs(make_index, monkeypatch):
+def test_the_reference_page_has_every_column_and_its_examples_run(make_index, monkeypatch):
     monkeypatch.chdir(make_index([{"label": "a"}] * 3, num_frames=12).parent)
     page = (Path(__file__).parents[1] / "vjepa/data/README.md").read_text()
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     assert names["batch"].video.shape == (8, 3, 4, 64, 64) and names["batch"].failures == ()
+    assert {*SCHEMA.names, *READERS} <= set(re.findall(r"`(\w+)`", page))
     for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
         config.Data(**yaml.safe_load(block)["data"])

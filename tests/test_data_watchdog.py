@@ -19,8 +19,8 @@ from hang import DeadOnArrival, Trouble
 
 from vjepa.config import Data
 from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.images import ArrayImages, ReadImages
 from vjepa.data.loader import ClipLoader, eval_loader, plan_loader, train_loader
-from vjepa.data.plan_images import ArrayImages, ImagePlan, Squares
 from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import quarantine_path, quarantined
@@ -75,7 +75,7 @@ def test_a_decoder_that_spins_with_the_gil_or_crashes_is_replaced_and_its_clip_n
 ):
     data = settings()
     expected = [plain(index, data)[step] for step in range(10)]
-    batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), 2, data.deadline_s))
+    batches = list(ClipLoader(troubled(index, tmp_path, how, data), range(10), data))
     assert len(batches) == 10
     for batch, without_trouble in zip(batches, expected, strict=True):
         same = without_trouble.clip_ids != 2
@@ -99,7 +99,7 @@ def equal_at(one, other, places):
 
 def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index, tmp_path):
     data = settings()
-    first = list(ClipLoader(troubled(index, tmp_path, "crash", data), range(6), 2, data.deadline_s))
+    first = list(ClipLoader(troubled(index, tmp_path, "crash", data), range(6), data))
     for workers in (0, 1):
         later = list(train_loader(source(index, data), settings(workers=workers), 0, range(6)))
         assert all(equal(*pair) for pair in zip(first, later, strict=True))
@@ -112,7 +112,7 @@ def test_later_runs_read_the_quarantine_and_give_the_same_batches_at_once(index,
 
 def test_a_process_that_was_killed_once_for_want_of_memory_does_not_cost_its_clip(index, tmp_path):
     data = settings()
-    batches = list(ClipLoader(troubled(index, tmp_path, "killed", data), range(6), 2, data.deadline_s))
+    batches = list(ClipLoader(troubled(index, tmp_path, "killed", data), range(6), data))
     expected = [plain(index, data)[step] for step in range(6)]
     assert (
         all(equal(*pair) for pair in zip(batches, expected, strict=True)) and not quarantine_path(index.path).exists()
@@ -129,8 +129,8 @@ def test_evaluation_leaves_the_clip_out_and_names_it(index, tmp_path):
 
 def test_a_picture_that_crashes_its_process_is_left_out_of_the_run(tmp_path, capfd):
     images = ArrayImages("noise", np.zeros((5, 16, 16, 3), np.uint8))
-    plan = ImagePlan(images, np.arange(5), settings(num_frames=1), 2)
-    trouble = Trouble(tmp_path / "notes", "crash", read=Squares(images))
+    plan = RowPlan(images, np.arange(5), settings(num_frames=1), 2, Views())
+    trouble = Trouble(tmp_path / "notes", "crash", read=ReadImages(images))
     batches = list(plan_loader(plan, plan.data, trouble))
     assert [batch.clip_ids.tolist() for batch in batches] == [[0, 1], [3], [4]]
     assert [clip_id for clip_id, _ in batches[1].failures] == [2] and "SIGSEGV" in batches[1].failures[0][1]
@@ -141,7 +141,7 @@ def test_a_picture_that_crashes_its_process_is_left_out_of_the_run(tmp_path, cap
 def test_a_process_that_dies_without_reading_ends_the_run_in_one_line(index):
     data = settings()
     with pytest.raises(UserError, match=r"a decoding process died \(exit code 3\)"):
-        list(ClipLoader(Reader(DeadOnArrival(source(index, data), data, 0)), range(3), 2, 60.0))
+        list(ClipLoader(Reader(DeadOnArrival(source(index, data), data, 0)), range(3), data))
 
 
 def test_no_process_is_left_when_the_reader_goes_away(index):
@@ -166,9 +166,9 @@ from vjepa.data.reader import Reader
 from vjepa.data.sources import open_sources
 
 if __name__ == "__main__":
-    data = Data(train={"index": sys.argv[1]}, num_frames=4, crop_px=16, global_batch=4)
+    data = Data(train={"index": sys.argv[1]}, num_frames=4, crop_px=16, global_batch=4, deadline_s=600)
     reader = Reader(TrainPlan(open_sources(data), data, 0), Trouble(Path(sys.argv[2]), bad_row=int(sys.argv[3])))
-    batches = iter(ClipLoader(reader, range(1000), 2, 600.0))
+    batches = iter(ClipLoader(reader, range(1000), data))
     next(batches)
     print("running", flush=True)
     time.sleep(600)

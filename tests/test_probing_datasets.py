@@ -13,7 +13,8 @@ from torchvision import datasets
 from data_prep.index import build_index
 from vjepa import config, probe
 from vjepa.data.augment import crop_resize
-from vjepa.data.plan_images import ImagePlan, Squares
+from vjepa.data.images import ReadImages
+from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.reader import Reader
 from vjepa.errors import UserError
 from vjepa.probing.datasets_images import hash_split, open_images
@@ -80,7 +81,7 @@ def test_a_cut_depends_on_the_pictures_and_not_on_their_order_and_keeps_equal_on
 
 def reader_of(found, rows, crop_px, batch, num_crops=1):
     data = config.Data(train="x", num_frames=1, crop_px=crop_px)
-    return Reader(ImagePlan(found.images, rows, data, batch, num_crops), Squares(found.images))
+    return Reader(RowPlan(found.images, rows, data, batch, Views(1, num_crops)), ReadImages(found.images))
 
 
 @pytest.mark.fast

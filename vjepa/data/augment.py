@@ -62,12 +62,8 @@ def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
     top, left, h, w = box
     down, across = frames.shape[1] / height, frames.shape[2] / width
     new_h, new_w = min(round(h * down), frames.shape[1]), min(round(w * across), frames.shape[2])
-    return (
-        min(round(top * down), frames.shape[1] - new_h),
-        min(round(left * across), frames.shape[2] - new_w),
-        new_h,
-        new_w,
-    )
+    top, left = min(round(top * down), frames.shape[1] - new_h), min(round(left * across), frames.shape[2] - new_w)
+    return top, left, new_h, new_w
 
 
 def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) -> torch.Tensor:
@@ -95,7 +91,6 @@ def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @torch.inference_mode(mode=False)  # they are kept, and training may want what an evaluation has made
 def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Make both by channel, [3, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
-    mean, std = (
-        rearrange(torch.tensor(values, device=device), "c -> c 1 1 1") for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    values = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+    mean, std = rearrange(values, "s c -> s c 1 1 1")
     return 1 / (255 * std), mean / std

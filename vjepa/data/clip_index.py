@@ -198,6 +198,9 @@ class ClipIndex:
             self._pages.madvise(mmap.MADV_DONTNEED)
         return row
 
+    def uri(self, i: int) -> str:
+        return self.row(i).uri
+
     def keyframes(self, i: int) -> np.ndarray:
         """Read the times of the keyframes of row number `i` in seconds: float64 [n], ascending; none if not known."""
         batch, place = self._locate(i)

@@ -18,7 +18,7 @@ import av
 import av.video.reformatter
 import decord
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vjepa.data.media import DecodeError, open_media, plain
 
@@ -33,6 +33,7 @@ Size = tuple[int, int]  # height and width, px, of the upright picture with squa
 
 # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _DECORD_LEAST_PX: Final = 96
+_FIRST_TURNED: Final = 5  # of the EXIF orientations, which are numbered to 8: width and height change places
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
 # how far before a frame to seek, until a keyframe at or before it is found
 _BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)
@@ -319,14 +320,28 @@ def read_image(media: Media, size: Size | None = None) -> np.ndarray:
 
     Raises DecodeError.
     """
+    with _open_image(media) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
+        if size:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
+            image.draft("RGB", (max(size), max(size)))
+        picture = ImageOps.exif_transpose(image).convert("RGB")
+        return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
+
+
+def image_size(media: Media) -> Size:
+    """Read the size of a still, upright, from its header. Raises DecodeError."""
+    with _open_image(media) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
+        return image.size if is_turned else (image.height, image.width)
+
+
+@contextmanager
+def _open_image(media: Media) -> Iterator[Image.Image]:
+    """Open a still. Errors of opening and of the body become DecodeError."""
     try:
         with Image.open(_rewound(media)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
-            if size:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
-                image.draft("RGB", (max(size), max(size)))
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-            return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(plain(error)) from None
 

@@ -56,12 +56,12 @@ def train_loader(
     Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
     """
     reader = Reader(TrainPlan(sources, data, seed, rank, num_ranks))
-    return ClipLoader(reader, steps, data.workers, data.deadline_s, data.prefetch, pin_memory)
+    return ClipLoader(reader, steps, data, pin_memory)
 
 
 def plan_loader(plan: FinitePlan, data: Data, read: ReadFrames = read_frames) -> ClipLoader:
     """Load every batch of `plan` once, in order, with the processes that `data` says."""
-    return ClipLoader(Reader(plan, read), range(len(plan)), data.workers, data.deadline_s, data.prefetch)
+    return ClipLoader(Reader(plan, read), range(len(plan)), data)
 
 
 def eval_loader(
@@ -75,21 +75,15 @@ def eval_loader(
 class ClipLoader:
     """Give the batches `reader[step]` for `step` of `steps`, each time it is iterated.
 
-    workers: processes that decode; 0: none, in which case a decode cannot be stopped.
-    deadline_s: for the decode of one clip; a process that takes longer is killed, its clip put in quarantine, and the
-        batch made again without it.
-    prefetch: batches that each process makes ahead; 0: all make one each when one is waited for, and rest while the
-        caller works.
+    Of `data`, `workers`, `deadline_s` and `prefetch` say how. A process that takes longer than the deadline for the
+    decode of one clip is killed, its clip put in quarantine, and the batch made again without it.
     Iterating raises UserError as `reader` does, and where processes die time and again.
     """
 
-    def __init__(
-        self, reader: Reader, steps: range, workers: int, deadline_s: float, prefetch: int = 3, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, reader: Reader, steps: range, data: Data, pin_memory: bool = False) -> None:
         """Have the processes prepared where there are any: they import PyTorch while the caller builds its model."""
-        self.reader, self.steps, self.workers = reader, steps, workers
-        self.deadline_s, self.prefetch, self.pin_memory = deadline_s, prefetch, pin_memory
-        if workers:
+        self.reader, self.steps, self.data, self.pin_memory = reader, steps, data, pin_memory
+        if data.workers:
             context().set_forkserver_preload(["vjepa.data.loader"])
             forkserver.ensure_running()
 
@@ -97,7 +91,7 @@ class ClipLoader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        if self.workers:
+        if self.data.workers:
             return _Pool(self).batches()
         batches = (self.reader[step] for step in self.steps)
         return (batch.pin_memory() for batch in batches) if self.pin_memory else batches
@@ -117,14 +111,12 @@ class _Pool:
     """Run the processes of one pass over a loader."""
 
     def __init__(self, loader: ClipLoader) -> None:
-        self.reader, self.steps = loader.reader, loader.steps
-        self.deadline_s, self.pin_memory = loader.deadline_s, loader.pin_memory
-        self.runs_ahead = loader.prefetch > 0
-        num_slots = min(max(1, loader.prefetch) * loader.workers, max(1, len(self.steps)))
+        self.reader, self.steps, data = loader.reader, loader.steps, loader.data
+        self.deadline_s, self.runs_ahead, self.pin_memory = data.deadline_s, data.prefetch > 0, loader.pin_memory
+        num_slots = min(max(1, data.prefetch) * data.workers, max(1, len(self.steps)))
         slots = [context().RawArray("B", max(1, self.reader.plan.batch_bytes)) for _ in range(num_slots)]
-        self.workers = [
-            _Worker(self.reader, slots[number :: loader.workers]) for number in range(min(loader.workers, num_slots))
-        ]
+        num_workers = min(data.workers, num_slots)
+        self.workers = [_Worker(self.reader, slots[number :: data.workers]) for number in range(num_workers)]
         self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
         self.unassigned = iter(self.steps)
         self.killed: Counter[tuple[int, int]] = Counter()

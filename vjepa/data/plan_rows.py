@@ -13,6 +13,7 @@ from vjepa.config import Data
 from vjepa.counter_rng import generator
 from vjepa.data.clip_index import ClipIndex, IndexRow
 from vjepa.data.frame_times import frame_ids, observed_frames
+from vjepa.data.images import Images
 from vjepa.data.plan import Attempt, BatchPlan, Decode, clip_bytes, even_crops, random_crop
 from vjepa.data.quarantine import quarantined
 
@@ -67,10 +68,11 @@ class Passes:
 class RowPlan:
     """Plan batch number k as rows k * n to k * n + n - 1, n = `rows_per_batch`, every view of a row side by side.
 
-    rows: int64 [N]. ahead_s: None, or for action anticipation how long before the end of its row every clip ends.
+    index: of clips, or of pictures that `ReadImages` reads. rows: int64 [N].
+    ahead_s: None, or for action anticipation how long before the end of its row every clip ends.
     """
 
-    index: ClipIndex
+    index: ClipIndex | Images
     rows: np.ndarray
     data: Data
     rows_per_batch: int
@@ -85,13 +87,14 @@ class RowPlan:
         return clip_bytes(self.data) * self.rows_per_batch * self.looks.num_views
 
     def quarantine(self) -> dict[tuple[int, int], str]:
-        return {(0, row): reason for row, reason in quarantined(self.index).items()}
+        named = quarantined(self.index) if isinstance(self.index, ClipIndex) else {}
+        return {(0, row): reason for row, reason in named.items()}
 
-    def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int]:
-        return self.index, clip_id
+    def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int] | None:
+        return (self.index, clip_id) if isinstance(self.index, ClipIndex) else None
 
     def uri(self, source: int, clip_id: int) -> str:
-        return self.index.row(clip_id).uri
+        return self.index.uri(clip_id)
 
     def batch(self, number: int) -> BatchPlan:
         """Plan one batch. A row that cannot be read is left out."""

@@ -55,7 +55,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutVideos:
-    """Count all clips of some rows of an index through, in order.
+    """List the clips of some rows of an index, in order, by number.
 
     Clip number u is clip `numbers[u]` of row `rows[u]`; both int64 [U].
     """
@@ -112,7 +112,7 @@ class WindowPlan:
         return self.videos.index, clip_id
 
     def uri(self, source: int, clip_id: int) -> str:
-        return self.videos.index.row(clip_id).uri
+        return self.videos.index.uri(clip_id)
 
     def batch(self, number: int) -> BatchPlan:
         """Plan one batch. A clip that cannot be read is left out, and takes no other of its video with it."""

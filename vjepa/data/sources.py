@@ -51,7 +51,7 @@ class TrainSource:
     def uri(self, clip_id: int) -> str:
         """Say where the video of a clip is."""
         index, row = self.place(clip_id)
-        return index.row(row).uri
+        return index.uri(row)
 
 
 def open_sources(data: Data) -> list[TrainSource]:

@@ -84,9 +84,8 @@ def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = 
             seconds[name].append(perf_counter() - started)
         seconds["decode"].append(loader.decode_s)
         seconds["crop"].append(loader.crop_s)
-    return {"global_batch": data.global_batch, "batches": num_batches} | _rates(
-        data, {name: statistics.median(each) for name, each in seconds.items()}
-    )
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    return {"global_batch": data.global_batch, "batches": num_batches, **_rates(data, medians)}
 
 
 def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from vjepa.config import Data
 from vjepa.config import Source as IndexSource
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.images import ReadImages
 from vjepa.data.loader import plan_loader
-from vjepa.data.plan_images import ImagePlan, Squares
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
@@ -30,17 +30,8 @@ from vjepa.records import ClipBatch
 # What a clip depends on beside its file.
 _READING: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "padding", "crop_px")
 _AUGMENTING: Final = ("crop_scale", "crop_aspect", "flip")
-_CONTENT: Final = (
-    "content_hash",
-    "offset",
-    "length",
-    "first_frame",
-    "start_s",
-    "end_s",
-    "num_frames",
-    "rotation",
-    "decoder",
-)
+_FRAMES: Final = ("offset", "length", "first_frame", "start_s", "end_s", "num_frames", "rotation", "decoder")
+_CONTENT: Final = ("content_hash", *_FRAMES)
 
 
 class SampleSource(Protocol):
@@ -156,7 +147,7 @@ class ClipSource:
         return {**facts, **{name: getattr(self.data, name) for name in names}, **ahead}
 
     def uri(self, clip_id: int) -> str:
-        return self.index.row(clip_id).uri
+        return self.index.uri(clip_id)
 
 
 @dataclass(frozen=True)
@@ -170,8 +161,8 @@ class ImageSource:
         if isinstance(views, Passes):
             raise UserError("--train_passes: augmented passes are for clips; leave it out for images")
         data = self.data.model_copy(update={"num_frames": 1})
-        images = self.images.images
-        return plan_loader(ImagePlan(images, clip_ids, data, batch, views.num_crops), data, Squares(images))
+        looks, images = replace(views, num_clips=1), self.images.images
+        return plan_loader(RowPlan(images, clip_ids, data, batch, looks), data, ReadImages(images))
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from vjepa.data.plan_images import ArrayImages, FileImages, Images
+from vjepa.data.images import ArrayImages, FileImages, Images
 from vjepa.errors import UserError
 
 _DOWNLOAD_TIMEOUT_S: Final = 20.0
@@ -66,9 +66,8 @@ def _digits(name: str, data_root: Path | None) -> ImageSet:
     keys = [hashlib.sha256(picture.tobytes()).digest() for picture in grey]
     pixels = np.repeat(grey[..., None], 3, axis=3)
     splits = hash_split(keys, labels, {"train": 0.6, "selection": 0.2, "val": 0.2})
-    return ImageSet(
-        name, ArrayImages(name, pixels), tuple(labels), tuple(sorted(set(labels))), splits, _hash_pixels(pixels, labels)
-    )
+    names = tuple(sorted(set(labels)))
+    return ImageSet(name, ArrayImages(name, pixels), tuple(labels), names, splits, _hash_pixels(pixels, labels))
 
 
 def _cifar(name: str, data_root: Path | None) -> ImageSet:
