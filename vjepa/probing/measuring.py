@@ -37,13 +37,13 @@ _MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "atten
 _READ: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")  # what a result says of the clips
 
 
-def measure(settings: ProbeSettings) -> tuple[Measurement, Comparison] | None:
+def measure(settings: ProbeSettings) -> tuple[ProbeTask, Comparison] | None:
     """Learn and measure; give what was worked on and what was found. Raises UserError.
 
     Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others
     give None.
     """
-    work = Measurement.of(settings)
+    work = ProbeTask.of(settings)
     with ranks.join() as mine, _folder(settings.cache, settings.no_cache, mine) as folder:
         first = mine.rank == 0
         say = _say if first else lambda line: None
@@ -56,7 +56,7 @@ def measure(settings: ProbeSettings) -> tuple[Measurement, Comparison] | None:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class ProbeTask:
     """Hold what a measurement works on: an encoder, samples, the features that are compared, and a probe.
 
     sha256: `extractors.weights_hash` of the encoder.
@@ -71,7 +71,7 @@ class Measurement:
     method: ProbeMethod
 
     @classmethod
-    def of(cls, settings: ProbeSettings) -> Measurement:
+    def of(cls, settings: ProbeSettings) -> ProbeTask:
         """Read the encoder and open the data set. Raises UserError for whatever does not fit together."""
         subject = Subject.read(settings)
         dataset = _dataset(settings, subject.data)
@@ -155,7 +155,7 @@ def _roll_out(subject: Subject, settings: ProbeSettings, rollout: Literal["predi
     return RollOut.of(subject.encoder, predictor, subject.data, settings.anticipation_s, subject.trained_frames)
 
 
-def result(settings: ProbeSettings, work: Measurement, found: Comparison) -> dict[str, Any]:
+def result(settings: ProbeSettings, work: ProbeTask, found: Comparison) -> dict[str, Any]:
     """Gather what probe.json keeps of a measurement."""
     subject, ahead = work.subject, settings.anticipation_s
     return {
