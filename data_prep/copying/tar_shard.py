@@ -127,7 +127,7 @@ def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
                 raise SourceError(CHANGED)
     except SourceError:
         raise
-    except Exception as error:  # noqa: BLE001 - storage of any kind: botocore, aiohttp, gcsfs have errors with no base in common
+    except Exception as error:  # noqa: BLE001 - of storage: errors of botocore, aiohttp, gcsfs share no base
         raise SourceError(plain(error)) from None
 
 

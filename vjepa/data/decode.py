@@ -73,9 +73,9 @@ def torchcodec_library() -> tuple[Any, Any] | None:
 
     None where it is not installed, or cannot be loaded for want of FFmpeg's libraries.
     """
-    try:  # optional
-        from torchcodec.decoders import VideoDecoder
-        from torchcodec.transforms import Resize
+    try:
+        from torchcodec.decoders import VideoDecoder  # optional, and it needs libraries of the system
+        from torchcodec.transforms import Resize  # the same
     except (ImportError, OSError, RuntimeError):
         return None
     return VideoDecoder, Resize

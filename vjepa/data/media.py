@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from fsspec.core import url_to_fs
+
 
 class DecodeError(Exception):
     """Say why a file cannot be read, in plain words."""
@@ -68,10 +70,6 @@ def _read_slice(path: str, offset: int, length: int) -> bytes:
 
 def _read_remote(uri: str, offset: int | None, length: int | None) -> bytes:
     try:
-        from fsspec.core import url_to_fs  # optional: most data sets are local
-    except ImportError:
-        raise DecodeError("an address needs fsspec: pip install 'video-jepa[remote]'") from None
-    try:
         system, path = url_to_fs(uri)
         end = None if offset is None or length is None else offset + length
         data: bytes = system.cat_file(path, start=offset, end=end)
@@ -80,5 +78,5 @@ def _read_remote(uri: str, offset: int | None, length: int | None) -> bytes:
         raise DecodeError(f"{plain(error)}: pip install 'video-jepa[remote]', or that package alone") from None
     except FileNotFoundError:
         raise DecodeError("no such file at this address") from None
-    except Exception as error:  # noqa: BLE001 - the other end of a network: botocore, aiohttp, httpx, gcsfs have errors with no base in common
+    except Exception as error:  # noqa: BLE001 - of a network: errors of botocore, aiohttp, gcsfs share no base
         raise DecodeError(plain(error)) from None
