@@ -7,7 +7,7 @@ import torch
 from steps import batch_of, step_of
 
 from vjepa import config
-from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.models.encoder import VisionTransformer, patchify
 from vjepa.objectives import sigreg
@@ -118,7 +118,7 @@ def test_initialisation_is_a_function_of_the_seed_and_leaves_other_random_state_
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, second = build(SETTINGS), untrained_encoder(SETTINGS)
+    first, second = build(SETTINGS), build(SETTINGS).encoder
     assert torch.equal(torch.rand(1), expected)
     assert all(
         torch.equal(one, other) for one, other in zip(first.encoder.parameters(), second.parameters(), strict=True)
@@ -372,7 +372,7 @@ def test_a_teacher_is_never_in_training() -> None:
 
 @pytest.mark.fast
 def test_a_teacher_is_for_frozen_targets_alone() -> None:
-    teacher = untrained_encoder(SETTINGS)
+    teacher = build(SETTINGS).encoder
     with pytest.raises(ValueError, match="targets: frozen needs a teacher"):
         build(with_targets("frozen"))
     with pytest.raises(ValueError, match="targets: ema has no teacher"):

@@ -21,7 +21,7 @@ from vjepa.data.loader import eval_loader
 from vjepa.errors import UserError
 from vjepa.interop import load, own
 from vjepa.interop.probes import load_probe
-from vjepa.jepa import untrained_encoder
+from vjepa.jepa import build
 from vjepa.probing.extractors import untrained, weights_hash
 
 
@@ -55,7 +55,7 @@ def run(tmp_path):
     }
     settings = config.validate(tree, "test")
     (folder / "config.yaml").write_text(json.dumps(tree))
-    encoder = untrained_encoder(settings.model_copy(update={"run": config.Run(seed=3)})).state_dict()
+    encoder = build(settings.model_copy(update={"run": config.Run(seed=3)})).encoder.state_dict()
     for which in ("encoder", "target_encoder", "predictor"):
         save_file(encoder, checkpoint / f"{which}.safetensors")
     (checkpoint / "state.json").write_text('{"format_version": 1}')

@@ -174,7 +174,7 @@ def test_shuffled_frames_fail_where_the_order_of_time_tells_classes_apart(monkey
         optim=config.Optim(total_steps=1),
         eval=config.Eval(batch=16, baselines=["random_init", "pixels", "motion_energy", "shuffled_frames"]),
     )
-    found = closing.evaluate_run(wanted, Brightness(), 12, torch.device("cpu"), torch.float32)
+    found = closing.evaluate_run(wanted.data, wanted.eval, Brightness(), 0, 12, torch.device("cpu"), torch.float32)
     entry = found["probes"]["label"]["linear"]
     assert list(entry["baselines"]) == ["random_init", "pixels", "motion_energy", "shuffled_frames"]
     assert entry["accuracy"] == entry["baselines"]["pixels"]["top1"]["value"] == 1
@@ -233,7 +233,8 @@ def test_the_online_probe_is_a_function_of_the_weights_and_never_reads_val(index
     monkeypatch.setattr(
         closing.ClipSource, "loader", lambda self, ids, *rest: read.extend(ids.tolist()) or real(self, ids, *rest)
     )
-    one, two = (OnlineProbe(wanted, encoder, torch.device("cpu"), torch.float32) for _ in range(2))
+    given = wanted.data, wanted.eval, encoder, wanted.run.seed, torch.device("cpu"), torch.float32
+    one, two = OnlineProbe(*given), OnlineProbe(*given)
     found = one.measure_at(2)
     assert found == two.measure_at(4) and one.measure_at(3) == {} and encoder.training
     names = {"knn", "knn_label", "knn_steps"}

@@ -11,7 +11,7 @@ from steps import batch_of, step_of
 
 from vjepa import config, device, schedules
 from vjepa.errors import UserError
-from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.jepa import Jepa, build
 from vjepa.models import ema
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
@@ -272,7 +272,7 @@ def test_a_step_in_bf16_gives_the_losses_of_fp32_within_its_error() -> None:
 @pytest.mark.fast
 def test_a_teacher_is_cast_once_and_stays_as_it_is() -> None:
     plan = settings(objective={"targets": "frozen", "teacher": "elsewhere"})
-    teacher = untrained_encoder(settings())
+    teacher = build(settings()).encoder.requires_grad_(False).eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     model = build(plan, teacher)
     step = step_of(plan, model, torch.bfloat16)

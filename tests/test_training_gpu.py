@@ -7,7 +7,7 @@ import torch
 from steps import batch_of, step_of
 
 from vjepa import config
-from vjepa.jepa import build, untrained_encoder
+from vjepa.jepa import build
 from vjepa.training.step import TrainingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -44,7 +44,7 @@ def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: 
         },
         "test",
     )
-    teacher = untrained_encoder(settings) if objective == "frozen" else None
+    teacher = build(settings).encoder.requires_grad_(False).eval() if objective == "frozen" else None
     model = build(settings, teacher).to(device)
     return step_of(settings, model, dtype)
 

@@ -8,9 +8,9 @@ random directions, weights that change, the moving average that the target encod
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from einops import rearrange, repeat
@@ -59,6 +59,12 @@ class Jepa(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """Name the networks that a checkpoint holds; a frozen teacher is none of them."""
         return {name: getattr(self, name) for name in self.objective.networks}
+
+    @property
+    def measured_encoder(self) -> Encoder:
+        """Give the encoder that probes measure, `eval.encoder`."""
+        measured = self.encoder if self.settings.eval.encoder == "encoder" else self.target_encoder
+        return cast(Encoder, measured)
 
     def load_pretrained(self) -> None:
         """Start both encoders from the weights that timm publishes (`model.pretrained`)."""
@@ -207,19 +213,10 @@ class Jepa(nn.Module):
 
 
 def build(settings: config.Config, teacher: Encoder | None = None) -> Jepa:
-    """Make the networks of a run at their initialisation, a function of run.seed; other random state is left alone."""
-    with _seeded(settings.run.seed):
-        return Jepa(settings, teacher)
+    """Make the networks of a run at their initialisation, a function of run.seed; other random state is left alone.
 
-
-def untrained_encoder(settings: config.Config) -> Encoder:
-    """Make the context encoder as it was before the first step: the baseline that training has to beat."""
-    with _seeded(settings.run.seed):  # it is what `build` draws first
-        return make_encoder(settings.model).requires_grad_(False).eval()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+    The context encoder is drawn first, so that it is the untrained encoder that training has to beat.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+        torch.manual_seed(settings.run.seed)
+        return Jepa(settings, teacher)

@@ -32,7 +32,7 @@ from vjepa import config
 from vjepa.data.loader import eval_loader, train_loader
 from vjepa.data.plan_rows import Views
 from vjepa.data.sources import open_sources
-from vjepa.jepa import Jepa, build, untrained_encoder
+from vjepa.jepa import Jepa, build
 from vjepa.models.encoder import Encoder
 from vjepa.probing.banks import InMemory
 from vjepa.probing.closing import METHODS, collapse, probe_labels
@@ -169,7 +169,7 @@ def run(settings: config.Config, clips: Clips) -> dict[str, Any]:
     model, clips_per_s = learn(settings, batches, teacher)
     untrained = settings.model.model_copy(update={"predictor": config.PredictorSettings()}).model_dump_json()
     if untrained not in clips.untrained:
-        clips.untrained[untrained] = measure(untrained_encoder(settings), clips)
+        clips.untrained[untrained] = measure(build(settings).encoder.eval(), clips)
     return {
         "steps": len(batches),
         "clips_per_s": clips_per_s,

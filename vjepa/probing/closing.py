@@ -36,23 +36,29 @@ PartBanks = Mapping[str, Mapping[str, Bank]]
 
 
 def evaluate_run(
-    settings: config.Config, encoder: Encoder, step: int | None, device: torch.device, dtype: torch.dtype
+    data: config.Data,
+    wanted: config.Eval,
+    encoder: Encoder,
+    seed: int,
+    step: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Measure the frozen `encoder` of `step` as the settings `data` and `eval` say.
+    """Measure the frozen `encoder` of `step` of a run as its settings `data` and `eval` say. seed: of the run.
 
     Returns what summary.json holds of it: {"measured": {"encoder": its name, "step": step}, "probes": {label: {"knn" |
     "linear": entry of `entries.to_dict`}}, "collapse": {"effective_rank", "feature_std", "num_features"} of val,
     "num_unreadable", "unreadable"}. Raises UserError as `read_splits` does, where no clip can be read, and for features
     that are not finite.
     """
-    splits: dict[str, Split] = vars(read_splits(settings.data, settings.eval.labels, settings.eval.group))
+    splits: dict[str, Split] = vars(read_splits(data, wanted.labels, wanted.group))
     readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
     encoder = encoder.to(device).eval()
-    extractors = kinds_of_features(encoder, "", readout, settings.eval.baselines, settings.run.seed)
-    banks = split_banks(splits, settings, extractors)
+    extractors = kinds_of_features(encoder, "", readout, wanted.baselines, seed)
+    banks = split_banks(splits, data, wanted.batch, extractors)
     return {
-        "measured": {"encoder": settings.eval.encoder, "step": step},
-        "probes": probe_labels(splits, banks, settings.eval),
+        "measured": {"encoder": wanted.encoder, "step": step},
+        "probes": probe_labels(splits, banks, wanted),
         "collapse": collapse(banks["val"][TRAINED], splits["val"].rows),
         **unreadable(
             f"{split.index.row(clip_id).uri}: {reason}"
@@ -63,14 +69,14 @@ def evaluate_run(
     }
 
 
-def split_banks(splits: Parts, settings: config.Config, extractors: Mapping[str, Extractor]) -> PartBanks:
+def split_banks(splits: Parts, data: config.Data, batch: int, extractors: Mapping[str, Extractor]) -> PartBanks:
     """Pass once over the clips of each index; splits of one index share its banks. Extractors give `pooled`."""
     made: dict[Path, dict[str, Bank]] = {}
     for path, of_path in groupby(sorted(splits.values(), key=_index_path), _index_path):
         shared = list(of_path)
         rows = np.unique(np.concatenate([split.rows for split in shared]))
-        source = ClipSource(shared[0].index, settings.data)
-        banks = InMemory().banks(source, rows, Views(), extractors, settings.eval.batch)
+        source = ClipSource(shared[0].index, data)
+        banks = InMemory().banks(source, rows, Views(), extractors, batch)
         made[path] = {kind: outputs["pooled"] for kind, outputs in banks.items()}
     return {name: made[_index_path(split)] for name, split in splits.items()}
 

@@ -26,14 +26,22 @@ class OnlineProbe:
     numbers, in a resumed run too.
     """
 
-    def __init__(self, settings: config.Config, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
-        """Watch `encoder`, which is being trained on `device`. Raises UserError as `read_splits` does."""
-        splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
-        num = settings.eval.online_clips
-        self.settings, self.encoder = settings, encoder
+    def __init__(
+        self,
+        data: config.Data,
+        wanted: config.Eval,
+        encoder: Encoder,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Watch `encoder`, trained on `device` from the start that `seed` gave. Raises UserError as `read_splits`."""
+        splits = read_splits(data, wanted.labels, wanted.group)
+        num = wanted.online_clips
+        self.data, self.wanted, self.encoder = data, wanted, encoder
         self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
         self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
-        found = self._accuracies(untrained_extractor(encoder, self.readout, settings.run.seed))
+        found = self._accuracies(untrained_extractor(encoder, self.readout, seed))
         self.random_init = {f"{name}_random_init": value for name, value in found.items()}
 
     def measure_at(self, step: int) -> dict[str, float]:
@@ -42,7 +50,7 @@ class OnlineProbe:
         Returns `knn` (the mean over labels) and, of several labels, `knn_<label>`; each beside that of the untrained
         encoder, `knn_random_init`.
         """
-        if step % (self.settings.eval.every_steps or step + 1):
+        if step % (self.wanted.every_steps or step + 1):
             return {}
         training = self.encoder.training
         self.encoder.eval()
@@ -51,9 +59,9 @@ class OnlineProbe:
         return {**found, **self.random_init}
 
     def _accuracies(self, extractor: Extractor) -> dict[str, float]:
-        banks = split_banks(self.splits, self.settings, {TRAINED: extractor})
+        banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})
         found = {}
-        for label in self.settings.eval.labels:
+        for label in self.wanted.labels:
             train, selection = labelled(self.splits, banks, TRAINED, label)
             found[f"knn_{label}"] = fit_probe(METHOD, train, selection, []).selection[0]["accuracy"]
         return {"knn": float(np.mean(list(found.values()))), **(found if len(found) > 1 else {})}

@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from vjepa.interop import own
 from vjepa.interop.teacher import keep_teacher, read_teacher
 from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
-from vjepa.models.encoder import Encoder
 from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
 from vjepa.probing.splits import Split, read_splits
@@ -163,10 +162,11 @@ def _describe_clips(run: TrainingRun) -> str:
 
 
 def _online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
-    wanted = run.settings.eval
-    if wanted.every_steps is None:
+    settings = run.settings
+    if settings.eval.every_steps is None:
         return None
-    return OnlineProbe(run.settings, cast(Encoder, method.networks[wanted.encoder]), run.device, run.dtype)
+    encoder, seed = method.measured_encoder, settings.run.seed
+    return OnlineProbe(settings.data, settings.eval, encoder, seed, run.device, run.dtype)
 
 
 def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def _measure(run: TrainingRun, method: Jepa, measured: Checkpoint) -> dict[str, 
     settings = run.settings
     if settings.data.val is None:
         return {}
-    encoder = cast(Encoder, method.networks[settings.eval.encoder])
-    return evaluate_run(settings, encoder, measured.step, run.device, run.dtype)
+    encoder, seed = method.measured_encoder, settings.run.seed
+    return evaluate_run(settings.data, settings.eval, encoder, seed, measured.step, run.device, run.dtype)
 
 
 def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
@@ -209,7 +209,7 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
         videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
     mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
     with torch.inference_mode():
-        tokens = method.networks[settings.eval.encoder](normalise(videos.to(run.device), torch.float32))
+        tokens = method.measured_encoder(normalise(videos.to(run.device), torch.float32))
     terms = ["loss", "context", *settings.objective.weights]
     pictures.save_run_pictures(run.folder.pictures, rows, terms, videos, settings.grid, mask.context_ids[0], tokens)
 
