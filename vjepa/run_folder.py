@@ -21,23 +21,27 @@ from vjepa.errors import UserError
 FORMAT_VERSION: Final = 2  # of checkpoints; 2 adds `dtype` to the state
 
 
+class _Inside:
+    """Name a file or folder inside the `path` of its owner."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Checkpoint | RunFolder, _: type | None = None) -> Path:
+        return owner.path / self.name
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Name what lies in a folder checkpoints/step-*, whatever the name it was reached by."""
 
     path: Path
+    moments = _Inside("optimizer.safetensors")
+    state = _Inside("state.json")
 
     def network(self, name: str) -> Path:
         """Name the weights file of a network, such as `encoder`."""
         return self.path / f"{name}.safetensors"
-
-    @property
-    def moments(self) -> Path:
-        return self.path / "optimizer.safetensors"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state.json"
 
     @property
     def is_one(self) -> bool:
@@ -81,6 +85,15 @@ class RunFolder:
     """Name what lies in the folder of a run, there or to be made."""
 
     path: Path
+    config = _Inside("config.yaml")
+    environment = _Inside("environment.json")
+    metrics = _Inside("metrics.jsonl")
+    summary = _Inside("summary.json")
+    tensorboard = _Inside("tensorboard")
+    pictures = _Inside("pictures")
+    teacher = _Inside("teacher.safetensors")  # what it was at the first step, whatever becomes of its own run
+    checkpoints = _Inside("checkpoints")
+    best_file = _Inside("checkpoints/best.pth")
 
     @classmethod
     def above(cls, path: Path) -> RunFolder | None:
@@ -88,43 +101,6 @@ class RunFolder:
         path = path.resolve()
         runs = (cls(folder) for folder in (path, *path.parents[:3]))
         return next((run for run in runs if run.config.is_file() and run.checkpoints.is_dir()), None)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    @property
-    def teacher(self) -> Path:
-        """Name the copy of a frozen teacher: what it was at the first step, whatever becomes of its own run."""
-        return self.path / "teacher.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def best_file(self) -> Path:
-        return self.checkpoints / "best.pth"
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Name the checkpoint of `step` steps done, there or to be made."""

@@ -1,6 +1,4 @@
-"""Lists of videos that users have: V-JEPA's `path label` files, CSV with a header, JSONL, Parquet; and CSV files of
-labels.
-"""
+"""Lists of videos that users have: V-JEPA's `path label` files, CSV with a header, JSONL, Parquet; and of labels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which decoder gives the right frames of a file on random access: each is held against frames that were decoded in
-order.
-"""
+"""Which decoder gives the right frames of a file on random access: those that were decoded in order."""
 
 from __future__ import annotations
 

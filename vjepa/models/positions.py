@@ -1,6 +1,4 @@
-"""Where a token is: fixed sin-cos embeddings that are added, or rotations of queries and keys (RoPE) in three
-dimensions.
-"""
+"""Where a token is: fixed sin-cos embeddings that are added, or rotations of queries and keys (RoPE)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""SIGReg: embeddings are pulled towards a standard Gaussian, so that they cannot collapse (LeJEPA, arXiv 2511.08544,
-section 4).
-"""
+"""SIGReg: pull embeddings towards a Gaussian, so that they cannot collapse (LeJEPA, arXiv 2511.08544, section 4)."""
 
 from __future__ import annotations
 

@@ -47,12 +47,20 @@ class Bank:
     key: str = ""
 
 
-class Readable(Protocol):
-    """Read clips. See `datasets.SampleSource`."""
+class SampleSource(Protocol):
+    """Read samples, which are named by their clip ids."""
 
-    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]: ...
+    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
+        """Read every sample once, in order, its views side by side; `failures` name those that cannot be read."""
+        ...
 
-    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]: ...
+    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
+        """Give all that the clips of `loader` depend on, as plain values: equal facts mean equal clips."""
+        ...
+
+    def uri(self, clip_id: int) -> str:
+        """Say where a reader of the report finds the sample."""
+        ...
 
 
 Banks = dict[str, dict[str, Bank]]
@@ -63,7 +71,7 @@ class BankMaker(Protocol):
 
     def banks(
         self,
-        source: Readable,
+        source: SampleSource,
         clip_ids: np.ndarray,
         views: Views | Passes,
         extractors: Mapping[str, Extractor],
@@ -78,7 +86,7 @@ class InMemory:
 
     def banks(
         self,
-        source: Readable,
+        source: SampleSource,
         clip_ids: np.ndarray,
         views: Views | Passes,
         extractors: Mapping[str, Extractor],
@@ -104,7 +112,7 @@ class InMemory:
 
 
 def extract(
-    source: Readable,
+    source: SampleSource,
     clip_ids: np.ndarray,
     views: Views | Passes,
     extractors: Mapping[str, Extractor],

@@ -1,6 +1,4 @@
-"""The kinds of features that a probe compares: those of the trained encoder, with and without a roll-out, and of its
-baselines.
-"""
+"""The kinds of features that a probe compares: of the encoder, with and without a roll-out, and of its baselines."""
 
 from __future__ import annotations
 

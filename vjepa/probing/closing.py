@@ -1,6 +1,4 @@
-"""The evidence that closes a run: what k-NN and a linear probe read from its frozen encoder, beside its baselines, and
-whether its features collapsed.
-"""
+"""The evidence that closes a run: what probes read from its encoder beside its baselines, and whether it collapsed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from vjepa.data.loader import plan_loader
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
+from vjepa.probing.banks import SampleSource
 from vjepa.probing.datasets_images import IMAGE_SETS, ImageSet, open_images
 from vjepa.probing.splits import Split, hold_out, read_splits
 from vjepa.records import ClipBatch
@@ -32,22 +33,6 @@ _READING: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "paddin
 _AUGMENTING: Final = ("crop_scale", "crop_aspect", "flip")
 _FRAMES: Final = ("offset", "length", "first_frame", "start_s", "end_s", "num_frames", "rotation", "decoder")
 _CONTENT: Final = ("content_hash", *_FRAMES)
-
-
-class SampleSource(Protocol):
-    """Read samples, which are named by their clip ids."""
-
-    def loader(self, clip_ids: np.ndarray, views: Views | Passes, batch: int) -> Iterable[ClipBatch]:
-        """Read every sample once, in order, its views side by side; `failures` name those that cannot be read."""
-        ...
-
-    def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
-        """Give all that the clips of `loader` depend on, as plain values: equal facts mean equal clips."""
-        ...
-
-    def uri(self, clip_id: int) -> str:
-        """Say where a reader of the report finds the sample."""
-        ...
 
 
 @dataclass(frozen=True)

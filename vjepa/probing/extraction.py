@@ -1,6 +1,4 @@
-"""Write the features of every clip of an index into a file, whatever stops or shares the work: that of
-`vjepa.extract`.
-"""
+"""Write the features of every clip of an index into a file, whatever stops or shares the work."""
 
 from __future__ import annotations
 
@@ -149,9 +147,7 @@ class Encoding:
         return f"{' x '.join(map(str, self.shape))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
-        """Encode uint8 [B, 3, T, S, S] -> [B, D], or [B, P, D], by name. Raises UserError for features that are no
-        numbers.
-        """
+        """Encode uint8 [B, 3, T, S, S] -> [B, D], or [B, P, D], by name. Raises UserError for NaN."""
         mixed = self.computed is not torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, self.computed, enabled=mixed):
             clips = normalise(video.to(self.device), self.computed)

@@ -1,6 +1,4 @@
-"""The features that a probe compares: those of a frozen encoder, on clips in order, shuffled and reversed, and two that
-need no encoder.
-"""
+"""The features that a probe compares: of a frozen encoder, on clips in any order, and two that need no encoder."""
 
 from __future__ import annotations
 

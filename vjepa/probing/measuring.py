@@ -100,9 +100,7 @@ def _dataset(settings: ProbeSettings, data: Data) -> Dataset:
 
 
 def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: str) -> Readout:
-    """Say what is read of the encoder. Raises UserError for blocks that it does not have, and for a pooling that its
-    tokens or the probe do not have.
-    """
+    """Say what is read of the encoder. Raises UserError for blocks or a pooling that it or the probe lacks."""
     pooling = Pooling.parse(pool, subject.grid)
     attentive = eval_mode == "attentive"
     if attentive and pooling.kind != "mean":
@@ -140,9 +138,7 @@ def _method(settings: ProbeSettings, readout: Readout) -> ProbeMethod:
 
 
 def _roll_out(subject: Subject, settings: ProbeSettings, rollout: Literal["predictor", "both"]) -> RollOut:
-    """Read the predictor beside the encoder. Raises UserError for a model without one, or one that cannot reach so
-    far.
-    """
+    """Read the predictor beside the encoder. Raises UserError where there is none, or it cannot reach so far."""
     if settings.anticipation_s is None:
         raise UserError(f"--rollout {rollout}: says what follows until an action; give --anticipation_s too")
     try:

@@ -1,6 +1,4 @@
-"""How a number is obtained: learn on train, choose on selection, read the test clips once; every clip counts once, its
-views averaged.
-"""
+"""How a number is obtained: learn on train, choose on selection, read the test clips once, average their views."""
 
 from __future__ import annotations
 

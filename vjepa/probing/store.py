@@ -23,7 +23,7 @@ from torch import Tensor
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.files import sync, whole_folder
-from vjepa.probing.banks import Bank, Banks, Extractor, Readable, Values, check_finite, extract, nothing_readable
+from vjepa.probing.banks import Bank, Banks, Extractor, SampleSource, Values, check_finite, extract, nothing_readable
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -51,7 +51,7 @@ class Store:
 
     def banks(
         self,
-        source: Readable,
+        source: SampleSource,
         clip_ids: np.ndarray,
         views: Views | Passes,
         extractors: Mapping[str, Extractor],
@@ -82,7 +82,7 @@ class Store:
             self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
         return {name: {output: self._open(key) for output, key in outputs.items()} for name, outputs in keys.items()}
 
-    def _missing(self, source: Readable, views: Views | Passes, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
+    def _missing(self, source: SampleSource, views: Views | Passes, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
         """Name the extractors whose banks have to be made."""
         self._forget_stale(source, views, {key for outputs in keys.values() for key in outputs.values()})
         missing: dict[str, Mapping[str, str]] = {}
@@ -92,7 +92,7 @@ class Store:
                 missing[name] = outputs
         return list(missing)
 
-    def _forget_stale(self, source: Readable, views: Views | Passes, keys: set[str]) -> None:
+    def _forget_stale(self, source: SampleSource, views: Views | Passes, keys: set[str]) -> None:
         """Remove the banks that lack a clip which can be read by now, from a repaired file or a disk that is back."""
         lacking = {key: {clip_id for clip_id, _ in self._open(key).failures} for key in keys if self._is_whole(key)}
         failed = np.array(sorted(set().union(*lacking.values())), dtype=np.int64)
@@ -105,7 +105,7 @@ class Store:
 
     def _make(
         self,
-        source: Readable,
+        source: SampleSource,
         clip_ids: np.ndarray,
         views: Views | Passes,
         extractors: Mapping[str, Extractor],
@@ -197,9 +197,7 @@ class _Writer:
         self.partial.mkdir()
 
     def add(self, values: Tensor, name: str) -> None:
-        """Append the next clips, [n, V, K, D]. Raises UserError for features that are not finite; `name` says whose
-        they are.
-        """
+        """Append the next clips, [n, V, K, D], of the features `name`. Raises UserError where not finite."""
         stored = values.to("cpu", DTYPES[self.store.dtype]).contiguous()
         if not bool(torch.isfinite(stored).all()):
             check_finite(values, name)

@@ -1,6 +1,4 @@
-"""Choose the setting of a probe, on the selection clips alone; train a head for each setting in one pass over stored
-tokens.
-"""
+"""Choose the setting of a probe on selection clips alone; train a head for each setting in one pass over tokens."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vjepa.data.plan_rows import Views
-from vjepa.probing.banks import Readable
+from vjepa.probing.banks import SampleSource
 from vjepa.probing.scores import Mistake, Scores, Share
 from vjepa.records import ClipBatch, TokenGrid
 
@@ -143,7 +143,7 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def save_probe_pictures(stem: Path, scores: Scores, source: Readable, batch: int) -> list[str]:
+def save_probe_pictures(stem: Path, scores: Scores, source: SampleSource, batch: int) -> list[str]:
     """Write STEM_confusion.png and, where there are mistakes, STEM_worst.png; return their paths.
 
     source: gives the clips, `batch` at a time.

@@ -152,9 +152,7 @@ def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -
 def _clips_per_s(
     settings: config.Config, num_steps: int, pin_memory: bool, use: Callable[[int, ClipBatch], Any]
 ) -> float:
-    """Measure a mean over all warm steps: workers run ahead while the first batches are awaited, so a median would
-    flatter.
-    """
+    """Measure a mean over all warm steps: workers run ahead at the start, so a median would flatter."""
     steps = range(WARM_STEPS + num_steps)
     sources = open_sources(settings.data)
     loader = train_loader(sources, settings.data, settings.run.seed, steps, pin_memory=pin_memory)

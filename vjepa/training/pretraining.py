@@ -27,7 +27,7 @@ from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
 from vjepa.probing.splits import Split, read_splits
 from vjepa.reporting import pictures, tables
-from vjepa.run_folder import Checkpoint, RunFolder
+from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
@@ -49,6 +49,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
         where = f"{run.device}, {_name(run.dtype)}"
         print(f"{run.folder.path}: step {state.step} of {run.total_steps}, {_describe_clips(run)}, {where}", flush=True)
     if state.step < stop:
+        _check_precision(run, state)
         state.dtype = _name(run.dtype)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
         learn(run, step, _online_probe(run, method), state, stop)
@@ -60,14 +61,14 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
 
 
 def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]:
-    """Check everything that can be wrong before the first step, then open the run folder; the networks are as the first
-    step wants them, or a checkpoint is there to restore.
+    """Check everything that can be wrong before the first step, then open the run folder.
+
+    The networks are as the first step wants them, or a checkpoint is there to restore.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("vjepa.train: runs in one process for now; start it without torchrun, as python -m vjepa.train")
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)
-    _check_precision(settings.run, dtype)
     if settings.data.prepare != "none":
         first_run.write_data(settings.data, progress)
     sources = open_sources(settings.data)
@@ -107,7 +108,7 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
         rows = run_log.read_metrics(run.folder)
         summary = _facts(run, state, rows) | _measure(run, method, measured)
         _draw(run, method, rows)
-        _write_best(run.folder, measured, run.settings.eval.encoder)
+        own.write(own.read(measured.path, run.settings.eval.encoder), run.folder.best_file)
         files.write_json(path, summary)
     if run.progress:
         print("\n" + tables.closing_table(summary))
@@ -119,16 +120,13 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_precision(run: config.Run, dtype: torch.dtype) -> None:
+def _check_precision(run: TrainingRun, state: TrainingState) -> None:
     """Refuse to go on in another precision than the run has had so far, unless run.precision asks for it."""
-    latest = run.folder.latest
-    used = checkpoint.read_state(latest).dtype if latest else None
-    if run.precision == "auto" and used not in (None, _name(dtype)):
-        short = {"float32": "fp32", "bfloat16": "bf16"}
+    used, now, short = state.dtype, _name(run.dtype), {"float32": "fp32", "bfloat16": "bf16"}
+    if run.settings.run.precision == "auto" and used is not None and used != now:
         raise UserError(
-            f"{run.folder.path}: was trained in {used} so far, and on this machine run.precision=auto means "
-            f"{_name(dtype)}; go on with run.precision={short[used or '']}, or change it with "
-            f"run.precision={short[_name(dtype)]}"
+            f"{run.folder.path}: was trained in {used} so far, and on this machine run.precision=auto means {now}; go "
+            f"on with run.precision={short[used]}, or change it with run.precision={short[now]}"
         )
 
 
@@ -212,8 +210,3 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
         tokens = method.measured_encoder(normalise(videos.to(run.device), torch.float32))
     terms = ["loss", "context", *settings.objective.weights]
     pictures.save_run_pictures(run.folder.pictures, rows, terms, videos, settings.grid, mask.context_ids[0], tokens)
-
-
-def _write_best(folder: RunFolder, measured: Checkpoint, which: str) -> None:
-    """Write checkpoints/best.pth: the networks of the checkpoint that is measured, in one file."""
-    own.write(own.read(measured.path, which), folder.best_file)
