@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import settings
+from small_runs import settings
 
 from vjepa import config
 from vjepa.interop.probes import write_probes

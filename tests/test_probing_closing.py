@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from runs import metrics, settings
+from small_runs import metrics, settings
 
 from vjepa import config, probe
 from vjepa.errors import UserError

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import losses, metrics, same_weights, settings, weights
 from safetensors.torch import load_file
+from small_runs import losses, metrics, same_weights, settings, weights
 
 from vjepa import command, config, load_encoder, probe
 from vjepa.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, settings, weights
+from small_runs import losses, settings, weights
 
 from vjepa import config, device
 from vjepa.errors import UserError
