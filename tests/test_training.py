@@ -17,6 +17,7 @@ from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim, run_log
+from vjepa.training.open_run import open_run
 
 pytestmark = pytest.mark.fast
 
@@ -178,16 +179,16 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path) -> None:
 
 def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
     folder = tmp_path / "run"
-    run_log.open_run(settings(run={"dir": str(folder)}))
+    open_run(settings(run={"dir": str(folder)}))
     before = (folder / "config.yaml").read_text()
-    run_log.open_run(
+    open_run(
         settings(
             run={"dir": str(folder), "save_every_steps": 7},
             data={"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0},
         )
     )
     with pytest.raises(UserError, match=r"made with another config \(optim.lr was 0.001, now 0.01\)"):
-        run_log.open_run(settings(run={"dir": str(folder)}, optim={"total_steps": 10, "lr": 0.01}))
+        open_run(settings(run={"dir": str(folder)}, optim={"total_steps": 10, "lr": 0.01}))
     assert (folder / "config.yaml").read_text() == before
     assert {"torch", "commit", "threads"} <= {*json.loads((folder / "environment.json").read_text()), "torch"}
 
@@ -195,13 +196,13 @@ def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="exists and is not a run folder"):
-        run_log.open_run(settings(run={"dir": str(tmp_path)}))
+        open_run(settings(run={"dir": str(tmp_path)}))
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 def test_a_machine_without_git_trains_and_names_no_commit(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    folder = run_log.open_run(settings(run={"dir": str(tmp_path / "run")}))
+    folder = open_run(settings(run={"dir": str(tmp_path / "run")}))
     assert json.loads(folder.environment.read_text())["commit"] is None
 
 

@@ -1,4 +1,7 @@
-"""Vote by k nearest neighbours: no training, so it shows the geometry of the features as they are."""
+"""Vote by k nearest neighbours: no training, so it shows the geometry of the features as they are.
+
+Which k answers is chosen on selection clips, in `protocol.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written whole.
 
-Where they lie is told by `run_folder`. optimizer.safetensors has AdamW's moments by parameter name; state.json the
+Where they lie, and what best.pth is, is told by `run_folder`. optimizer.safetensors has AdamW's moments by parameter name; state.json the
 step, the failures so far, and the version of the format.
 """
 

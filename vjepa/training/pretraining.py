@@ -31,6 +31,7 @@ from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
+from vjepa.training.open_run import open_run
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 
@@ -86,7 +87,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
         if settings.model.pretrained:
             method.load_pretrained()
     total = settings.optim.total_steps or _steps_of_epochs(settings, len(sources[0].parts[0].rows))
-    folder = run_log.open_run(settings)
+    folder = open_run(settings)
     if weights:
         keep_teacher(weights, folder)
     return TrainingRun(settings, folder, sources, where, dtype, total, progress), method.to(where)

@@ -1,67 +1,13 @@
-"""The run folder: who may write into it, and what a run leaves there to read."""
+"""What a run leaves to read while it trains: metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import subprocess
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Final
 
-import torch
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from vjepa import __version__, config, files
-from vjepa.errors import UserError
+from vjepa import files
 from vjepa.run_folder import RunFolder
-
-# Settings that change how a run executes, not what it computes: a run may go on with other values of these. Of
-# run.precision what counts is the precision that was used, which checkpoints remember.
-EXECUTION: Final = {
-    "run": {"dir", "device", "precision", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"},
-    "data": {"workers", "prefetch", "deadline_s"},
-}
-_LIBRARIES: Final = ("torch", "torchvision", "decord", "av", "numpy", "pyarrow", "scikit-learn", "safetensors")
-
-
-def open_run(settings: config.Config) -> RunFolder:
-    """Make the run folder, or accept one that the same config made.
-
-    Raises UserError, and touches nothing, for a folder of another config or of something else.
-    """
-    run = settings.run.folder
-    if run.config.is_file():
-        different = _differences(config.load(str(run.config)), settings)
-        if different:
-            raise UserError(
-                f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "
-                "nothing was changed"
-            )
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise UserError(f"{run.path}: exists and is not a run folder; choose another run.dir=..., nothing was changed")
-    else:
-        files.write_json(run.environment, environment())
-        files.write_text(run.config, config.dump(settings))
-    return run
-
-
-def environment() -> dict[str, Any]:
-    """Tell what a result depends on beside the config: code, machine, library versions."""
-    return {
-        "vjepa": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-    }
 
 
 class RunLog:
@@ -92,25 +38,3 @@ def read_metrics(run: RunFolder) -> list[dict[str, float]]:
     """Read the rows of metrics.jsonl; a last line that a crash cut short is left out."""
     lines = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _differences(stored: config.Config, wanted: config.Config) -> list[str]:
-    before, after = (_flat(yaml.safe_load(config.dump(settings))) for settings in (stored, wanted))
-    ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
-    keys = sorted((before.keys() | after.keys()) - ignored)
-    return [f"{key} was {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, inner in tree.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
-
-
-def _commit() -> str | None:
-    """Read the commit of the code, where it runs from a checkout on a machine that has git."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
