@@ -1,4 +1,4 @@
-"""What a decoding process is reading, told to the process that waits for it (`loader.py`, which kills one that hangs)."""
+"""What a decoding process is reading, told to the process that waits for it (`loader.py` kills one that hangs)."""
 
 from __future__ import annotations
 

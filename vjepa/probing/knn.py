@@ -1,7 +1,4 @@
-"""Vote by k nearest neighbours: no training, so it shows the geometry of the features as they are.
-
-Which k answers is chosen on selection clips, in `protocol.py`.
-"""
+"""Vote by k nearest neighbours, which shows the geometry of features as they are; `protocol.py` chooses k."""
 
 from __future__ import annotations
 

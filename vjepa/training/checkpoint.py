@@ -1,7 +1,7 @@
 """Checkpoints: safetensors weights and a training state that loads without unpickling code, written whole.
 
-Where they lie, and what best.pth is, is told by `run_folder`. optimizer.safetensors has AdamW's moments by parameter name; state.json the
-step, the failures so far, and the version of the format.
+`run_folder` tells where they lie, and what best.pth is. optimizer.safetensors has AdamW's moments by parameter name;
+state.json the step, the failures so far, and the version of the format.
 """
 
 from __future__ import annotations
