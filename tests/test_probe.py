@@ -47,9 +47,10 @@ def run(tmp_path):
     checkpoint = folder / "checkpoints" / "step-00000030"
     checkpoint.mkdir(parents=True)
     (folder / "checkpoints" / "latest").symlink_to("step-00000030")
+    shape = {"width": 24, "depth": 2, "heads": 2}
     tree = {
         "data": {"train": "x.parquet", "num_frames": 4, "crop_px": 16, "workers": 0},
-        "model": {"patch_px": 8, "encoder": {"width": 24, "depth": 2, "heads": 2}},
+        "model": {"patch_px": 8, "encoder": shape, "predictor": shape},
         "run": {"device": "cpu", "precision": "fp32"},
         "optim": {"total_steps": 1},
     }

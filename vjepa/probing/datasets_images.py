@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 from sklearn.datasets import load_digits
-from torchvision import datasets
 
 from vjepa.data.images import ArrayImages, FileImages, Images
 from vjepa.errors import UserError
@@ -71,7 +70,7 @@ def _digits(name: str, data_root: Path | None) -> ImageSet:
 
 
 def _cifar(name: str, data_root: Path | None) -> ImageSet:
-    loader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    loader = getattr(_torchvision(), name.upper())
     root = data_root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "datasets")
     train, val = (_downloaded(loader, root, is_train) for is_train in (True, False))
     names = tuple(train.classes)
@@ -80,6 +79,12 @@ def _cifar(name: str, data_root: Path | None) -> ImageSet:
     keys = [hashlib.sha256(picture.tobytes()).digest() for picture in train.data]
     splits = _held_out(keys, labels) | {"val": np.arange(len(train.data), len(pixels))}
     return ImageSet(name, ArrayImages(name, pixels), tuple(labels), names, splits, _hash_pixels(pixels, labels))
+
+
+def _torchvision() -> Any:
+    from torchvision import datasets  # it takes a second, which a clip index need not wait for
+
+    return datasets
 
 
 def _downloaded(loader: Any, root: Path, is_train: bool) -> Any:
@@ -156,7 +161,7 @@ def _folder(name: str, root: Path) -> ImageSet:
 def _listed(root: Path) -> list[tuple[str, str]]:
     """List (path, class) of every image under `root`/CLASS."""
     try:
-        folder = datasets.ImageFolder(str(root), allow_empty=True)
+        folder = _torchvision().ImageFolder(str(root), allow_empty=True)
     except FileNotFoundError:
         raise UserError(f"{root}: no folders of classes; images lie in {root}/CLASS/") from None
     if not folder.samples:
