@@ -63,8 +63,7 @@ class Jepa(nn.Module):
     @property
     def measured_encoder(self) -> Encoder:
         """Give the encoder that probes measure, `eval.encoder`."""
-        measured = self.encoder if self.settings.eval.encoder == "encoder" else self.target_encoder
-        return cast(Encoder, measured)
+        return cast(Encoder, getattr(self, self.settings.eval.encoder))
 
     def load_pretrained(self) -> None:
         """Start both encoders from the weights that timm publishes (`model.pretrained`)."""

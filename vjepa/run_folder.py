@@ -140,14 +140,12 @@ class RunFolder:
     def require(self) -> Checkpoint:
         """Find the newest checkpoint. Raises UserError for a folder that is no run, or a run without a checkpoint."""
         if not self.config.is_file():
-            raise UserError(
-                f"{self.path}: not a run folder, it has no config.yaml; name a folder made by python -m vjepa.train"
-            )
+            remedy = "name a folder made by python -m vjepa.train"
+            raise UserError(f"{self.path}: not a run folder, it has no config.yaml; {remedy}")
         latest = self.latest
         if latest is None:
-            raise UserError(
-                f"{self.path}: no checkpoint yet; train it first with python -m vjepa.train --config {self.config}"
-            )
+            command = f"python -m vjepa.train --config {self.config}"
+            raise UserError(f"{self.path}: no checkpoint yet; train it first with {command}")
         return latest
 
     def _link(self, name: str, checkpoint: Checkpoint) -> None:

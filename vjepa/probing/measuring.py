@@ -182,9 +182,7 @@ def _folder(cache: Path | None, no_cache: bool, mine: Ranks) -> Iterator[Path]:
     """Give the folder that keeps features, made; one that goes away again with `no_cache`."""
     if no_cache:
         if mine.num > 1:
-            raise UserError(
-                "--no-cache: processes that share the work share a folder of features; name it with --cache"
-            )
+            raise UserError("--no-cache: processes that share the work share a folder; name it with --cache")
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return

@@ -178,9 +178,7 @@ def _pooled(
     """Fit a k-NN or linear probe. Every view of a training clip is a sample of its own."""
     learned, chosen_on, *measured = inputs.of(method, (train, selection, *tests))
     classes = np.repeat(train.classes, train.num_views)
-    fitted = (
-        _fit_neighbours(method, learned, classes) if method.mode == "knn" else _fit_linear(method, learned, classes)
-    )
+    fitted = (_fit_neighbours if method.mode == "knn" else _fit_linear)(method, learned, classes)
 
     def probabilities(features: Floats, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
         found = fitted.probabilities(features, wanted)
@@ -249,9 +247,7 @@ def _attentive(
     width = train.bank.values.shape[-1]
     attention_heads = method.attention_heads or _attention_heads(width)
     if width % attention_heads:
-        raise UserError(
-            f"--probe_heads {attention_heads}: does not divide the {width} features of a token; give a number that does"
-        )
+        raise UserError(f"--probe_heads {attention_heads}: does not divide the {width} features; give a divisor")
     classes = torch.from_numpy(ids).to(method.device)
     trained = make_heads(
         len(settings), width, attention_heads, method.depth, len(names), method.grid.seed, method.device, method.dtype

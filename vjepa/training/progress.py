@@ -33,5 +33,4 @@ class Progress:
         self.bar.set_postfix_str(f"loss {loss:.4f}, {clips_per_s:.1f} clips/s", refresh=False)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         self.bar.close()

@@ -29,7 +29,6 @@ class RunLog:
             self.board.add_scalar(f"data.mix.{source - 1}/{name}" if source else name, value, step)
 
     def close(self) -> None:
-        """Flush and close the files."""
         self.file.close()
         self.board.close()
 
