@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,16 @@ def inside(module: str, rooms: set[str]) -> bool:
     return any(module == room or (room != "vjepa" and module.startswith(room + ".")) for room in rooms)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Every module imported anywhere in the file; `from vjepa import config` counts as vjepa.config."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -135,7 +142,7 @@ def test_imports_stand_at_the_top_or_say_why_not() -> None:
     inside_functions = []
     for path in SOURCES:
         lines = path.read_text().splitlines()
-        for function in ast.walk(ast.parse(path.read_text())):
+        for function in ast.walk(tree_of(path)):
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             for node in ast.walk(function):
@@ -150,7 +157,7 @@ def test_imports_stand_at_the_top_or_say_why_not() -> None:
 def test_no_two_classes_have_one_name() -> None:
     places: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(module_name(path))
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
@@ -168,7 +175,7 @@ whether who whose whom how where when why there here more most only whatever whi
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_docstrings_open_with_a_verb(path: Path) -> None:
     """Of functions, methods and classes; a trivial one may have none."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (
             text := ast.get_docstring(node)
         ):
@@ -205,7 +212,7 @@ def test_every_setting_is_read_somewhere() -> None:
     """A field counts as read where code outside vjepa.config has it as an attribute, such as `optim.lr`."""
     read = set()
     for path in SOURCES:
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         if path.parent.name == "config":  # its validators read fields too, but that alone is no use of them
             continue
         read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
