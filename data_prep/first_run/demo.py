@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from data_prep.first_run.digit_world import DigitVideo, DigitWorld, write_video
 from data_prep.first_run.new_folder import new_folder
@@ -27,6 +26,7 @@ from data_prep.scanning.build import build_index
 from vjepa.command import progress_bar
 from vjepa.counter_rng import generator
 from vjepa.data.clip_index import SCHEMA_VERSION, index_version
+from vjepa.data.images import handwritten_digits
 from vjepa.errors import UserError
 
 MOTIONS: Final = ("east", "north-east", "north", "north-west", "west", "south-west", "south", "south-east")
@@ -54,16 +54,16 @@ def prepare(index_path: Path, progress: bool = True) -> None:
 
 def _write_videos(folder: Path, progress: bool) -> dict[str, str]:
     """Write all videos and labels.csv, and give the sha256 of each video by its name."""
-    world, digits = DigitWorld(), load_digits()
-    order = generator(world.seed, "demo", 1 << 32).permutation(len(digits.images))[:NUM_IMAGES]
+    world, (images, digits) = DigitWorld(), handwritten_digits()
+    order = generator(world.seed, "demo", 1 << 32).permutation(len(images))[:NUM_IMAGES]
     places = np.concatenate([order, *[order[sum(SPLITS.values()) :]] * (VIDEOS_PER_TRAIN_IMAGE - 1)]).tolist()
-    videos = [DigitVideo(i, digits.images[place] / 16, i % len(MOTIONS)) for i, place in enumerate(places)]
+    videos = [DigitVideo(i, images[place] / 16, i % len(MOTIONS)) for i, place in enumerate(places)]
     paths = [folder / "videos" / f"{video.number:05d}.mp4" for video in videos]
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("file", "motion", "digit", "image", "split"))
         for path, video, place, split in zip(paths, videos, places, _splits(len(videos)), strict=True):
-            table.writerow((path.name, MOTIONS[video.motion], digits.target[place], place, split))
+            table.writerow((path.name, MOTIONS[video.motion], digits[place], place, split))
     # not of the fork server, which would then lack the PyTorch that the loader's processes are forked with
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         written = pool.map(write_video, repeat(world), videos, paths, chunksize=16)

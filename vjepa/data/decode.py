@@ -74,11 +74,10 @@ def torchcodec_library() -> tuple[Any, Any] | None:
     None where it is not installed, or cannot be loaded for want of FFmpeg's libraries.
     """
     try:
-        from torchcodec.decoders import VideoDecoder  # optional, and it needs libraries of the system
-        from torchcodec.transforms import Resize  # the same
+        from torchcodec import decoders, transforms  # optional, and it needs libraries of the system
     except (ImportError, OSError, RuntimeError):
         return None
-    return VideoDecoder, Resize
+    return decoders.VideoDecoder, transforms.Resize
 
 
 def open_decord(media: Media, size: Size | None = None) -> Any:

@@ -12,6 +12,14 @@ from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import image_size, read_image
 
 
+def handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Load scikit-learn's handwritten digits: pictures [1797, 8, 8] in 0..16, and the digit that each shows [1797]."""
+    from sklearn.datasets import load_digits  # most of a second, which runs on other data need not wait for
+
+    digits = load_digits()
+    return digits.images, digits.target
+
+
 class Images(Protocol):
     """Read pictures by number. Copies in other processes read the same ones."""
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from sklearn.datasets import load_digits
 
-from vjepa.data.images import ArrayImages, FileImages, Images
+from vjepa.data.images import ArrayImages, FileImages, Images, handwritten_digits
 from vjepa.errors import UserError
 
 _DOWNLOAD_TIMEOUT_S: Final = 20.0
@@ -59,9 +58,9 @@ def open_images(name: str, data_root: str | Path | None = None) -> ImageSet:
 
 
 def _digits(name: str, data_root: Path | None) -> ImageSet:
-    digits = load_digits()
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)
-    labels = [str(label) for label in digits.target]
+    images, digits = handwritten_digits()
+    grey = (images * (255 / 16)).round().astype(np.uint8)
+    labels = [str(label) for label in digits]
     keys = [hashlib.sha256(picture.tobytes()).digest() for picture in grey]
     pixels = np.repeat(grey[..., None], 3, axis=3)
     splits = hash_split(keys, labels, {"train": 0.6, "selection": 0.2, "val": 0.2})
