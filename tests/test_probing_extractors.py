@@ -7,7 +7,7 @@ import torch
 from vjepa.data.augment import normalise
 from vjepa.data.plan_rows import Views
 from vjepa.errors import UserError
-from vjepa.probing.banks import Extractor, InMemory
+from vjepa.probing.banks import Extractor, InMemory, SampleViews
 from vjepa.probing.extractors import Readout, encoder_extractor, motion_energy, pixels, plain_extractor
 from vjepa.records import ClipBatch
 
@@ -49,7 +49,7 @@ class Samples:
 
 
 def in_memory(samples, extractors):
-    return InMemory().banks(samples, np.arange(9), Views(), extractors, 4)
+    return InMemory().banks(SampleViews(samples, np.arange(9), Views()), extractors, 4)
 
 
 def readout(dtype=torch.float32):

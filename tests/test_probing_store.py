@@ -12,6 +12,7 @@ import torch
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.probing.banks import Extractor, InMemory
+from vjepa.probing.banks import SampleViews as seen
 from vjepa.probing.store import Store, default_folder
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
@@ -66,7 +67,9 @@ def store(tmp_path, said):
 def test_features_are_made_once_and_mapped(store, said):
     samples = Samples(broken=(12,))
     for _ in range(2):
-        banks = store.banks(samples, IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens", "pooled"))}, 4)
+        banks = store.banks(
+            seen(samples, IDS, Views(num_clips=2)), {"a": level(), "b": level(2.0, ("tokens", "pooled"))}, 4
+        )
         assert banks["a"]["pooled"].values.shape == (6, 2, 1, 2) and banks["b"]["tokens"].values.shape == (6, 2, 3, 2)
         assert banks["a"]["pooled"].clip_ids.tolist() == [10, 11, 13, 14, 15, 16] and banks["a"]["pooled"].failures == (
             (12, "broken"),
@@ -80,7 +83,8 @@ def test_memory_holds_what_a_store_keeps(store):
     extractors = {"a": level(1.1), "b": level(0.3, ("tokens",))}
     for views in (Views(num_clips=2), Passes(3)):
         kept, held = (
-            one.banks(Samples((12,)), IDS, views, extractors, batch) for one, batch in ((store, 4), (InMemory(), 6))
+            one.banks(seen(Samples((12,)), IDS, views), extractors, batch)
+            for one, batch in ((store, 4), (InMemory(), 6))
         )
         for name, output in (("a", "pooled"), ("b", "tokens")):
             one, other = kept[name][output], held[name][output]
@@ -90,9 +94,9 @@ def test_memory_holds_what_a_store_keeps(store):
 
 def test_a_clip_that_was_repaired_is_measured_again(store, said):
     samples = Samples(broken=(12, 14))
-    store.banks(samples, IDS, Views(), {"a": level()}, 4)
+    store.banks(seen(samples, IDS, Views()), {"a": level()}, 4)
     samples.broken = (14,)
-    bank = store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"]
+    bank = store.banks(seen(samples, IDS, Views()), {"a": level()}, 4)["a"]["pooled"]
     assert samples.passes == [IDS.tolist(), [12, 14], IDS.tolist()] and "1 clips that could not be read" in said[1]
     assert bank.clip_ids.tolist() == [10, 11, 12, 13, 15, 16] and bank.failures == ((14, "broken"),)
 
@@ -115,13 +119,15 @@ class Threads(Ranks):
 
 @pytest.mark.parametrize(("num", "broken"), [(2, (12, 14)), (3, (10, 11, 12)), (9, (16,))])
 def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, broken):
-    alone = store.banks(Samples(broken), IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+    alone = store.banks(seen(Samples(broken), IDS, Views(num_clips=2)), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
     barrier, said = threading.Barrier(num), [None] * num
     samples = [Samples(broken) for _ in range(num)]
 
     def make(rank):
         shared = Store(tmp_path / "shared", say=store.say, ranks=Threads(rank, num, barrier, said))
-        return shared.banks(samples[rank], IDS, Views(num_clips=2), {"a": level(), "b": level(2.0, ("tokens",))}, 4)
+        return shared.banks(
+            seen(samples[rank], IDS, Views(num_clips=2)), {"a": level(), "b": level(2.0, ("tokens",))}, 4
+        )
 
     with ThreadPoolExecutor(num) as pool:
         found = list(pool.map(make, range(num)))
@@ -149,19 +155,19 @@ def test_what_differs_is_made_anew(store):
         (Views(), level(), "bf16"),
     ]:
         keys.add(
-            Store(store.folder, dtype, store.say).banks(samples, IDS, views, {"a": extractor}, 4)["a"]["pooled"].key
+            Store(store.folder, dtype, store.say)
+            .banks(seen(samples, IDS, views), {"a": extractor}, 4)["a"]["pooled"]
+            .key
         )
-    store.banks(samples, IDS[:3], Views(), {"a": level()}, 4)
+    store.banks(seen(samples, IDS[:3], Views()), {"a": level()}, 4)
     assert len(keys) == 6 and len(samples.passes) == 7
 
 
 def test_a_pass_makes_what_is_missing_alone(store):
     samples = Samples()
-    store.banks(samples, IDS, Views(), {"a": level()}, 4)
+    store.banks(seen(samples, IDS, Views()), {"a": level()}, 4)
     banks = store.banks(
-        samples,
-        IDS,
-        Views(),
+        seen(samples, IDS, Views()),
         {"a": Extractor({"factor": 1.0}, ("pooled",), None), "b": level(2.0), "same as b": level(2.0)},
         4,
     )
@@ -171,39 +177,39 @@ def test_a_pass_makes_what_is_missing_alone(store):
 
 def test_a_broken_off_write_leaves_nothing(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        store.banks(Samples(die_at=16), IDS, Views(), {"a": level()}, 2)
+        store.banks(seen(Samples(die_at=16), IDS, Views()), {"a": level()}, 2)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(store.banks(Samples(), IDS, Views(), {"a": level()}, 2)["a"]["pooled"].values) == 7
+    assert len(store.banks(seen(Samples(), IDS, Views()), {"a": level()}, 2)["a"]["pooled"].values) == 7
 
 
 def test_what_was_cut_short_is_made_again_and_what_was_left_is_removed(store, tmp_path):
-    store.banks(Samples(), IDS, Views(), {"a": level()}, 4)
+    store.banks(seen(Samples(), IDS, Views()), {"a": level()}, 4)
     (values,) = tmp_path.rglob("values.bin")
     values.write_bytes(values.read_bytes()[:-1])
     left = values.parent.parent / ".partial-of-a-crash-1"
     left.mkdir()
     os.utime(left, (0, 0))
     samples = Samples()
-    assert len(store.banks(samples, IDS, Views(), {"a": level()}, 4)["a"]["pooled"].values) == 7
+    assert len(store.banks(seen(samples, IDS, Views()), {"a": level()}, 4)["a"]["pooled"].values) == 7
     assert len(samples.passes) == 1 and not left.exists()
 
 
 @pytest.mark.parametrize(("factor", "message"), [(torch.inf, "a: .*diverged"), (1e5, "a: .*--feature_dtype bf16")])
 def test_features_that_cannot_be_stored_are_one_line(store, tmp_path, factor, message):
     with pytest.raises(UserError, match=message):
-        store.banks(Samples(), IDS, Views(), {"a": level(factor)}, 4)
+        store.banks(seen(Samples(), IDS, Views()), {"a": level(factor)}, 4)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_is_told_before_anything_is_written(store, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match=r"take 0.00 MB, and 0.00 MB are free; name another folder with --cache"):
-        store.banks(Samples(), IDS, Views(), {"a": level()}, 4)
+        store.banks(seen(Samples(), IDS, Views()), {"a": level()}, 4)
 
 
 def test_nothing_readable_is_one_line(store):
     with pytest.raises(UserError, match="row 10: broken"):
-        store.banks(Samples(broken=tuple(IDS)), IDS, Views(), {"a": level()}, 4)
+        store.banks(seen(Samples(broken=tuple(IDS)), IDS, Views()), {"a": level()}, 4)
 
 
 def test_the_folder_follows_the_convention(monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ from vjepa.data.plan_rows import Views
 from vjepa.data.sources import open_sources
 from vjepa.jepa import Jepa, build
 from vjepa.models.encoder import Encoder
-from vjepa.probing.banks import InMemory
+from vjepa.probing.banks import InMemory, SampleViews
 from vjepa.probing.closing import METHODS, collapse, probe_labels
 from vjepa.probing.comparison import TRAINED
 from vjepa.probing.datasets_images import open_images
@@ -184,7 +184,7 @@ def measure(encoder: Encoder, clips: Clips) -> dict[str, Any]:
     extractors = {TRAINED: encoder_extractor(encoder.eval(), "", readout)}
     banks = {}
     for name, batches in clips.evaluated.items():
-        made = InMemory().banks(Kept(batches), clips.splits[name].rows, Views(), extractors, 64)
+        made = InMemory().banks(SampleViews(Kept(batches), clips.splits[name].rows, Views()), extractors, 64)
         banks[name] = {TRAINED: made[TRAINED]["pooled"]}
     entries = probe_labels(clips.splits, banks, config.Eval(labels=list(clips.splits["val"].labels)))
     accuracies = {label: {probe: one[probe]["accuracy"] for probe in METHODS} for label, one in entries.items()}

@@ -63,20 +63,26 @@ class SampleSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SampleViews:
+    """Name some samples of a source, int64 [n], and how they are looked at."""
+
+    source: SampleSource
+    clip_ids: np.ndarray
+    views: Views | Passes
+
+    def facts(self) -> dict[str, Any]:
+        """Give all that their clips depend on."""
+        return self.source.facts(self.clip_ids, self.views)
+
+
 Banks = dict[str, dict[str, Bank]]
 
 
 class BankMaker(Protocol):
     """Make banks: in memory, or kept on disk by a `store.Store`."""
 
-    def banks(
-        self,
-        source: SampleSource,
-        clip_ids: np.ndarray,
-        views: Views | Passes,
-        extractors: Mapping[str, Extractor],
-        batch: int,
-    ) -> Banks:
+    def banks(self, samples: SampleViews, extractors: Mapping[str, Extractor], batch: int) -> Banks:
         """Read each clip once, `batch` views at a time: kind of features -> output -> bank."""
         ...
 
@@ -84,14 +90,7 @@ class BankMaker(Protocol):
 class InMemory:
     """Make banks for one use; nothing is written. The values are those that a store would keep."""
 
-    def banks(
-        self,
-        source: SampleSource,
-        clip_ids: np.ndarray,
-        views: Views | Passes,
-        extractors: Mapping[str, Extractor],
-        batch: int,
-    ) -> Banks:
+    def banks(self, samples: SampleViews, extractors: Mapping[str, Extractor], batch: int) -> Banks:
         """Make every bank in one pass. Raises UserError where no clip can be read, or features are not finite."""
         parts: dict[tuple[str, str], list[Tensor]] = {}
 
@@ -100,7 +99,7 @@ class InMemory:
                 for output, values in outputs.items():
                     parts.setdefault((name, output), []).append(_halved(values, name).cpu())
 
-        ids, failures = extract(source, clip_ids, views, extractors, batch, add)
+        ids, failures = extract(samples, extractors, batch, add)
         if not parts:
             raise nothing_readable(failures)
         banks: Banks = {name: {} for name in extractors}
@@ -112,9 +111,7 @@ class InMemory:
 
 
 def extract(
-    source: SampleSource,
-    clip_ids: np.ndarray,
-    views: Views | Passes,
+    samples: SampleViews,
     extractors: Mapping[str, Extractor],
     batch: int,
     add: Callable[[Values], None],
@@ -125,9 +122,10 @@ def extract(
     Returns the ids of the clips that were read, int64 [N] in the order of their features, and (clip id, reason) of
     the others. watch: wraps the batches.
     """
-    num_views = views.num_views
+    num_views = samples.views.num_views
     ids, failures = [np.empty(0, np.int64)], list[tuple[int, str]]()
-    for clips in watch(source.loader(clip_ids, views, max(1, batch // num_views))):
+    loader = samples.source.loader(samples.clip_ids, samples.views, max(1, batch // num_views))
+    for clips in watch(loader):
         failures += clips.failures
         if not len(clips.clip_ids):
             continue

@@ -16,7 +16,7 @@ from vjepa import config
 from vjepa.data.plan_rows import Views
 from vjepa.models.encoder import Encoder
 from vjepa.probing import metrics
-from vjepa.probing.banks import Bank, Extractor, InMemory
+from vjepa.probing.banks import Bank, Extractor, InMemory, SampleViews
 from vjepa.probing.baselines import kinds_of_features
 from vjepa.probing.comparison import TRAINED, Comparison, ProbeResult, count_clips, measure, measure_chance
 from vjepa.probing.datasets import ClipSource
@@ -74,7 +74,7 @@ def split_banks(splits: Parts, data: config.Data, batch: int, extractors: Mappin
         shared = list(of_path)
         rows = np.unique(np.concatenate([split.rows for split in shared]))
         source = ClipSource(shared[0].index, data)
-        banks = InMemory().banks(source, rows, Views(), extractors, batch)
+        banks = InMemory().banks(SampleViews(source, rows, Views()), extractors, batch)
         made[path] = {kind: outputs["pooled"] for kind, outputs in banks.items()}
     return {name: made[_index_path(split)] for name, split in splits.items()}
 

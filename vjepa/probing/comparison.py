@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from vjepa.data.plan_rows import Passes, Views
-from vjepa.probing.banks import Bank, BankMaker, Banks, Extractor
+from vjepa.probing.banks import Bank, BankMaker, Banks, Extractor, SampleViews
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.extractors import PLAIN
 from vjepa.probing.metrics import Floats
@@ -111,15 +111,15 @@ def features(
     measured_on = _union(part for trial in dataset.trials for part in (trial.selection, trial.test))
     learnt = {name: one for name, one in extractors.items() if name != REVERSED}
     if looks.learn != looks.test:
-        learn = maker.banks(dataset.source, learned_from, looks.learn, learnt, batch)
-        return learn, maker.banks(dataset.source, measured_on, looks.test, extractors, batch)
+        learn = maker.banks(SampleViews(dataset.source, learned_from, looks.learn), learnt, batch)
+        return learn, maker.banks(SampleViews(dataset.source, measured_on, looks.test), extractors, batch)
     if len(measured_on) == len(dataset.clip_ids):
-        both = maker.banks(dataset.source, measured_on, looks.test, extractors, batch)
+        both = maker.banks(SampleViews(dataset.source, measured_on, looks.test), extractors, batch)
         return both, both
-    both = maker.banks(dataset.source, dataset.clip_ids, looks.test, learnt, batch)
+    both = maker.banks(SampleViews(dataset.source, dataset.clip_ids, looks.test), learnt, batch)
     # of the clips that it is measured on alone
     backwards = {name: one for name, one in extractors.items() if name == REVERSED}
-    return both, both | maker.banks(dataset.source, measured_on, looks.test, backwards, batch)
+    return both, both | maker.banks(SampleViews(dataset.source, measured_on, looks.test), backwards, batch)
 
 
 def measure(

@@ -33,7 +33,7 @@ class Neighbours:
         return {k: self._vote(distances[:, : int(k)], neighbours[:, : int(k)]) for k in settings}
 
     def _nearest(self, features: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
-        """Find the k nearest of the clips for unit vectors [N, D]: cosine distances and numbers, [N, k], nearest first."""
+        """Find the k nearest clips of unit vectors [N, D]: cosine distances and numbers, [N, k], nearest first."""
         distances, neighbours = [], []
         for part in np.array_split(features, -(-len(features) * len(self.clips) // _SIMILARITIES_AT_ONCE) or 1):
             found = 1 - part @ self.clips.T

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -20,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
 from vjepa.files import sync, whole_folder
-from vjepa.probing.banks import Bank, Banks, Extractor, SampleSource, Values, check_finite, extract, nothing_readable
+from vjepa.probing.banks import Bank, Banks, Extractor, SampleViews, Values, check_finite, extract, nothing_readable
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
 
@@ -49,27 +49,20 @@ class Store:
     ) -> None:
         self.folder, self.dtype, self.say, self.watch, self.ranks = folder, dtype, say, watch, ranks
 
-    def banks(
-        self,
-        source: SampleSource,
-        clip_ids: np.ndarray,
-        views: Views | Passes,
-        extractors: Mapping[str, Extractor],
-        batch: int,
-    ) -> Banks:
+    def banks(self, samples: SampleViews, extractors: Mapping[str, Extractor], batch: int) -> Banks:
         """Find every bank on disk, or make it: extractor -> output -> bank.
 
         Those that are missing are made by one pass over the clips, `batch` views at a time. What a bank lacks because
         it could not be read is tried again; where something of it can be read by now, the bank is made anew. Raises
         UserError where they do not fit on the disk, no clip can be read, or features are not finite.
         """
-        clips = source.facts(clip_ids, views)
+        clips = samples.facts()
         facts = {
             name: {output: {"clips": clips, "recipe": dict(one.facts), "output": output} for output in one.outputs}
             for name, one in extractors.items()
         }
         keys = {name: {output: self._key(one) for output, one in outputs.items()} for name, outputs in facts.items()}
-        found = self._missing(source, views, keys) if self.ranks.rank == 0 else []
+        found = self._missing(samples, keys) if self.ranks.rank == 0 else []
         missing, job = self.ranks.agree((found, os.getpid()))
         if missing:
             writers = {
@@ -77,14 +70,14 @@ class Store:
                 for name in missing
             }
             made = {name: extractors[name] for name in missing}
-            self._make(source, clip_ids, views, made, batch, writers)
+            self._make(samples, made, batch, writers)
         else:
-            self.say(f"{len(clip_ids)} clips: features found in {self.folder}")
+            self.say(f"{len(samples.clip_ids)} clips: features found in {self.folder}")
         return {name: {output: self._open(key) for output, key in outputs.items()} for name, outputs in keys.items()}
 
-    def _missing(self, source: SampleSource, views: Views | Passes, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
+    def _missing(self, samples: SampleViews, keys: Mapping[str, Mapping[str, str]]) -> list[str]:
         """Name the extractors whose banks have to be made."""
-        self._forget_stale(source, views, {key for outputs in keys.values() for key in outputs.values()})
+        self._forget_stale(samples, {key for outputs in keys.values() for key in outputs.values()})
         missing: dict[str, Mapping[str, str]] = {}
         for name, outputs in keys.items():
             # an encoder at step 0 and the untrained one may be the same features
@@ -92,11 +85,11 @@ class Store:
                 missing[name] = outputs
         return list(missing)
 
-    def _forget_stale(self, source: SampleSource, views: Views | Passes, keys: set[str]) -> None:
+    def _forget_stale(self, samples: SampleViews, keys: set[str]) -> None:
         """Remove the banks that lack a clip which can be read by now, from a repaired file or a disk that is back."""
         lacking = {key: {clip_id for clip_id, _ in self._open(key).failures} for key in keys if self._is_whole(key)}
         failed = np.array(sorted(set().union(*lacking.values())), dtype=np.int64)
-        batches = source.loader(failed, views, 1) if len(failed) else ()
+        batches = samples.source.loader(failed, samples.views, 1) if len(failed) else ()
         readable = {clip_id for batch in batches for clip_id in batch.clip_ids.tolist()}
         if readable:
             self.say(f"{len(readable)} clips that could not be read can be read now: features are made anew")
@@ -105,26 +98,25 @@ class Store:
 
     def _make(
         self,
-        source: SampleSource,
-        clip_ids: np.ndarray,
-        views: Views | Passes,
+        samples: SampleViews,
         extractors: Mapping[str, Extractor],
         batch: int,
         writers: Mapping[str, Mapping[str, _Writer]],
     ) -> None:
         """Fill the writers with this rank's share of the clips; the first rank then publishes what all have made."""
         every = [writer for outputs in writers.values() for writer in outputs.values()]
-        share = np.array_split(clip_ids, self.ranks.num)[self.ranks.rank]
+        share = replace(samples, clip_ids=np.array_split(samples.clip_ids, self.ranks.num)[self.ranks.rank])
 
         def add(found: Values) -> None:
             if not any(writer.shape for writer in every):
-                self._announce(len(clip_ids), [value for outputs in found.values() for value in outputs.values()])
+                first = [values for outputs in found.values() for values in outputs.values()]
+                self._announce(len(samples.clip_ids), first)
             for name, outputs in found.items():
                 for output, values in outputs.items():
                     writers[name][output].add(values, name)
 
         try:
-            ids, failures = extract(source, share, views, extractors, batch, add, self.watch)
+            ids, failures = extract(share, extractors, batch, add, self.watch)
             for writer in every:
                 writer.finish(ids, failures)
             self.ranks.wait()
