@@ -44,6 +44,7 @@ class Jepa(nn.Module):
         if (teacher is None) == (objective.targets == "frozen"):
             raise ValueError(f"targets: {objective.targets} {'needs a' if teacher is None else 'has no'} teacher")
         self.settings, self.objective = settings, objective
+        self.largest_batch = max(data.global_batch for data in settings.data.sources.values())
         self.dense = objective.context_weight > 0
         self.encoder = make_encoder(model)
         self.predictor = make_predictor(model, len(settings.masks), self.dense) if objective.predicts else nn.Identity()
@@ -97,8 +98,7 @@ class Jepa(nn.Module):
         seed, objective = settings.run.seed, self.objective
         video = normalise(batch.video.to(device, non_blocking=True), self.dtype)
         drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
-        largest_batch = max(data.global_batch for data in settings.data.sources.values())
-        masks = drawn.draw(len(video), seed, step * largest_batch, step, self.total_steps)
+        masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps)
         torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
         context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
         directions = None

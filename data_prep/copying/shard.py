@@ -19,15 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.copying.output import (
-    INDEX_NAME,
-    SOURCE,
-    choose_rows,
-    claim_folder,
-    closing_lines,
-    extra_columns,
-    index_facts,
-)
+from data_prep.copying import output
 from data_prep.copying.tar_shard import Member, Place, write_shard
 from data_prep.scanning.answers import counted
 from vjepa.command import progress_bar
@@ -96,7 +88,7 @@ def make_shards(
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or ShardOptions(), where or {}, Path(os.path.abspath(out))
-    rows, unusable = choose_rows(index, where)
+    rows, unusable = output.choose_rows(index, where)
     files = _files(pq.ParquetFile(index.path).read(), rows, options.shuffle_seed)
     _check(options, address, workers, len(files))
     bounds = _bounds(files, options)
@@ -109,22 +101,22 @@ def make_shards(
         left.extend(left_out)
         return written
 
-    with claim_folder(out, _MARKER, index_facts(index, where) | asdict(options)):
+    with output.claim_folder(out, _MARKER, output.index_facts(index, where) | asdict(options)):
         threads = ThreadPoolExecutor(workers)
         try:
             num, written = len(bounds) - 1, threads.map(write, range(len(bounds) - 1))
             shards = progress_bar(written, shown=progress, total=num, unit="shard", desc="shard")
-            write_index(out / INDEX_NAME, chain.from_iterable(shards), extra_columns(index))
+            write_index(out / output.INDEX_NAME, chain.from_iterable(shards), output.extra_columns(index))
         finally:
             threads.shutdown(cancel_futures=True)
     if len(left) == len(files):
-        (out / INDEX_NAME).unlink()
+        (out / output.INDEX_NAME).unlink()
         reasons = counted(Counter(reason for _, reason in left))
         raise UserError(f"{index.path}: none of its {len(files)} files could be copied: {reasons}")
     if progress:
-        copied = f"{out / INDEX_NAME}: {len(files) - len(left)} files in {len(bounds) - 1} shards"
-        print(closing_lines(index, copied, "left out", sorted(left), unusable))
-    return ClipIndex.open(out / INDEX_NAME)
+        copied = f"{out / output.INDEX_NAME}: {len(files) - len(left)} files in {len(bounds) - 1} shards"
+        print(output.closing_lines(index, copied, "left out", sorted(left), unusable))
+    return ClipIndex.open(out / output.INDEX_NAME)
 
 
 def shard_name(number: int) -> str:
@@ -213,7 +205,7 @@ def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
     """
     first = record["duplicate_of"]
     return {
-        SOURCE: record.get(SOURCE) or resolve(record["uri"], folder),
+        output.SOURCE: record.get(output.SOURCE) or resolve(record["uri"], folder),
         "duplicate_of": first and resolve(first, folder),
     }
 

@@ -18,16 +18,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from data_prep.child import Child, ChildLost, work_off
+from data_prep.copying import output
 from data_prep.copying.job import CopyJob, CopyOptions
-from data_prep.copying.output import (
-    INDEX_NAME,
-    SOURCE,
-    choose_rows,
-    claim_folder,
-    closing_lines,
-    extra_columns,
-    index_facts,
-)
 from data_prep.listing.places import bytes_at_hand
 from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
@@ -68,10 +60,10 @@ def transcode(
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
     _check(options, workers)
-    rows, unusable = choose_rows(index, where)
-    facts = index_facts(index, where) | asdict(options)
+    rows, unusable = output.choose_rows(index, where)
+    facts = output.index_facts(index, where) | asdict(options)
     failed: dict[int, str] = {}
-    with claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
+    with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
         wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
         encoders = [Child(*_PROGRAM) for _ in range(workers or os.cpu_count() or 1)]
@@ -94,11 +86,12 @@ def transcode(
                 f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
         copied = {i: places[i] for i in rows.tolist() if i not in failed}
-        write_index(out / INDEX_NAME, _index_rows(index, journal, copied), extra_columns(index))
+        write_index(out / output.INDEX_NAME, _index_rows(index, journal, copied), output.extra_columns(index))
     if progress:
         lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
-        print(closing_lines(index, f"{out / INDEX_NAME}: {num_copies} clips copied", "not copied", lost, unusable))
-    return ClipIndex.open(out / INDEX_NAME)
+        told = f"{out / output.INDEX_NAME}: {num_copies} clips copied"
+        print(output.closing_lines(index, told, "not copied", lost, unusable))
+    return ClipIndex.open(out / output.INDEX_NAME)
 
 
 def _check(options: CopyOptions, workers: int | None) -> None:
@@ -165,11 +158,12 @@ def _copy(encoder: Child, job: CopyJob, deadline_s: float) -> Iterator[_Copied]:
 def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
     """Join what the scan of each copy found and what the index knew of its source beside measurements."""
     originals: dict[str, str] = {}
-    extra = extra_columns(index)
+    extra = output.extra_columns(index)
     for i, record in enumerate(index.records()):
         if i in places:
             row, columns = index.row(i), journal.read(places[i])[0]
-            kept = {name: record.get(name) for name in (*_KEPT, *extra)} | {SOURCE: record.get(SOURCE) or row.uri}
+            kept = {name: record.get(name) for name in (*_KEPT, *extra)}
+            kept[output.SOURCE] = record.get(output.SOURCE) or row.uri
             name = copy_name(row)
             original = originals.setdefault(columns["content_hash"], name)
             del columns["row"]
