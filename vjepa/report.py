@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vjepa import command
 from vjepa.errors import UserError
+from vjepa.reporting import tables
 from vjepa.run_folder import RunFolder
 
 
@@ -20,7 +21,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     run = RunFolder(Path(parser.parse_args(arguments).run))
-    from vjepa.reporting import tables  # after --help, which must not wait for it
 
     summary = tables.read_summary(run)
     if "probes" not in summary:
