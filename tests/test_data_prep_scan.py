@@ -416,13 +416,13 @@ def test_slow_progress_is_stopped_and_fast_progress_is_not(make_video, tmp_path,
         true = module.scan
         def scan(entry, options, excluded, announce):
             for i in range(1, 13):
-                time.sleep(0.5)
+                time.sleep(0.25)
                 announce(num_frames=i * 50 if "long" in entry.uri else 1)
             return true(entry, options, excluded, announce)
         module.scan = scan
         """,
     )
-    statuses = [rows[0]["status"] for rows in scan_all(map(entry, paths), 2, deadline_s=4.0)]
+    statuses = [rows[0]["status"] for rows in scan_all(map(entry, paths), 2, deadline_s=2.0)]
     assert statuses[0].startswith("decoding came to 1 frames in ") and statuses[1] == "ok"
 
 

@@ -286,7 +286,7 @@ def test_a_child_that_hangs_or_crashes_costs_its_file_only(make_video, tmp_path,
         "encode.open_video = wrong\nencode.main()\n"
     )
     monkeypatch.setattr(copying, "_PROGRAM", [str(tmp_path / "child.py")])
-    index = transcode(source, tmp_path / "out", workers=1, deadline_s=8.0, progress=False)
+    index = transcode(source, tmp_path / "out", workers=1, deadline_s=5.0, progress=False)
     assert [Path(uri).name for uri in index.column("source")] == ["b.mp4", "d.mp4"]
     assert not list(tmp_path.glob("out/*/.*"))
 

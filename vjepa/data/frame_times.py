@@ -11,13 +11,15 @@ the last frame, `loop` starts again.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from vjepa.config import Data
-from vjepa.data.clip_index import IndexRow
 from vjepa.data.media import DecodeError
+
+if TYPE_CHECKING:  # children that copy files use the arithmetic alone
+    from vjepa.config import Data
+    from vjepa.data.clip_index import IndexRow
 
 Padding = Literal["hold_last", "loop"]
 
