@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -71,39 +72,54 @@ def make_video(tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """Folders that `make_index` has made, by what they are of: the next test of the same gets a copy."""
+    return tmp_path_factory.mktemp("kept"), {}
+
+
 @pytest.fixture
-def make_index(make_video, tmp_path):
+def make_index(make_video, tmp_path, kept):
     """make_index([{"label": "a", ...}, ...], num_frames=6) indexes as many videos with these values of columns, every
     other one marked; returns its path.
     """
 
     def make(rows, **video):
-        lines = [["file", *rows[0]]]
-        for number, values in enumerate(rows):
-            make_video(f"clips/{number:02}.mp4", mark=number % 2 == 0, **video)
-            lines.append([f"{number:02}.mp4", *values.values()])
-        (tmp_path / "labels.csv").write_text("\n".join(map(",".join, lines)))
-        build_index(
-            tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
-        )
+        root, made = kept
+        key = repr((rows, video))
+        if key not in made:
+            lines = [["file", *rows[0]]]
+            for number, values in enumerate(rows):
+                make_video(f"clips/{number:02}.mp4", mark=number % 2 == 0, **video)
+                lines.append([f"{number:02}.mp4", *values.values()])
+            (tmp_path / "labels.csv").write_text("\n".join(map(",".join, lines)))
+            index = tmp_path / "clips.parquet"
+            build_index(tmp_path / "clips", index, labels=tmp_path / "labels.csv", workers=1, progress=False)
+            made[key] = root / str(len(made))
+            for name in ("clips", "labels.csv", "clips.parquet"):
+                copy(tmp_path / name, made[key] / name)
+        else:
+            copy(made[key], tmp_path)
         return tmp_path / "clips.parquet"
 
     return make
 
 
+def copy(source, place):
+    """Copy a file or a folder with its times, which an index knows."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, place, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, place)
+
+
 @pytest.fixture
-def clips(make_video, tmp_path) -> Path:
+def clips(make_index) -> Path:
     """An index of 12 short videos with labels and splits."""
-    lines = ["file,label,split"]
-    for number in range(12):
-        make_video(f"clips/{number:02}.mp4", 8, size=(32, 32), mark=number % 2 == 0)
-        split = "train" if number < 6 else "selection" if number < 8 else "val"
-        lines.append(f"{number:02}.mp4,{'marked' if number % 2 == 0 else 'plain'},{split}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
-    build_index(
-        tmp_path / "clips", tmp_path / "clips.parquet", labels=tmp_path / "labels.csv", workers=1, progress=False
-    )
-    return tmp_path / "clips.parquet"
+    splits = ["train"] * 6 + ["selection"] * 2 + ["val"] * 4
+    rows = [{"label": "plain" if i % 2 else "marked", "split": split} for i, split in enumerate(splits)]
+    return make_index(rows, num_frames=8, size=(32, 32))
 
 
 @pytest.fixture

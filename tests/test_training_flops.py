@@ -17,8 +17,13 @@ BLOCKS = {"kind": "multiblock", "num_blocks": 2, "spatial_scale": [0.4, 0.4]}
     [
         ({}, [{"ratio": 0.5}, BLOCKS], {}, 4),
         ({"image_mode": "own"}, [{"kind": "ijepa"}], {}, 1),
-        ({"positions": "sincos", "encoder": {"width": 48, "depth": 4, "heads": 4, "mlp": "swiglu"}}, [BLOCKS], {}, 4),
-        ({"levels": 4, "level_norms": True}, [{"ratio": 0.75}], {"context_weight": 0.5}, 4),
+        ({"positions": "sincos", "encoder": {"width": 48, "depth": 2, "heads": 4, "mlp": "swiglu"}}, [BLOCKS], {}, 4),
+        (
+            {"levels": 4, "level_norms": True, "encoder": {"width": 48, "depth": 4, "heads": 4}},
+            [{"ratio": 0.75}],
+            {"context_weight": 0.5},
+            4,
+        ),
         ({"predictor": {"kind": "mlp", "width": 24, "depth": 2, "heads": 2}}, [{"ratio": 0.5}], {}, 4),
         (
             {},
@@ -43,8 +48,8 @@ def test_a_step_without_values_needs_what_a_real_one_does(
 ) -> None:
     shapes = {
         "patch_px": 4,
-        "encoder": {"width": 48, "depth": 4, "heads": 4},
-        "predictor": {"width": 24, "depth": 2, "heads": 2},
+        "encoder": {"width": 48, "depth": 2, "heads": 4},
+        "predictor": {"width": 24, "depth": 1, "heads": 2},
     }
     tree = {
         "data": {"train": "x.parquet", "num_frames": num_frames, "crop_px": 32, "global_batch": 3},
