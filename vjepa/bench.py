@@ -1,5 +1,4 @@
-"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here, and what
-limits it.
+"""`python -m vjepa.bench [CONFIG.yaml] [section.key=value ...]`: how fast a config trains and loads here.
 
 `--loader`: how near reading clips comes to its decoder alone, and what other starts, or copies of the videos, bring.
 """

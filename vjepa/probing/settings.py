@@ -36,10 +36,9 @@ class SubjectSettings:
         Option("their rate (default: as the run was trained; the whole video for other encoders)", "F", above=0),
     ] = None
     frame_step: Annotated[int | None, Option("every n-th frame instead", "N", least=1)] = None
-    crop_px: Annotated[
-        int | None,
-        Option("side of the crop (default: as the encoder was trained)", "S", least=1),
-    ] = None
+    crop_px: Annotated[int | None, Option("side of the crop (default: as the encoder was trained)", "S", least=1)] = (
+        None
+    )
     workers: Annotated[
         int | None, Option("processes that decode (default: as the run was trained, 2)", "N", least=0)
     ] = None

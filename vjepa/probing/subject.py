@@ -74,8 +74,7 @@ class Subject:
 
 
 def blocks(option: str, text: str, depth: int) -> tuple[int, ...]:
-    """Parse the blocks after which features are read, ascending: `last`, `quarters` (of the depth), or numbers such as
-    2,5,-1.
+    """Parse the blocks after which features are read, ascending: `last`, `quarters` of the depth, or 2,5,-1.
 
     Raises UserError that names `option` for other words, and for a block that `depth` blocks do not have.
     """
