@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from vjepa.config import Data
+from vjepa.data.being_read import BeingRead, Watch
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.decode import read_frames
 from vjepa.data.plan import FinitePlan
@@ -34,7 +35,6 @@ from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import put_in_quarantine
 from vjepa.data.reader import Reader, ReadFrames
 from vjepa.data.sources import TrainSource
-from vjepa.data.watch import BeingRead, Watch
 from vjepa.errors import UserError
 from vjepa.records import ClipBatch
 

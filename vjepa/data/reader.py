@@ -10,11 +10,11 @@ import torch
 
 from vjepa.config import Data
 from vjepa.data.augment import Box, crop_resize, scaled_box, size_needed
+from vjepa.data.being_read import Watch
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import read_frames
 from vjepa.data.media import DecodeError
 from vjepa.data.plan import Attempt, BatchPlan, Decode, Plan
-from vjepa.data.watch import Watch
 from vjepa.errors import UserError
 from vjepa.records import Clip, ClipBatch
 
