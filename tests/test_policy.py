@@ -40,14 +40,17 @@ ROOMS = {
     "vjepa.models": SETTINGS,
     "vjepa.objectives": SETTINGS,
     "vjepa.jepa": SETTINGS | NETWORKS | {"vjepa.data"},
+    "vjepa.health": SETTINGS | {"vjepa.objectives"},
     "vjepa.interop": SETTINGS | {"vjepa.models"},
-    "vjepa.probing": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.interop", "vjepa.command"},
-    "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.interop", "vjepa.probing"},
+    "vjepa.probing": SETTINGS
+    | {"vjepa.data", "vjepa.models", "vjepa.jepa", "vjepa.health", "vjepa.interop", "vjepa.command"},
+    "vjepa.reporting": SETTINGS | {"vjepa.data", "vjepa.models", "vjepa.health", "vjepa.interop", "vjepa.probing"},
     "vjepa.training": SETTINGS
     | NETWORKS
     | {
         "vjepa.data",
         "vjepa.jepa",
+        "vjepa.health",
         "vjepa.interop",
         "vjepa.probing",
         "vjepa.reporting",
@@ -111,6 +114,7 @@ def test_rooms_import_only_from_their_left(path: Path) -> None:
                     "vjepa.masking",
                     "vjepa.models",
                     "vjepa.objectives",
+                    "vjepa.health",
                     "vjepa.training",
                     "vjepa.probing",
                     "vjepa.interop",

@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from vjepa import config
 from vjepa.data.plan_rows import Views
+from vjepa.health import measures
 from vjepa.models.encoder import Encoder
-from vjepa.probing import metrics
 from vjepa.probing.banks import Bank, Extractor, InMemory, SampleViews
 from vjepa.probing.baselines import kinds_of_features
 from vjepa.probing.comparison import TRAINED, Comparison, ProbeResult, count_clips, measure, measure_chance
@@ -124,10 +124,10 @@ def labelled(
 
 def collapse(bank: Bank, clip_ids: np.ndarray) -> dict[str, float]:
     """Measure whether the features of `clip_ids` still tell clips apart."""
-    values = bank.values[torch.from_numpy(np.isin(bank.clip_ids, clip_ids))].float().flatten(1).numpy()
+    values = bank.values[torch.from_numpy(np.isin(bank.clip_ids, clip_ids))].float().flatten(1)
     return {
-        "effective_rank": metrics.effective_rank(values),
-        "feature_std": metrics.feature_std(values),
+        "effective_rank": measures.effective_rank(values),
+        "feature_std": measures.feature_std(values),
         "num_features": values.shape[1],
     }
 
