@@ -24,6 +24,7 @@ STREAMS: Final = {
     "probe_order": 13,
     "probe_weights": 14,
     "sigreg": 15,
+    "monitor": 16,
 }
 
 

@@ -8,9 +8,10 @@ random directions, weights that change, the moving average that the target encod
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Final, cast
 
 import torch
 from einops import rearrange, repeat
@@ -31,7 +32,9 @@ from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
-from vjepa.records import ClipBatch, TokenGrid, TokenMask
+from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask
+
+MONITOR_VIEWS: Final = 3  # masks under which the monitor sees each of its clips
 
 
 class Jepa(nn.Module):
@@ -114,6 +117,33 @@ class Jepa(nn.Module):
         if self.shadow is not None:
             ema.update(self.shadow.average, self.encoder, self.ema_decay(step))
             self.shadow.refresh()
+
+    def observe(self, video: Tensor) -> Observed:
+        """Run the networks on clips that are not learned from, uint8 [B, 3, T, S, S], under fixed masks.
+
+        Masks are those of the last step, MONITOR_VIEWS or more, the same at every call and for every clip. Predictions
+        are of the first of each mask set.
+        """
+        video = normalise(video.to(next(self.parameters()).device, non_blocking=True), self.dtype)
+        patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
+        seed = int(generator(self.settings.run.seed, "monitor", 0).integers(1 << 63))
+        drawn = plan(self.settings.masks, patches.grid)
+        draws = range(math.ceil(MONITOR_VIEWS / num_sets))
+        masks = [mask for i in draws for mask in drawn.draw(1, seed, i, self.total_steps - 1, self.total_steps)]
+        masks = [mask.to(video.device).expand(len(video)) for mask in masks]
+        levels = self.settings.model.levels > 1
+        depths = encoder.level_depths if levels else sorted({max(0, q * encoder.depth // 4 - 1) for q in (1, 2, 3, 4)})
+        seen = [encoder.intermediate(video, depths, mask.context_ids) for mask in masks]
+        views = [torch.stack([tokens.float().mean(dim=1) for tokens in at], dim=1) for at in zip(*seen, strict=True)]
+        targets, predictions = self.targets(patches), tuple[Tensor, ...]()
+        if self.objective.predicts:
+            contexts = [torch.cat(features if levels else features[-1:], dim=-1) for features in seen[:num_sets]]
+            predictions = tuple(
+                self.predict(context, mask, patches.grid, index)
+                for index, (context, mask) in enumerate(zip(contexts, masks, strict=False))
+            )
+        ids = tuple(mask.target_ids[0] for mask in masks[: len(predictions)])
+        return Observed(dict(zip(depths, views, strict=True)), targets, predictions, ids)
 
     def scalars(self, step: int) -> dict[str, float]:
         """Give what a log shows of this method beside its terms."""

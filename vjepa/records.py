@@ -82,6 +82,22 @@ class ClipBatch:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """Hold what a method makes of B fixed clips under Q fixed masks, the same for all of them, to be measured.
+
+    contexts: block -> [B, Q, D], features of the context encoder after it, each the mean over the tokens of a mask.
+    targets: [B, N, P], what is predicted, of every token; of a method that predicts nothing, its features.
+    predictions: of each mask set [B, K, P]; empty for a method that predicts nothing.
+    target_ids: of each mask set int64 [K], the places of its predictions.
+    """
+
+    contexts: dict[int, torch.Tensor]
+    targets: torch.Tensor
+    predictions: tuple[torch.Tensor, ...] = ()
+    target_ids: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenMask:
     """Name the tokens that are seen and those that are predicted: disjoint sets of exact counts.
 
@@ -100,3 +116,8 @@ class TokenMask:
         if device.type == "cuda":
             context, target = context.pin_memory(), target.pin_memory()
         return TokenMask(context.to(device, non_blocking=True), target.to(device, non_blocking=True), self.num_targets)
+
+    def expand(self, num_clips: int) -> TokenMask:
+        """Give the mask of one clip to `num_clips` clips."""
+        shared = (ids.expand(num_clips, -1) for ids in (self.context_ids, self.target_ids))
+        return TokenMask(*shared, self.num_targets)

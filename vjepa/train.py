@@ -8,6 +8,7 @@ from typing import Final
 from vjepa import command, config
 
 STOPPED_EARLY: Final = 75  # exit code (EX_TEMPFAIL): the same command goes on
+ENDED_BY_MONITOR: Final = 3  # exit code: monitor.stop_on names the verdict
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,8 +23,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     from vjepa.training.pretraining import train  # PyTorch, which --help must not wait for
 
-    finished = train(settings, options.stop_at_step) is not None
-    return 0 if finished or options.stop_at_step is not None else STOPPED_EARLY
+    summary = train(settings, options.stop_at_step)
+    if summary is None:
+        return 0 if options.stop_at_step is not None else STOPPED_EARLY
+    return ENDED_BY_MONITOR if summary.get("ended_early") else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from vjepa.config.data import Data, MixedSource, Source
 from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
+from vjepa.config.monitor import HealthState, Monitor
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
@@ -22,10 +23,12 @@ __all__ = [
     "Data",
     "EncoderSettings",
     "Eval",
+    "HealthState",
     "IjepaMask",
     "Mask",
     "MixedSource",
     "Model",
+    "Monitor",
     "MultiblockMask",
     "Objective",
     "Optim",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vjepa.config.data import Data
 from vjepa.config.masks import MaskSet, TubeMask
 from vjepa.config.model import Model
+from vjepa.config.monitor import Monitor
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError, Section
 from vjepa.records import TokenGrid
@@ -108,6 +109,7 @@ class Config(Section):
     objective: Objective = Objective()
     optim: Optim
     eval: Eval = Eval()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

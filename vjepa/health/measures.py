@@ -195,4 +195,5 @@ def _huber_centre(samples: Tensor, delta: float) -> Tensor:
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.float().norm() for tensor in tensors]).norm()
+    squares = [tensor.float().square().sum() for tensor in tensors]
+    return torch.stack(squares).sum().sqrt()

@@ -128,14 +128,16 @@ class Encoder(nn.Module):
         """Run `encode` on each of several sets of ids, [B, K_i] -> [B, K_i, levels * D], none of which sees another."""
         return [self.encode(patches, ids) for ids in sets]
 
-    def intermediate(self, video: Tensor, depths: Sequence[int]) -> list[Tensor]:
+    def intermediate(self, video: Tensor, depths: Sequence[int], context_ids: Tensor | None = None) -> list[Tensor]:
         """Encode [B, 3, T, H, W] -> features [B, N, D] after each of the blocks `depths`, normed as at the end.
+
+        Of `context_ids` [B, K] alone: [B, K, D].
 
         0 is the first block, -1 the last. Raises ValueError for a block that does not exist.
         """
         if any(not -self.depth <= depth < self.depth for depth in depths):
             raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {self.depth - 1}")
-        return self._run(patchify(video, self.model), None, [depth % self.depth for depth in depths])
+        return self._run(patchify(video, self.model), context_ids, [depth % self.depth for depth in depths])
 
     @property
     def level_depths(self) -> list[int]:

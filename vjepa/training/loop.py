@@ -16,6 +16,7 @@ from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
 from vjepa.training.checkpoint import TrainingState
+from vjepa.training.monitor import Monitor
 from vjepa.training.progress import Progress
 from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
@@ -35,34 +36,49 @@ class TrainingRun:
     progress: bool
 
 
-def learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state: TrainingState, stop: int) -> None:
+def learn(
+    run: TrainingRun,
+    step: TrainingStep,
+    log: RunLog,
+    probe: OnlineProbe | None,
+    monitor: Monitor,
+    state: TrainingState,
+    stop: int,
+) -> None:
     """Do steps `state.step` to `stop`. Everything random is a function of (seed, step): there is no other state."""
     every, steps = run.settings.run, range(state.step, stop)
     pin = run.device.type == "cuda"
     loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
-    log, bar = RunLog(run.folder, state.step), Progress(state.step, run.total_steps, run.progress)
+    bar = Progress(state.step, run.total_steps, run.progress)
+    if not log.rows and (untrained := monitor.measure_at(0)):
+        log.write(0, {}, measured=untrained)
     with interruptible() as interrupted:
-        for number, batch in zip(steps, loader, strict=True):
+        for number, batch in zip(steps, bar.waiting(loader), strict=True):
             # step
-            terms = step(number, batch)
+            is_logged = (number + 1) % every.log_every_steps == 0
+            terms = step(number, batch, by_part=is_logged)
             state.step = number + 1
             state.note(batch)
             bar.advance(len(batch.clip_ids))
-            ending = state.step == stop or bool(interrupted)
 
             # evaluate
+            health = monitor.measure_at(state.step)
             found = probe.measure_at(state.step) if probe else {}
             is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
             state.best_knn = found["knn"] if is_best else state.best_knn
+            ending = state.step == stop or bool(interrupted)
             saving = ending or is_best or state.step % every.save_every_steps == 0
-            if saving or found or state.step % every.log_every_steps == 0:
-                values, rate = read_terms(terms, state.step), bar.recent_clips_per_s()
-                facts = {"clips_per_s": rate, "num_replaced": state.num_replaced}
-                log.write(state.step, {**values, **step.scalars(number), **facts, **found}, batch.source)
-                bar.show(values["loss"], rate)
+            if saving or found or health or is_logged:
+                values, facts = read_terms(terms, state.step), bar.recent() | {"num_replaced": state.num_replaced}
+                log.write(state.step, {**values, **step.scalars(number), **facts}, batch.source, {**found, **health})
+                bar.show(values["loss"], facts["clips_per_s"])
+            if health and monitor.judge(log.rows):
+                bar.say(str(monitor.verdict))
+                log.say(state.step, "verdict", str(monitor.verdict))
+            ending = ending or monitor.ends_run
 
             # save
-            if saving:
+            if saving or ending:
                 checkpoint.save(run.folder, step.method, step.optimizer, state, every.keep_checkpoints, is_best)
             if ending:
                 break

@@ -22,6 +22,7 @@ from vjepa.run_folder import RunFolder
 EXECUTION: Final = {
     "run": {"dir", "device", "precision", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"},
     "data": {"workers", "prefetch", "deadline_s"},
+    "monitor": {"every_steps", "stop_on", "wandb"},
 }
 _LIBRARIES: Final = ("torch", "torchvision", "decord", "av", "numpy", "pyarrow", "scikit-learn", "safetensors")
 

@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vjepa.data.loader import eval_loader
 from vjepa.data.order import num_steps, total_steps
 from vjepa.data.sources import Part, open_sources
 from vjepa.errors import UserError
+from vjepa.health.verdict import Verdict, judge
 from vjepa.interop import own
 from vjepa.interop.teacher import keep_teacher, read_teacher
 from vjepa.jepa import Jepa, build
@@ -31,6 +33,7 @@ from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
+from vjepa.training.monitor import Monitor, read_clips
 from vjepa.training.open_run import open_run
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
@@ -49,12 +52,13 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     if progress:
         where = f"{run.device}, {_name(run.dtype)}"
         print(f"{run.folder.path}: step {state.step} of {run.total_steps}, {_describe_clips(run)}, {where}", flush=True)
-    if state.step < stop:
+    ended = _verdict(run, state).state in settings.monitor.stop_on
+    if state.step < stop and not ended:
         _check_precision(run, state)
         state.dtype = _name(run.dtype)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
-        learn(run, step, _online_probe(run, method), state, stop)
-    if state.step < run.total_steps:
+        ended = _learn(run, step, _online_probe(run, method), state, stop)
+    if state.step < run.total_steps and not ended:
         steps = f"step {state.step} of {run.total_steps}"
         print(f"stopped at {steps}; the same command goes on from there", file=sys.stderr)
         return None
@@ -70,6 +74,8 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
         raise UserError("vjepa.train: runs in one process for now; start it without torchrun, as python -m vjepa.train")
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)
+    if settings.monitor.wandb:
+        run_log.check_wandb()
     if settings.data.prepare != "none":
         first_run.write_data(settings.data, progress)
     sources = open_sources(settings.data)
@@ -108,6 +114,7 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
         method.requires_grad_(False).eval()
         rows = run_log.read_metrics(run.folder)
         summary = _facts(run, state, rows) | _measure(run, method, measured)
+        summary |= {"verdict": asdict(_verdict(run, state)), "ended_early": state.step < run.total_steps}
         _draw(run, method, rows)
         own.write(own.read(measured.path, run.settings.eval.encoder), run.folder.best_file)
         files.write_json(path, summary)
@@ -115,6 +122,23 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
         print("\n" + tables.closing_table(summary))
         print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
     return summary
+
+
+def _learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state: TrainingState, stop: int) -> bool:
+    """Do the steps up to `stop`; tell whether `monitor.stop_on` ended the run before that."""
+    settings = run.settings
+    run.folder.summary.unlink(missing_ok=True)  # of a run that was ended, and goes on with another monitor.stop_on
+    log = run_log.RunLog(run.folder, state.step, settings.model_dump(mode="json") if settings.monitor.wandb else None)
+    clips = read_clips(settings) if settings.monitor.every_steps else torch.empty(0)
+    monitor = Monitor(settings, clips, step, log.rows, run.total_steps)
+    learn(run, step, log, probe, monitor, state, stop)
+    return monitor.ends_run
+
+
+def _verdict(run: TrainingRun, state: TrainingState) -> Verdict:
+    """Judge what was logged up to the step of `state`."""
+    rows = [row for row in run_log.read_metrics(run.folder) if row["step"] <= state.step]
+    return judge(rows, run.total_steps)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -170,6 +194,7 @@ def _online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
 
 def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
     """Sum up the training itself."""
+    rows = [row for row in rows if "loss" in row]  # not that of the untrained encoder
     losses = {int(row.get("source", 0)): row["loss"] for row in rows}  # the last of each source
     replaced = {run.sources[source].uri(clip_id): reason for source, clip_id, reason in state.replaced()}
     facts: dict[str, Any] = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
 from time import perf_counter
 
 from vjepa import command
+from vjepa.records import ClipBatch
 
 _LAYOUT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
 
@@ -14,23 +17,43 @@ class Progress:
 
     def __init__(self, done: int, total: int, shown: bool) -> None:
         self.bar = command.progress_bar(shown=shown, total=total, initial=done, desc="train", bar_format=_LAYOUT)
-        self.clips, self.since = 0, perf_counter()
+        self.shown, self.clips, self.waited_s, self.since = shown, 0, 0.0, perf_counter()
+
+    def waiting(self, loader: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
+        """Pass on the batches of `loader`, and sum up how long each has to be waited for."""
+        batches = iter(loader)
+        while True:
+            began = perf_counter()
+            batch = next(batches, None)
+            self.waited_s += perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def advance(self, num_clips: int) -> None:
         """Count one step, of `num_clips` clips."""
         self.clips += num_clips
         self.bar.update()
 
-    def recent_clips_per_s(self) -> float:
-        """Give the rate since the last call, so that a slow-down shows when it happens."""
+    def recent(self) -> dict[str, float]:
+        """Give clips/s, and the share of the time that the loader was waited for, since the last call.
+
+        So a slow-down shows when it happens.
+        """
         now = perf_counter()
-        rate = self.clips / max(now - self.since, 1e-9)
-        self.clips, self.since = 0, now
-        return round(rate, 2)
+        passed_s = max(now - self.since, 1e-9)
+        found = {"clips_per_s": round(self.clips / passed_s, 2), "loader_wait": round(self.waited_s / passed_s, 4)}
+        self.clips, self.waited_s, self.since = 0, 0.0, now
+        return found
 
     def show(self, loss: float, clips_per_s: float) -> None:
         """Write loss and rate beside the bar."""
         self.bar.set_postfix_str(f"loss {loss:.4f}, {clips_per_s:.1f} clips/s", refresh=False)
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar, where it is shown."""
+        if self.shown:
+            self.bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vjepa import config, schedules
-from vjepa.records import ClipBatch
+from vjepa.records import ClipBatch, Observed
 from vjepa.training.optim import set_schedules
 
 
@@ -29,11 +29,17 @@ class Method(Protocol):
     def terms(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
         """Compute named scalars on the device, of which `loss` is what is minimised: functions of weights and step."""
 
+    def observe(self, video: Tensor) -> Observed:
+        """Run the networks on uint8 clips [B, 3, T, S, S] for the monitor; nothing is drawn, nothing changes."""
+
     def after_update(self, step: int) -> None:
         """Do what follows an update of the weights, such as a moving average."""
 
     def scalars(self, step: int) -> dict[str, float]:
         """Give what a log shows beside the terms."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set whether the networks are in training."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Go through all weights; those that require a gradient are trained."""
@@ -65,18 +71,40 @@ class TrainingStep:
         if compiled:
             method.compile_blocks()
 
-    def __call__(self, step: int, batch: ClipBatch) -> dict[str, Tensor]:
-        """Return the terms of the loss, still on the device, and `grad_norm` where it is clipped."""
+    def __call__(self, step: int, batch: ClipBatch, by_part: bool = False) -> dict[str, Tensor]:
+        """Return the terms of the loss, still on the device, and `grad_norm` where it is clipped.
+
+        by_part: with the norm of the gradient of each network too, before it is clipped.
+        """
         set_schedules(self.optimizer, self.optim, step, self.schedule_steps)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             terms = self.method.terms(batch, step)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
+        if by_part:
+            terms |= self._gradient_norms()
         if self.optim.clip_grad is not None:
             terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.after_update(step)
         return terms
+
+    def observe(self, video: Tensor) -> Observed:
+        """Show clips that are not learned from to the networks, in the precision of training."""
+        self.method.train(False)
+        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            observed = self.method.observe(video)
+        self.method.train()
+        return observed
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        """Compute the norm of the gradient of each network that has one."""
+        found = {}
+        for name, network in self.method.networks.items():
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            if gradients:
+                found[f"gradient/{name}"] = torch.nn.utils.get_total_norm(gradients)
+        return found
 
     def scalars(self, step: int) -> dict[str, float]:
         """Give what a log shows of a step beside its terms."""
