@@ -38,7 +38,8 @@ def metrics(folder: str | None) -> list[dict]:
 
 
 def losses(folder: str | None) -> list[float]:
-    return [row["loss"] for row in metrics(folder)]
+    """Of each step that was logged; the row of step 0, of the untrained networks, has none."""
+    return [row["loss"] for row in metrics(folder) if "loss" in row]
 
 
 def same_weights(one: config.Config, other: config.Config) -> bool:

@@ -119,5 +119,6 @@ class TokenMask:
 
     def expand(self, num_clips: int) -> TokenMask:
         """Give the mask of one clip to `num_clips` clips."""
-        shared = (ids.expand(num_clips, -1) for ids in (self.context_ids, self.target_ids))
-        return TokenMask(*shared, self.num_targets)
+        return TokenMask(
+            self.context_ids.expand(num_clips, -1), self.target_ids.expand(num_clips, -1), self.num_targets
+        )

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from vjepa.config import HealthState
 
 Row = Mapping[str, float]
 
-FALLEN: Final = {"spread": 0.2, "feature_std": 0.2, "effective_rank": 0.25}  # of their maximum, two of them: collapse
+FALLEN: Final = {"spread": 0.2, "feature_std": 0.2, "effective_rank": 0.25}  # of their maximum
 SINKING: Final = 1 / 3  # of the maximum of any of them: watch
 NO_SKILL: Final = 0.05
 ONLY_POSITIONS: Final = 0.9
@@ -58,12 +58,38 @@ def judge(rows: Sequence[Row], total_steps: int) -> Verdict:
 
 
 def has_collapsed(features: Mapping[str, float], best: Mapping[str, float]) -> bool:
-    """Tell whether two of the measures of `FALLEN` that both mappings have, or the only one that varies, have fallen
-    below their share of what they are in `best`; or all clips have one feature.
+    """Tell whether two measures of `FALLEN` have fallen below their share of what they are in `best`, or all clips
+    have one feature. Measures that either mapping lacks do not count.
     """
-    shares = {name: features[name] / best[name] for name in FALLEN if name in features and best.get(name, 0) > 0}
-    fallen = sum(share < FALLEN[name] for name, share in shares.items())
-    return features["effective_rank"] == 0 or fallen >= 2
+    return features["effective_rank"] == 0 or len(fallen(features, best)) >= 2
+
+
+def fallen(features: Mapping[str, float], best: Mapping[str, float]) -> list[str]:
+    """List the measures of `FALLEN` that are below their share of what they are in `best`."""
+    return [name for name, share in FALLEN.items() if name in features and features[name] < share * best.get(name, 0)]
+
+
+def holds_its_best(rows: Sequence[Row], total_steps: int) -> bool:
+    """Tell whether LiDAR, measured in the last row, is not below its best so far by more than twice the half-interval
+    of that; see `History.scores`.
+    """
+    scores = History.of(rows, total_steps).scores("lidar")
+    if not scores or scores[-1].step != rows[-1]["step"]:
+        return False
+    return scores[-1].value >= max(scores, key=lambda score: score.value).least
+
+
+class Score(NamedTuple):
+    """Hold a measure of quality at a step, and half of its 95 % interval."""
+
+    step: float
+    value: float
+    half: float
+
+    @property
+    def least(self) -> float:
+        """Give what is not told apart from it."""
+        return self.value - 2 * self.half
 
 
 @dataclass(frozen=True)
@@ -84,7 +110,7 @@ class History:
         return cls(
             [_plain(row) for row in rows if "health/spread" in row],
             {int(row["step"]): row.get("prediction", row["loss"]) for row in own},
-            [row for row in rows if "knn" in row],
+            [row for row in rows if "knn_half" in row],
             total_steps,
         )
 
@@ -110,6 +136,15 @@ class History:
         values = [row[name] for row in self.measured[-num:] if name in row and row["step"] > 0]
         return values if len(values) == num else []
 
+    def scores(self, name: str) -> list[Score]:
+        """List `knn` of the online probe, or `lidar`, which counts from a tenth of the run on: untrained features tell
+        clips apart by what nobody needs.
+        """
+        if name == "knn":
+            return [Score(row["step"], row["knn"], row["knn_half"]) for row in self.probed]
+        rows = [row for row in self.measured if "lidar" in row and row["step"] >= LASTING * self.total_steps]
+        return [Score(row["step"], row["lidar"], row["lidar_half"]) for row in rows]
+
     def loss_before(self, place: int) -> float | None:
         """Give the median of the losses since the measurement before number `place`, up to it."""
         first, last = (self.measured[place + i]["step"] for i in (-1, 0))
@@ -130,9 +165,13 @@ def _collapsing(history: History) -> str | None:
 
 
 def _has_fallen(history: History, place: int) -> bool:
+    """Look for two signs: measures that have fallen, and predictions without skill. Where the targets never change the
+    deviation is sign enough.
+    """
     best, row = history.best(place + 1), history.measured[place]
-    alone = "spread" not in best and row["feature_std"] < FALLEN["feature_std"] * best["feature_std"]
-    return alone or has_collapsed(row, best)
+    signs = fallen(row, best)
+    is_alone = "feature_std" in signs and "spread" not in best
+    return row["effective_rank"] == 0 or is_alone or len(signs) + (row.get("skill", 1) < NO_SKILL and bool(signs)) >= 2
 
 
 def _partly_collapsed(history: History) -> str | None:
@@ -165,8 +204,8 @@ def _without_skill(history: History) -> str | None:
 
 
 def _is_skill(skills: Sequence[float]) -> bool:
-    """Tell whether there is some, or it is on its way: it rises still."""
-    return max(skills) >= NO_SKILL or skills[-1] > max(skills[:-1]) + 0.01
+    """Tell whether there is some, or it is on its way: it rose twice running."""
+    return max(skills) >= NO_SKILL or min(after - before for before, after in pairwise(skills[-3:])) > 0.01
 
 
 def _overfitting(history: History) -> str | None:
@@ -188,16 +227,17 @@ def _overfitting(history: History) -> str | None:
 
 
 def _getting_worse(history: History) -> str | None:
-    num = _RUNNING["getting_worse"]
-    if len(history.probed) <= num:
+    name, num = ("knn" if history.probed else "lidar"), _RUNNING["getting_worse"]
+    scores = history.scores(name)
+    if len(scores) <= num:
         return None
-    best = max(history.probed, key=lambda row: row["knn"])
-    limit = best["knn"] - 2 * best.get("knn_half", 1.0)
-    if any(row["knn"] >= limit for row in history.probed[-num:]):
+    best = max(scores, key=lambda score: score.value)
+    if any(score.value >= best.least for score in scores[-num:]):
         return None
+    said = "the online probe reads" if history.probed else "LiDAR is"
     return (
-        f"the online probe reads {history.probed[-1]['knn']:.3f}, under {limit:.3f} {num} times running; its best is "
-        f"{best['knn']:.3f} at step {best['step']:.0f}, checkpoints/best"
+        f"{said} {scores[-1].value:.3g}, {num} times running under {best.least:.3g}, twice the half-interval below its "
+        f"best, {best.value:.3g} at step {best.step:.0f}"
     )
 
 

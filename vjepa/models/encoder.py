@@ -131,9 +131,8 @@ class Encoder(nn.Module):
     def intermediate(self, video: Tensor, depths: Sequence[int], context_ids: Tensor | None = None) -> list[Tensor]:
         """Encode [B, 3, T, H, W] -> features [B, N, D] after each of the blocks `depths`, normed as at the end.
 
-        Of `context_ids` [B, K] alone: [B, K, D].
-
-        0 is the first block, -1 the last. Raises ValueError for a block that does not exist.
+        Of `context_ids` [B, K] alone: [B, K, D]. 0 is the first block, -1 the last. Raises ValueError for a block that
+        does not exist.
         """
         if any(not -self.depth <= depth < self.depth for depth in depths):
             raise ValueError(f"blocks {list(depths)}: this encoder has blocks 0 to {self.depth - 1}")

@@ -46,18 +46,19 @@ def evaluate_run(
 
     Returns what summary.json holds of it: {"measured": {"encoder": its name, "step": step}, "probes": {label: {"knn" |
     "linear": entry of `entries.to_dict`}}, "collapse": {"effective_rank", "feature_std", "num_features"} of val,
-    "num_unreadable", "unreadable"}. Raises UserError as `read_splits` does, where no clip can be read, and for features
-    that are not finite.
+    "untrained": the same of the untrained encoder where that is a baseline, else None, "num_unreadable", "unreadable"}.
+    Raises UserError as `read_splits` does, where no clip can be read, and for features that are not finite.
     """
     splits: dict[str, Split] = vars(read_splits(data, wanted.labels, wanted.group))
     readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
     encoder = encoder.to(device).eval()
     extractors = kinds_of_features(encoder, "", readout, wanted.baselines, seed)
-    banks = split_banks(splits, data, wanted.batch, extractors)
+    banks, rows = split_banks(splits, data, wanted.batch, extractors), splits["val"].rows
     return {
         "measured": {"encoder": wanted.encoder, "step": step},
         "probes": probe_labels(splits, banks, wanted),
-        "collapse": collapse(banks["val"][TRAINED], splits["val"].rows),
+        "collapse": collapse(banks["val"][TRAINED], rows),
+        "untrained": collapse(banks["val"]["random_init"], rows) if "random_init" in banks["val"] else None,
         **unreadable(
             f"{split.index.row(clip_id).uri}: {reason}"
             for name, split in splits.items()

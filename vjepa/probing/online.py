@@ -13,6 +13,7 @@ from vjepa.probing.banks import Extractor
 from vjepa.probing.closing import labelled, split_banks
 from vjepa.probing.comparison import TRAINED
 from vjepa.probing.extractors import Readout, encoder_extractor, untrained_extractor
+from vjepa.probing.metrics import wilson_interval
 from vjepa.probing.protocol import ProbeMethod, fit_probe
 from vjepa.probing.splits import Split, read_splits
 
@@ -40,6 +41,7 @@ class OnlineProbe:
         num = wanted.online_clips
         self.data, self.wanted, self.encoder = data, wanted, encoder
         self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
+        self.num_selection = len(self.splits["selection"].rows)
         self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
         found = self._accuracies(untrained_extractor(encoder, self.readout, seed))
         self.random_init = {f"{name}_random_init": value for name, value in found.items()}
@@ -48,7 +50,7 @@ class OnlineProbe:
         """Measure the encoder at the steps that `eval.every_steps` names; nothing at other steps.
 
         Returns `knn` (the mean over labels) and, of several labels, `knn_<label>`; each beside that of the untrained
-        encoder, `knn_random_init`.
+        encoder, `knn_random_init`. `knn_half` is half the 95 % interval of `knn`, as if it were of one label.
         """
         if step % (self.wanted.every_steps or step + 1):
             return {}
@@ -56,7 +58,8 @@ class OnlineProbe:
         self.encoder.eval()
         found = self._accuracies(encoder_extractor(self.encoder, "", self.readout))
         self.encoder.train(training)
-        return {**found, **self.random_init}
+        low, high = wilson_interval(found["knn"] * self.num_selection, self.num_selection)
+        return {**found, "knn_half": (high - low) / 2, **self.random_init}
 
     def _accuracies(self, extractor: Extractor) -> dict[str, float]:
         banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})

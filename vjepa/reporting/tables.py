@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from textwrap import fill
 from typing import Any, Final
 
 from vjepa.errors import UserError
-from vjepa.probing.metrics import COLLAPSED_RANK, COLLAPSED_STD, is_collapsed
+from vjepa.health.verdict import Verdict, has_collapsed
 from vjepa.run_folder import RunFolder
 
 # kinds of features in the order of the closing table
@@ -61,7 +62,10 @@ def closing_table(summary: Mapping[str, Any]) -> str:
     if "measured" in summary:
         lines.append("measured: {encoder}, step {step}".format(**summary["measured"]))
     if "collapse" in summary:
-        lines.append(_verdict(**summary["collapse"]))
+        lines.append(_collapse(summary["collapse"], summary.get("untrained")))
+    if "verdict" in summary:
+        ended = ", which ended it early" if summary["ended_early"] else ""
+        lines.append(fill(f"verdict{ended}: {Verdict(**summary['verdict'])}", 100, subsequent_indent="  "))
     if "final_loss" in summary:
         lines.append(f"final loss {summary['final_loss']:.6f} after {summary['steps']} steps")
     return "\n".join(lines)
@@ -101,11 +105,14 @@ def _short(value: float, digits: int) -> str:
     return text[1:] if text.startswith("0") else text
 
 
-def _verdict(effective_rank: float, feature_std: float, num_features: int) -> str:
-    facts = f"effective rank {effective_rank:.1f} of {num_features}, feature std {feature_std:.2f}"
-    if is_collapsed(effective_rank, feature_std):
-        return f"{facts}: COLLAPSED (rank under {COLLAPSED_RANK:g} or std under {COLLAPSED_STD:g})"
-    return f"{facts}: no collapse (rank at least {COLLAPSED_RANK:g}, std at least {COLLAPSED_STD:g})"
+def _collapse(features: Mapping[str, float], untrained: Mapping[str, float] | None) -> str:
+    """Tell rank and deviation, and how they stand to those of the untrained encoder, where that was measured."""
+    said = f"effective rank {features['effective_rank']:.1f} of {features['num_features']}"
+    std = f"feature std {features['feature_std']:.2f}"
+    if untrained is None:
+        return f"{said}, {std}"
+    said += f" (untrained {untrained['effective_rank']:.1f}), {std} ({untrained['feature_std']:.2f})"
+    return f"{said}: {'COLLAPSED' if has_collapsed(features, untrained) else 'no collapse'}"
 
 
 def probe_table(entry: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
 from vjepa.training.checkpoint import TrainingState
-from vjepa.training.monitor import Monitor
+from vjepa.training.monitor import HealthMonitor
 from vjepa.training.progress import Progress
 from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
@@ -41,7 +41,7 @@ def learn(
     step: TrainingStep,
     log: RunLog,
     probe: OnlineProbe | None,
-    monitor: Monitor,
+    monitor: HealthMonitor,
     state: TrainingState,
     stop: int,
 ) -> None:
@@ -50,9 +50,9 @@ def learn(
     pin = run.device.type == "cuda"
     loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
     bar = Progress(state.step, run.total_steps, run.progress)
-    if not log.rows and (untrained := monitor.measure_at(0)):
-        log.write(0, {}, measured=untrained)
     with interruptible() as interrupted:
+        if not log.rows and (untrained := monitor.measure_at(0)):
+            log.write(0, {}, measured=untrained)
         for number, batch in zip(steps, bar.waiting(loader), strict=True):
             # step
             is_logged = (number + 1) % every.log_every_steps == 0
@@ -76,6 +76,7 @@ def learn(
                 bar.say(str(monitor.verdict))
                 log.say(state.step, "verdict", str(monitor.verdict))
             ending = ending or monitor.ends_run
+            is_best = is_best or monitor.is_best(log.rows, every.save_every_steps)
 
             # save
             if saving or ending:

@@ -18,7 +18,7 @@ from vjepa import config
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.loader import eval_loader
 from vjepa.health import measures
-from vjepa.health.verdict import Row, judge
+from vjepa.health.verdict import Row, holds_its_best, judge
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.records import Observed
 from vjepa.training.step import TrainingStep
@@ -27,7 +27,7 @@ _FEWEST_CLIPS: Final = 2
 _MOST_NUMBERS: Final = 1 << 22  # of targets that are measured: of more, every n-th feature
 
 
-class Monitor:
+class HealthMonitor:
     """Measure the same clips at the steps that `monitor.every_steps` names, and judge all that was logged so far."""
 
     def __init__(
@@ -56,6 +56,16 @@ class Monitor:
         """Judge the rows of metrics.jsonl so far; tell whether the verdict is another one now."""
         before, self.verdict = self.verdict, judge(rows, self.total_steps)
         return before.state != self.verdict.state
+
+    def is_best(self, rows: Sequence[Row], save_every_steps: int) -> bool:
+        """Tell whether the checkpoint of the last row is the best one so far: the newest of those that LiDAR does not
+        tell to be worse. Never where the online probe says which is best.
+
+        Only steps that save a checkpoint whatever happens count, so that a run that was interrupted has the same best.
+        """
+        step = int(rows[-1]["step"]) if rows else 0
+        is_saved = step == self.total_steps or step % save_every_steps == 0
+        return self.settings.eval.every_steps is None and is_saved and holds_its_best(rows, self.total_steps)
 
     @property
     def ends_run(self) -> bool:

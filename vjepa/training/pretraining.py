@@ -33,7 +33,7 @@ from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
-from vjepa.training.monitor import Monitor, read_clips
+from vjepa.training.monitor import HealthMonitor, read_clips
 from vjepa.training.open_run import open_run
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
@@ -130,7 +130,7 @@ def _learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, stat
     run.folder.summary.unlink(missing_ok=True)  # of a run that was ended, and goes on with another monitor.stop_on
     log = run_log.RunLog(run.folder, state.step, settings.model_dump(mode="json") if settings.monitor.wandb else None)
     clips = read_clips(settings) if settings.monitor.every_steps else torch.empty(0)
-    monitor = Monitor(settings, clips, step, log.rows, run.total_steps)
+    monitor = HealthMonitor(settings, clips, step, log.rows, run.total_steps)
     learn(run, step, log, probe, monitor, state, stop)
     return monitor.ends_run
 
