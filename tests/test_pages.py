@@ -17,7 +17,7 @@ from vjepa.training import checkpoint
 from vjepa.training.optim import make_optimizer
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["config", "interop", "masking", "models", "objectives"]
+ROOMS = ["config", "health", "interop", "masking", "models", "objectives"]
 
 
 @pytest.fixture

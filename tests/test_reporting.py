@@ -30,6 +30,7 @@ def summary(collapse=(), **changes):
         "measured": {"encoder": "target_encoder", "step": 440},
         "probes": {label: {"knn": entry, "linear": entry} for label in ("label", "steps")},
         "collapse": {"effective_rank": 41.2, "feature_std": 0.71, "num_features": 192, **dict(collapse)},
+        "untrained": {"effective_rank": 52.0, "feature_std": 0.4, "num_features": 192},
         "num_unreadable": 0,
         **changes,
     }
@@ -48,9 +49,29 @@ def test_the_table_names_everything_within_100_columns():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("changes", [{"effective_rank": 1.4}, {"feature_std": 0.02}])
-def test_the_verdict_names_a_collapse(changes):
-    assert "COLLAPSED" in tables.closing_table(summary(changes))
+@pytest.mark.parametrize(
+    ("changes", "has_collapsed"),
+    [
+        ({"effective_rank": 1.4, "feature_std": 0.02}, True),
+        ({"effective_rank": 0.0}, True),
+        ({"effective_rank": 26.0, "feature_std": 0.04}, False),  # a game that is learned, of which 0.05 said otherwise
+        ({"effective_rank": 5.0}, False),  # never a rank alone
+    ],
+)
+def test_a_collapse_is_told_beside_the_untrained_encoder(changes, has_collapsed):
+    table = tables.closing_table(summary(changes))
+    assert ("COLLAPSED" in table) == has_collapsed and ("no collapse" in table) != has_collapsed
+    assert "(untrained 52.0)" in table
+    alone = tables.closing_table(summary(changes, untrained=None))
+    assert "COLLAPSED" not in alone and "no collapse" not in alone
+
+
+@pytest.mark.fast
+def test_the_verdict_of_the_monitor_is_told_with_its_advice():
+    verdict = {"state": "no_skill", "rule": "skill 0.01", "advice": "lower optim.lr " * 8, "step": 150}
+    table = tables.closing_table(summary(verdict=verdict, ended_early=True))
+    assert "verdict, which ended it early: step 150: no skill: skill 0.01; lower optim.lr" in table
+    assert max(map(len, table.splitlines())) <= 100
 
 
 @pytest.mark.fast

@@ -4,7 +4,8 @@ config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictur
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
 checkpoints/latest        a link to the newest
-checkpoints/best          a link to the one that measured best during training, where that was measured
+checkpoints/best          a link to the one that measured best during training, by the online probe; without one, to the
+                          newest that LiDAR of the monitor does not tell to be worse
 checkpoints/best.pth      the networks of `best`, else of `latest`, in one file (safetensors) to pass on
 """
 

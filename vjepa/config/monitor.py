@@ -34,7 +34,7 @@ class Monitor(Section):
         None,
         ge=4,
         description="clips that are measured, always the same ones: of data.selection, else of data.train; null: half "
-        "as many as a step has, 16 to 64, which costs under 1 % of the time of 50 steps",
+        "as many as a step has, 16 to 64, which costs about 1 % of the time of 50 steps",
     )
     stop_on: list[HealthState] = Field([], description="verdicts that end a run, such as [collapsing]")
     wandb: bool = Field(False, description="send all that TensorBoard gets to Weights & Biases too (extra `wandb`)")

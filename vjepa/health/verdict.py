@@ -22,6 +22,7 @@ FALLEN: Final = {"spread": 0.2, "feature_std": 0.2, "effective_rank": 0.25}  # o
 SINKING: Final = 1 / 3  # of the maximum of any of them: watch
 NO_SKILL: Final = 0.05
 ONLY_POSITIONS: Final = 0.9
+ALIKE: Final = 0.02  # deviation of features at which clips are hardly told apart
 LASTING: Final = 0.1  # of the run; what is low in warm-up is so for less
 OVERFIT: Final = 1.2
 _SHARP: Final = 3 * 1.4826  # median absolute deviations: 3 standard deviations of a normal distribution
@@ -190,8 +191,12 @@ def _partly_collapsed(history: History) -> str | None:
 
 
 def _only_positions(history: History) -> str | None:
+    """Look for targets that vary by place alone, in features that hardly tell clips apart: a background that stands
+    still makes the former by itself.
+    """
     shares, skills = history.lasts("position_share"), history.lasts("place_skill")
-    if not shares or min(shares) <= ONLY_POSITIONS or not skills or _is_skill(skills):
+    is_alike = history.last["feature_std"] < max(ALIKE, SINKING * history.best()["feature_std"])
+    if not shares or min(shares) <= ONLY_POSITIONS or not skills or _is_skill(skills) or not is_alike:
         return None
     return f"{shares[-1]:.0%} of the variance of targets is between places, and predictions tell no more than the place"
 
@@ -205,7 +210,7 @@ def _without_skill(history: History) -> str | None:
 
 def _is_skill(skills: Sequence[float]) -> bool:
     """Tell whether there is some, or it is on its way: it rose twice running."""
-    return max(skills) >= NO_SKILL or min(after - before for before, after in pairwise(skills[-3:])) > 0.01
+    return max(skills) >= NO_SKILL or min(after - before for before, after in pairwise(skills[-3:])) > 0.001
 
 
 def _overfitting(history: History) -> str | None:
