@@ -94,8 +94,8 @@ class Eval(Section):
     every_steps: int | None = Field(
         None,
         ge=1,
-        description="a k-NN probe on selection clips after so many steps; its best is checkpoints/best. null: never, and "
-        "LiDAR of the monitor tells which is best",
+        description="a k-NN probe on selection clips after so many steps; its best is checkpoints/best. null: never, "
+        "and the monitor tells by LiDAR which is best",
     )
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
 
