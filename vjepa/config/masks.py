@@ -17,6 +17,17 @@ class RatioMask(Section):
         None, gt=0, lt=1, description="share that is hidden at the end of training (linear); null: ratio throughout"
     )
     ratio_stages: int = Field(8, ge=2, description="equally long stages on the way from ratio to final_ratio")
+    predicted_ratio: float = Field(
+        1.0, gt=0, le=1, description="share of what is hidden that is predicted, at random; less of it is less work"
+    )
+
+    def num_hidden(self, num_places: int) -> int:
+        """Count the places that are hidden of so many: at least one, and at least one is left."""
+        return min(max(round(self.ratio * num_places), 1), num_places - 1)
+
+    def num_predicted(self, num_places: int) -> int:
+        """Count the hidden places that are predicted, at least one."""
+        return max(round(self.predicted_ratio * self.num_hidden(num_places)), 1)
 
 
 class TubeMask(RatioMask):

@@ -15,26 +15,19 @@ from vjepa.records import TokenGrid, TokenMask
 ASPECT = (0.75, 1.5)  # height over width of the rectangles (V-JEPA)
 
 
-def num_hidden_cells(mask: config.TubeMask, grid: TokenGrid) -> int:
-    """Count the cells that `mask` hides in every time slot: at least one, and at least one is left.
+def draw(mask: config.TubeMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
+    """Draw one mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * predicted].
 
-    Raises UserError for a grid of a single cell, which cannot be split into context and target.
+    Together they are the grid, where all that is hidden is predicted. Raises UserError for a grid of a single cell,
+    which cannot be split into context and target.
     """
     require_cells(grid)
-    return min(max(round(mask.ratio * grid.cells), 1), grid.cells - 1)
-
-
-def draw(mask: config.TubeMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """Draw one mask per generator: context_ids [B, t * (cells - hidden)] and target_ids [B, t * hidden].
-
-    Together they are the grid.
-    """
-    hidden = num_hidden_cells(mask, grid)
+    hidden = mask.num_hidden(grid.cells)
     key, places = uniforms(rngs, grid.cells, mask.num_blocks * blocks.NUM_UNIFORMS)
     if mask.num_blocks:
         # the share of one rectangle, so that the expected union is about the cells to hide
         share = 1 - (1 - hidden / grid.cells) ** (1 / mask.num_blocks)
         inside = blocks.union_depth(places, grid, (share, share), ASPECT)[:, 0]
         key = key - inside  # depths differ by whole numbers: chance breaks ties
-    context, target = cut(key, grid.cells - hidden, hidden)
+    context, target = cut(key, grid.cells - hidden, mask.num_predicted(grid.cells))
     return TokenMask(torch.from_numpy(tubes(context, grid)), torch.from_numpy(tubes(target, grid)))

@@ -14,7 +14,9 @@ from vjepa.records import TokenGrid, TokenMask
 
 
 def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Generator]) -> TokenMask:
-    """Draw one mask per generator: target_ids [B, ratio * N] (rounded), context_ids the rest; neither is empty.
+    """Draw one mask per generator: context_ids and target_ids, neither of them empty.
+
+    Of N tokens ratio * N (rounded) are hidden. The rest is context, and `predicted_ratio` of them are targets.
 
     Raises UserError for a grid of a single token.
     """
@@ -22,7 +24,6 @@ def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Gene
         raise UserError(
             "kind: a grid of one token has nothing to hide; use a larger data.crop_px or a smaller model.patch_px"
         )
-    hidden = min(max(round(mask.ratio * grid.num_tokens), 1), grid.num_tokens - 1)
     (key,) = uniforms(rngs, grid.num_tokens)
-    context, target = cut(key, grid.num_tokens - hidden, hidden)
+    context, target = cut(key, grid.num_tokens - mask.num_hidden(grid.num_tokens), mask.num_predicted(grid.num_tokens))
     return TokenMask(torch.from_numpy(context), torch.from_numpy(target))
