@@ -174,11 +174,35 @@ class Jepa(nn.Module):
         contexts = self.encoder.encode_sets(patches, [mask.context_ids for mask in masks])
         means = self._prediction_means(patches, contexts, masks) if self.objective.predicts else {}
         if self.objective.embeds:
-            pooled = torch.stack([context.mean(dim=1) for context in contexts])
-            views = rearrange(pooled, "m (b c) d -> (m c) b d", c=self.settings.data.clips_per_decode)
-            means |= embedding_terms(self.objective, self.projector(views), directions)
+            views = self._embeddings(contexts)
+            means |= embedding_terms(self.objective, views, directions)
+            if self.objective.reversal and video.shape[2] > 1:
+                odd = self._time_odd(video, masks, views)
+                terms = embedding_terms(self.objective, odd, directions)
+                means |= {f"reversal_{name}": term for name, term in terms.items()}
         weights = {"context": context_weight, **self.objective.weights}
         return {"loss": torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), **means}
+
+    def _embeddings(self, contexts: Sequence[Tensor]) -> Tensor:
+        """Pool and project the context features of M views, [B C, Kc, levels * D] each -> [M C, B, E].
+
+        C crops of each of B clips are views too.
+        """
+        pooled = torch.stack([context.mean(dim=1) for context in contexts])
+        views = rearrange(pooled, "m (b c) d -> (m c) b d", c=self.settings.data.clips_per_decode)
+        embeddings: Tensor = self.projector(views)
+        return embeddings
+
+    def _time_odd(self, video: Tensor, masks: Sequence[TokenMask], views: Tensor) -> Tensor:
+        """Give the part of embeddings that changes its sign when the clip is played backwards: [M C, B, E] -> [R C, B,
+        E], of the first half of the mask sets, R.
+
+        What a single frame shows is in neither; of independent embeddings its variance is that of one.
+        """
+        half = masks[: -(-len(masks) // 2)]
+        patches = patchify(video.flip(2), self.encoder.model)
+        backwards = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in half]))
+        return (views[: len(backwards)] - backwards) / math.sqrt(2)
 
     def _prediction_means(
         self, patches: Patches, contexts: Sequence[Tensor], masks: Sequence[TokenMask]

@@ -53,6 +53,12 @@ class Objective(Section):
         ge=0,
         description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA)",
     )
+    reversal: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the terms over embeddings for what changes in them when a clip is played backwards: a "
+        "scene that stands still cannot satisfy them; of a single frame there are none",
+    )
     vicreg_invariance: float = Field(
         0.0, ge=0, description="weight of the squared distance of predictions to targets (VICReg eq. 5)"
     )
@@ -83,14 +89,18 @@ class Objective(Section):
     @property
     def weights(self) -> dict[str, float]:
         """Give the name of a term, as it is logged -> its weight; that of `context` changes with the step."""
-        return {
-            "prediction": self.prediction,
-            "cycle": self.cycle,
+        embedding = {
             "view_invariance": self.view_invariance,
-            "invariance": self.vicreg_invariance,
             "variance": self.vicreg_variance,
             "covariance": self.vicreg_covariance,
             "sigreg": self.sigreg,
+        }
+        return {
+            "prediction": self.prediction,
+            "cycle": self.cycle,
+            "invariance": self.vicreg_invariance,
+            **embedding,
+            **{f"reversal_{name}": self.reversal * weight for name, weight in embedding.items()},
         }
 
     @property
