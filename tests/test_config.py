@@ -119,6 +119,8 @@ def test_run_folder_is_named_after_the_config(load) -> None:
 
 # What else a config says that an override goes wrong with.
 NEXT_TO = {
+    "objective={prediction: 0, targets: none}": "masks: [{}]\n",
+    "objective={view_invariance: 1, sigreg: 1}": "masks: [{}]\n",
     "data.global_batch=1": "objective: {sigreg: 1}\n",
     "objective.cycle=1": "model: {predictor: {out_width: 9}}\n",
     "objective.targets=pixels": "model: {levels: 4, level_norms: true}\n",
@@ -185,11 +187,18 @@ NEXT_TO = {
         ),
         ("objective.teacher=x", "objective.teacher: targets: ema has none; set targets: frozen, or leave it out"),
         (
-            "objective.targets=none",
+            "objective={targets: none, vicreg_variance: 0}",
             "objective.sigreg: the same features for all clips would be perfect here (collapse); give sigreg "
             "or vicreg_variance a weight",
         ),
-        ("objective.prediction=0", "objective.prediction: nothing is predicted, and no views have to agree"),
+        (
+            "objective={prediction: 0, view_invariance: 0}",
+            "objective.prediction: nothing is predicted, and no views have to agree",
+        ),
+        (
+            "objective={prediction: 0, targets: none}",
+            "objective.prediction: nothing is predicted, and no views have to agree",
+        ),
         (
             "objective={prediction: 0, view_invariance: 1, sigreg: 1}",
             "objective.targets: nothing is predicted, so ema is of no use; set targets: none",
@@ -200,10 +209,13 @@ NEXT_TO = {
             "data.clips_per_decode: 2",
         ),
         (
-            "objective={view_invariance: 1}",
+            "objective={view_invariance: 1, vicreg_variance: 0}",
             "objective.sigreg: the same features for all clips would be perfect here (collapse)",
         ),
-        ("objective.projector_widths=[64]", "objective.projector_widths: no term reads embeddings"),
+        (
+            "objective={projector_widths: [64], view_invariance: 0, vicreg_variance: 0, vicreg_covariance: 0}",
+            "objective.projector_widths: no term reads embeddings",
+        ),
         ("objective={sigreg: 1, projector_widths: [0]}", "objective.projector_widths: widths are 1 or more, got [0]"),
         (
             "objective={targets: pixels, cycle: 1}",
@@ -297,3 +309,20 @@ def test_the_width_of_predicted_pixels_is_filled_in_and_reads_back(load, tmp_pat
     assert settings.model.predictor.out_width == 3 * 2 * 8 * 8
     (tmp_path / "again.yaml").write_text(config.dump(settings))
     assert config.load(str(tmp_path / "again.yaml")) == settings
+
+
+@pytest.mark.parametrize(
+    ("batch", "width", "lr"), [(32, 192, 1e-3), (4096, 192, 1e-3), (8, 192, 5e-4), (32, 768, 5e-4), (32, 96, 1e-3)]
+)
+def test_the_learning_rate_follows_batch_and_width_where_none_is_given(load, batch: int, width: int, lr: float) -> None:
+    shape = f"model: {{encoder: {{width: {width}, heads: 3}}}}\n"
+    settings = load(f"data.global_batch={batch}", text=MINIMAL.replace(", lr: 1e-4", "") + shape)
+    assert settings.optim.lr == pytest.approx(lr)
+    assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
+
+
+def test_views_agree_where_there_are_several_and_something_keeps_clips_apart(load) -> None:
+    assert load("objective.loss=l1").objective.view_invariance == 1
+    assert load("masks=[{ratio: .75}]").objective.view_invariance == 0
+    assert load("objective={vicreg_variance: 0, vicreg_covariance: 0}").objective.view_invariance == 0
+    assert load("objective.view_invariance=.3").objective.view_invariance == 0.3

@@ -10,7 +10,7 @@ from vjepa import config
 from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.models.encoder import VisionTransformer, patchify
-from vjepa.objectives import sigreg
+from vjepa.objectives import sigreg, vicreg
 
 SETTINGS = config.validate(
     {
@@ -22,7 +22,13 @@ SETTINGS = config.validate(
             "encoder": {"width": 48, "depth": 2, "heads": 2},
             "predictor": {"width": 24, "depth": 2, "heads": 2},
         },
-        "objective": {"loss": "smooth_l1", "vicreg_variance": 0.1, "vicreg_covariance": 0.01},
+        "objective": {
+            "loss": "smooth_l1",
+            "view_invariance": 0,
+            "vicreg_variance": 0.1,
+            "vicreg_covariance": 0.01,
+            "reversal": 0,
+        },
         "optim": {"total_steps": 8, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
     },
     "test",
@@ -395,3 +401,24 @@ def test_sigreg_keeps_one_encoder_from_collapsing() -> None:
             optimizer.zero_grad()
         spread[weight] = model.encoder(video).mean(dim=1).std(dim=0).mean().item()
     assert spread[1e-9] < 0.1 and spread[0.05] > 0.4
+
+
+@pytest.mark.fast
+def test_what_a_clip_played_backwards_does_not_change_is_no_part_of_the_reversed_terms() -> None:
+    """Against a plain twin; a clip that stands still has an odd part of 0, and an image has no such terms."""
+    settings = variant(objective={"reversal": 0.5, "view_invariance": 1})
+    model = build(settings)
+    video, masks = step_inputs(model, 0)
+    terms = model(video, masks)
+    forwards, backwards = (model.encoder(one, masks[0].context_ids).mean(1) for one in (video, video.flip(2)))
+    odd = (forwards - backwards)[None] / 2**0.5
+    torch.testing.assert_close(terms["reversal_variance"], vicreg.variance(odd))
+    torch.testing.assert_close(terms["reversal_covariance"], vicreg.covariance(odd))
+    plain = {"prediction": 1, "view_invariance": 1, "variance": 0.1, "covariance": 0.01}
+    weights = plain | {"reversal_view_invariance": 0.5, "reversal_variance": 0.05, "reversal_covariance": 0.005}
+    assert terms.keys() == weights.keys() | {"loss"}
+    torch.testing.assert_close(terms["loss"], sum(weight * terms[name] for name, weight in weights.items()))
+    still = model(video[:, :, :1].expand_as(video), masks)
+    assert still["reversal_covariance"] == 0 and still["reversal_variance"].item() == pytest.approx(0.99, abs=1e-3)
+    image, image_masks = step_inputs(model, 0, num_frames=1)
+    assert not any(name.startswith("reversal") for name in model(image, image_masks))

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 
 from vjepa.config import TubeMask
+from vjepa.config.masks import MASK_KINDS
 from vjepa.counter_rng import generator
 from vjepa.masking.draw import plan
-from vjepa.masking.tube import num_hidden_cells
 from vjepa.records import TokenGrid, TokenMask
 
 pytestmark = pytest.mark.fast
@@ -25,7 +25,7 @@ def draw(mask: TubeMask, grid: TokenGrid, num_clips: int) -> TokenMask:
 )
 def test_context_and_targets_divide_the_grid_exactly(mask: TubeMask, grid: TokenGrid) -> None:
     drawn = draw(mask, grid, 5)
-    assert drawn.target_ids.shape == (5, grid.t * num_hidden_cells(mask, grid))
+    assert drawn.target_ids.shape == (5, grid.t * min(max(round(mask.ratio * grid.cells), 1), grid.cells - 1))
     both = torch.cat([drawn.context_ids, drawn.target_ids], dim=1).sort().values
     assert torch.equal(both, torch.arange(grid.num_tokens).expand(5, -1))
 
@@ -63,3 +63,19 @@ def test_blocks_are_rectangles_but_for_the_trim() -> None:
     assert agreement(TubeMask(ratio=0.5, num_blocks=2)) > 0.85 > 0.6 > agreement(TubeMask(ratio=0.5))
     hidden = draw(TubeMask(ratio=0.25, num_blocks=1), grid, 50).target_ids
     assert (hidden // 12).amax(1).sub((hidden // 12).amin(1)).max() < 9  # the rectangle itself, not what is around it
+
+
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_a_part_of_what_is_hidden_may_be_predicted(kind: str) -> None:
+    """The context is that of the whole mask; each hidden token is as often a target as any other."""
+    grid = TokenGrid(2, 4, 4)
+    whole, part = (
+        plan([MASK_KINDS[kind](kind=kind, ratio=0.75, predicted_ratio=share)], grid) for share in (1.0, 0.25)
+    )
+    (all_of,), (some,) = (one.draw(400, 0, 0, 0, 1) for one in (whole, part))
+    assert torch.equal(all_of.context_ids, some.context_ids)
+    assert all_of.target_ids.shape[1] == 24 and some.target_ids.shape[1] == 6
+    for wanted, given in zip(some.target_ids.tolist(), all_of.target_ids.tolist(), strict=True):
+        assert set(wanted) <= set(given)
+    counts = torch.bincount(some.target_ids.flatten(), minlength=grid.num_tokens)
+    assert counts.min() > 40 and counts.max() < 115  # 75 each on average, deviation about 8

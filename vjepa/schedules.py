@@ -23,13 +23,13 @@ def linear(step: int, total: int, start: float, end: float) -> float:
 
 
 def learning_rate(step: int, total: int, optim: config.Optim) -> float:
-    """Rise linearly from `start_lr` over `warmup_steps`, never from 0; then follow a cosine or a line to `final_lr`."""
-    warmup = optim.warmup_steps
+    """Rise linearly from `start_lr` over the warm-up, never from 0; then follow a cosine or a line to `final_lr`."""
+    warmup = total // 10 if optim.warmup_steps is None else optim.warmup_steps
     if step < warmup:
-        return optim.start_lr + (optim.lr - optim.start_lr) * (step + 1) / (warmup + 1)
+        return optim.start_lr + (optim.peak_lr - optim.start_lr) * (step + 1) / (warmup + 1)
     if optim.lr_shape == "linear":
-        return optim.lr + (optim.final_lr - optim.lr) * progress(step, warmup, total)
-    return cosine(step, warmup, total, optim.lr, optim.final_lr)
+        return optim.peak_lr + (optim.final_lr - optim.peak_lr) * progress(step, warmup, total)
+    return cosine(step, warmup, total, optim.peak_lr, optim.final_lr)
 
 
 def laid_out(total: int, optim: config.Optim) -> int:

@@ -21,14 +21,6 @@ class RatioMask(Section):
         1.0, gt=0, le=1, description="share of what is hidden that is predicted, at random; less of it is less work"
     )
 
-    def num_hidden(self, num_places: int) -> int:
-        """Count the places that are hidden of so many: at least one, and at least one is left."""
-        return min(max(round(self.ratio * num_places), 1), num_places - 1)
-
-    def num_predicted(self, num_places: int) -> int:
-        """Count the hidden places that are predicted, at least one."""
-        return max(round(self.predicted_ratio * self.num_hidden(num_places)), 1)
-
 
 class TubeMask(RatioMask):
     """Hide the same cells at every time (VideoMAE; V-JEPA section 3.2)."""

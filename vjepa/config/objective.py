@@ -48,13 +48,14 @@ class Objective(Section):
     projector_widths: list[int] = Field(
         [], description="layers between pooled features and embeddings (LeJEPA, VICReg's expander); []: none"
     )
-    view_invariance: float = Field(
-        0.0,
+    view_invariance: float | None = Field(
+        None,
         ge=0,
-        description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA)",
+        description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA); null: 1 where "
+        "a clip has several views and something keeps embeddings apart",
     )
     reversal: float = Field(
-        0.0,
+        1.0,
         ge=0,
         description="weight of the terms over embeddings for what changes in them when a clip is played backwards: a "
         "scene that stands still cannot satisfy them; of a single frame there are none",
@@ -63,10 +64,10 @@ class Objective(Section):
         0.0, ge=0, description="weight of the squared distance of predictions to targets (VICReg eq. 5)"
     )
     vicreg_variance: float = Field(
-        0.0, ge=0, description="weight of the hinge on the standard deviation of embeddings over clips (VICReg eq. 1)"
+        1.0, ge=0, description="weight of the hinge on the standard deviation of embeddings over clips (VICReg eq. 1)"
     )
     vicreg_covariance: float = Field(
-        0.0, ge=0, description="weight of the off-diagonal covariance of embeddings over clips (VICReg eq. 3)"
+        0.8, ge=0, description="weight of the off-diagonal covariance of embeddings over clips (VICReg eq. 3)"
     )
     sigreg: float = Field(
         0.0,
@@ -87,10 +88,15 @@ class Objective(Section):
         return any((self.view_invariance, self.vicreg_variance, self.vicreg_covariance, self.sigreg))
 
     @property
+    def keeps_apart(self) -> bool:
+        """Tell whether any term keeps the embeddings of different clips apart."""
+        return bool(self.sigreg or self.vicreg_variance)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Give the name of a term, as it is logged -> its weight; that of `context` changes with the step."""
         embedding = {
-            "view_invariance": self.view_invariance,
+            "view_invariance": self.view_invariance or 0.0,
             "variance": self.vicreg_variance,
             "covariance": self.vicreg_covariance,
             "sigreg": self.sigreg,
@@ -123,7 +129,7 @@ class Objective(Section):
             raise ValueError("teacher: targets: frozen needs one; name a run, a checkpoint or a weights file")
         if self.targets != "frozen" and self.teacher is not None:
             raise ValueError(f"teacher: targets: {self.targets} has none; set targets: frozen, or leave it out")
-        if not self.predicts and not self.view_invariance:
+        if not self.predicts and self.view_invariance == 0:
             raise ValueError(
                 "prediction: nothing is predicted, and no views have to agree; give prediction or "
                 "view_invariance a weight"
@@ -133,7 +139,7 @@ class Objective(Section):
                 f"targets: nothing is predicted, so {self.targets} is of no use; set targets: none, or give "
                 "prediction a weight"
             )
-        if (self.targets == "none" or self.view_invariance) and not (self.sigreg or self.vicreg_variance):
+        if (self.targets == "none" or self.view_invariance) and not self.keeps_apart:
             raise ValueError(
                 "sigreg: the same features for all clips would be perfect here (collapse); give sigreg or "
                 "vicreg_variance a weight"

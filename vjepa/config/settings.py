@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -52,13 +53,20 @@ class Optim(Section):
 
     total_steps: int | None = Field(None, ge=1, description="length of the run; give this or epochs")
     epochs: float | None = Field(None, gt=0, description="length in passes over data.train; give this or total_steps")
-    lr: float = Field(1e-3, gt=0, description="learning rate after warm-up, for the configured global batch")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate after warm-up, for the configured global batch; null: 1e-3 for 32 clips or more and "
+        "a width of 192, by the root of the batch less for fewer, by the root of the width less for wider encoders",
+    )
     final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step")
     lr_shape: Literal["cosine", "linear"] = Field(
         "cosine", description="way from lr to final_lr; V-JEPA 2's cool-down is linear"
     )
     start_lr: float = Field(0.0, ge=0, description="learning rate that warm-up starts from")
-    warmup_steps: int = Field(0, ge=0, description="linear rise from start_lr to lr")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="linear rise from start_lr to lr; null: a tenth of what schedules are laid out over"
+    )
     schedule_stretch: float = Field(
         1.0, ge=1, description="schedules are laid out over so many times the run and cut where it ends (V-JEPA: 1.25)"
     )
@@ -68,6 +76,13 @@ class Optim(Section):
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: none")
     ema_decay: float = Field(0.998, ge=0, le=1, description="share of the target encoder that stays at each step")
     final_ema_decay: float = Field(1.0, ge=0, le=1, description="the same at the last step (linear)")
+
+    @property
+    def peak_lr(self) -> float:
+        """Give `lr` as `Config` has resolved it."""
+        if self.lr is None:
+            raise ValueError("lr: null stands for a function of batch and width, which only a whole config knows")
+        return self.lr
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -104,7 +119,10 @@ class Config(Section):
     run: Run = Run()
     data: Data
     masks: list[MaskSet] = Field(
-        [TubeMask()], min_length=1, max_length=16, description="mask sets; each is predicted in every step"
+        [TubeMask(ratio=0.9, predicted_ratio=0.25)] * 4,
+        min_length=1,
+        max_length=16,
+        description="mask sets; each is predicted in every step",
     )
     model: Model = Model()
     objective: Objective = Objective()
@@ -117,7 +135,7 @@ class Config(Section):
         self._check_choices()
         self._check_views()
         self._check_sizes()
-        return self._with_out_width()
+        return self._with_view_invariance()._with_lr()._with_out_width()
 
     def _check_choices(self) -> None:
         """Check that what one section asks for is there in the others."""
@@ -180,6 +198,28 @@ class Config(Section):
                 raise ValueError(
                     f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more"
                 )
+
+    def _with_view_invariance(self) -> Self:
+        """Set the weight of agreement between views where none is given; see `Objective.view_invariance`."""
+        objective = self.objective
+        if objective.view_invariance is not None:
+            return self
+        agree = len(self.masks) * self.data.clips_per_decode > 1 and objective.keeps_apart
+        if not agree and not objective.predicts:
+            raise ValueError(
+                "objective.prediction: nothing is predicted, and no views have to agree; give prediction a weight, or "
+                "masks a second set"
+            )
+        changed = objective.model_copy(update={"view_invariance": float(agree)})
+        return self.model_copy(update={"objective": changed})
+
+    def _with_lr(self) -> Self:
+        """Set the learning rate where none is given; see `Optim.lr`. A network of timm counts as of width 768."""
+        if self.optim.lr is not None:
+            return self
+        width = self.model.known_width or 768
+        lr = 1e-3 * math.sqrt(min(1.0, self.data.global_batch / 32) * min(1.0, 192 / width))
+        return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": float(f"{lr:.3g}")})})
 
     def _with_out_width(self) -> Self:
         """Set the width of predictions where it is that of pixels, and check it elsewhere.

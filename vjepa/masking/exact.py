@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from einops import rearrange
 
+from vjepa import config
 from vjepa.errors import UserError
 from vjepa.records import TokenGrid
 
@@ -18,6 +19,12 @@ def require_cells(grid: TokenGrid) -> None:
             f"kind: a grid of {grid.h}x{grid.w} cells has nothing to hide; use a larger data.crop_px or a "
             "smaller model.patch_px"
         )
+
+
+def counts(mask: config.RatioMask, num_places: int) -> tuple[int, int]:
+    """Count the places, of so many, that are context and those that are predicted; neither is 0."""
+    hidden = min(max(round(mask.ratio * num_places), 1), num_places - 1)
+    return num_places - hidden, max(round(mask.predicted_ratio * hidden), 1)
 
 
 def uniforms(rngs: Sequence[np.random.Generator], *sizes: int) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.masking.exact import cut, uniforms
+from vjepa.masking.exact import counts, cut, uniforms
 from vjepa.records import TokenGrid, TokenMask
 
 
@@ -25,5 +25,5 @@ def draw(mask: config.RandomMask, grid: TokenGrid, rngs: Sequence[np.random.Gene
             "kind: a grid of one token has nothing to hide; use a larger data.crop_px or a smaller model.patch_px"
         )
     (key,) = uniforms(rngs, grid.num_tokens)
-    context, target = cut(key, grid.num_tokens - mask.num_hidden(grid.num_tokens), mask.num_predicted(grid.num_tokens))
+    context, target = cut(key, *counts(mask, grid.num_tokens))
     return TokenMask(torch.from_numpy(context), torch.from_numpy(target))

@@ -15,7 +15,7 @@ def make_optimizer(model: nn.Module, optim: config.Optim) -> torch.optim.AdamW:
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "decayed": True},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "decayed": False, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=optim.peak_lr, betas=optim.betas, fused=True)
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, optim: config.Optim, step: int, total: int) -> None:
