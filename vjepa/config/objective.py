@@ -51,8 +51,8 @@ class Objective(Section):
     view_invariance: float | None = Field(
         None,
         ge=0,
-        description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA); null: 1 "
-        "where a clip has several and something keeps embeddings apart",
+        description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA); null: "
+        "1 where a clip has several and something keeps embeddings apart",
     )
     reversal: float = Field(
         1.0,
