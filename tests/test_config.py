@@ -322,7 +322,7 @@ def test_the_learning_rate_follows_batch_and_width_where_none_is_given(load, bat
 
 
 def test_views_agree_where_there_are_several_and_something_keeps_clips_apart(load) -> None:
-    assert load("objective.loss=l1").objective.view_invariance == 1
+    assert load("objective.loss=l1").objective.view_invariance == 0.2
     assert load("masks=[{ratio: .75}]").objective.view_invariance == 0
     assert load("objective={vicreg_variance: 0, vicreg_covariance: 0}").objective.view_invariance == 0
     assert load("objective.view_invariance=.3").objective.view_invariance == 0.3

@@ -52,7 +52,7 @@ class Objective(Section):
         None,
         ge=0,
         description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA); null: "
-        "1 where a clip has several and something keeps embeddings apart",
+        ".2 where a clip has several and something keeps embeddings apart",
     )
     reversal: float = Field(
         1.0,

@@ -72,7 +72,7 @@ class Optim(Section):
     )
     weight_decay: float = Field(0.04, ge=0, description="AdamW decay of matrices; biases and norms have none")
     final_weight_decay: float = Field(0.04, ge=0, description="weight decay at the last step (cosine)")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moments (V-JEPA: .9 and .999)")
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm; null: none")
     ema_decay: float = Field(0.998, ge=0, le=1, description="share of the target encoder that stays at each step")
     final_ema_decay: float = Field(1.0, ge=0, le=1, description="the same at the last step (linear)")
@@ -210,7 +210,7 @@ class Config(Section):
                 "objective.prediction: nothing is predicted, and no views have to agree; give prediction a weight, or "
                 "masks a second set"
             )
-        changed = objective.model_copy(update={"view_invariance": float(agree)})
+        changed = objective.model_copy(update={"view_invariance": 0.2 if agree else 0.0})
         return self.model_copy(update={"objective": changed})
 
     def _with_lr(self) -> Self:
