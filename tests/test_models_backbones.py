@@ -124,7 +124,7 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
 @every_backbone
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_target_encoder_follows_and_each_measures_its_own_statistics(name: str, dtype: torch.dtype) -> None:
-    run = settings(name)
+    run = settings(name, objective={"reversal": 0})  # which is a second batch
     jepa = build(run)
     before = {key: tensor.clone() for key, tensor in jepa.target_encoder.state_dict().items()}
     step = step_of(run, jepa, dtype, 3)

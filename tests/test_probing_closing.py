@@ -171,7 +171,8 @@ def test_shuffled_frames_fail_where_the_order_of_time_tells_classes_apart(monkey
     monkeypatch.setattr(extractors, "untrained", lambda encoder, seed: encoder)
     wanted = config.Config(
         data=config.Data(train="clips.parquet", num_frames=4, crop_px=16),
-        optim=config.Optim(total_steps=1),
+        objective=config.Objective(view_invariance=0),
+        optim=config.Optim(total_steps=1, lr=1e-3),
         eval=config.Eval(batch=16, baselines=["random_init", "pixels", "motion_energy", "shuffled_frames"]),
     )
     found = closing.evaluate_run(wanted.data, wanted.eval, Brightness(), 0, 12, torch.device("cpu"), torch.float32)
