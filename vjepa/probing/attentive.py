@@ -76,7 +76,7 @@ class StackedHeads:
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
         self.first, self.device, self.dtype = first, device, dtype
-        self.weights = {name: weight[None].to(device) for name, weight in first.state_dict().items()}
+        self.weights: dict[str, Tensor] = {name: weight[None].to(device) for name, weight in first.state_dict().items()}
         self.take([0] * num)
 
     def parameters(self) -> list[list[nn.Parameter]]:

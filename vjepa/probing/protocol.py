@@ -22,7 +22,6 @@ from vjepa.probing.linear_start import MeanTokens, linear_start
 from vjepa.probing.metrics import Classes, Floats
 
 Mode = Literal["knn", "linear", "attentive"]
-Watch = Callable[[Iterable[Any]], Iterable[Any]]
 ATTENTION_HEADS: Final = 16  # of every published probe, whatever the width
 _READ_TOKENS: Final = 1 << 25  # numbers of tokens that are read at a time where nothing is learned
 
@@ -149,7 +148,7 @@ def fit_probe(
     train: Examples,
     selection: Examples,
     tests: Sequence[Examples],
-    watch: Watch = iter,
+    watch: sweep.Watch = iter,
     inputs: Inputs | None = None,
     with_head: bool = True,
 ) -> FittedProbe:
@@ -241,7 +240,7 @@ def _linear_head(method: ProbeMethod, model: linear.LinearModel, prepared: Float
 
 
 def _attentive(
-    method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: Watch
+    method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: sweep.Watch
 ) -> FittedProbe:
     """Train the sweep. Every epoch sees one view of each training clip, the next epoch the next view."""
     names, ids = np.unique(train.classes, return_inverse=True)
@@ -251,15 +250,16 @@ def _attentive(
     def tokens(epoch: int, places: np.ndarray) -> Tensor:
         return train.tokens(places, epoch % train.num_views, method.device)
 
-    def judge(heads: Heads) -> list[tuple[float, float]]:
-        """Count right answers; on few clips several heads tie, and the one surer of the true classes is better."""
-        right, sure = np.zeros(0), np.zeros(0)
+    def judge(heads: Heads) -> list[sweep.Merit]:
+        """Measure every head on the selection clips, of which a head that diverged gets none right."""
+        right, sure = np.zeros(1), np.zeros(1)
         for places, shares in _predictions(heads, selection, method.device):
             truth = selection.classes[places]
-            right = (names[shares.argmax(-1)] == truth).sum(1) + (right if len(right) else 0)
-            sure = np.where(truth[:, None] == names, shares, 0.0).sum((1, 2)) + (sure if len(sure) else 0)
+            finite = np.isfinite(shares.sum(-1))
+            right = right + ((names[shares.argmax(-1)] == truth) & finite).sum(1)
+            sure = sure + np.where((truth[:, None] == names) & finite[..., None], shares, 0.0).sum((1, 2))
         num = len(selection.places)
-        return list(zip((right / num).tolist(), (np.nan_to_num(sure) / num).tolist(), strict=True))
+        return list(zip((right / num).tolist(), (sure / num).tolist(), strict=True))
 
     clips = sweep.Clips(tokens, train.bank.values.shape[2], torch.from_numpy(ids).to(method.device))
     found = sweep.train(heads, method.grid, clips, judge, watch)

@@ -8,6 +8,7 @@ heads have trained the longest.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -33,9 +34,12 @@ _STEPS_PER_EPOCH: Final = 16  # at the least, as far as clips go: few clips must
 _FIRST_ROUND: Final = 40  # steps
 _WARMUP: Final = 10  # steps of a round
 _PATIENCE: Final = 2  # rounds that bring nothing, though the last was as long as all before it
+_LEAST_STEPS: Final = 600  # of the best heads, for attention is slow to form
 _BUDGET: Final = 400  # passes of one head over the train clips, all heads together: 20 heads for 20 epochs
 
 Setting = dict[str, float]
+# share of right answers on the selection clips, then the probability of the true classes, which decides among equals
+Merit = tuple[float, float]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -96,35 +100,49 @@ def choose(predicted: Mapping[float, Classes], truth: Classes) -> float:
     return max(predicted, key=lambda setting: int(np.sum(predicted[setting] == truth)))
 
 
-def train(
-    heads: Heads, grid: Grid, clips: Clips, judge: Callable[[Heads], list[tuple[float, float]]], watch: Watch = iter
-) -> Chosen:
+def train(heads: Heads, grid: Grid, clips: Clips, judge: Callable[[Heads], list[Merit]], watch: Watch = iter) -> Chosen:
     """Train one head for each of `grid.settings` until none gets better, and give the best; the start counts.
 
-    heads: as many, all equal. judge: each head's share of right answers on the selection clips, then the probability
-    that it gives the true classes, which decides among equals. watch: wraps the batches of a round.
-    Ends where two rounds brought nothing, at `grid.max_steps`, or where 20 heads had trained for 20 epochs.
+    heads: as many, all equal. judge: gives the merit of each. watch: wraps the batches of a round.
+    Ends where two rounds brought nothing, at `grid.max_steps`, or at the cost of 20 heads that train for 20 epochs.
     """
-    settings, steps, length = grid.settings, 0, _FIRST_ROUND
-    best, moment, head = judge(heads)[0], {"lr": 0.0, "weight_decay": 0.0, "steps": 0}, heads.head(0)
-    tried = {(0.0, 0.0): (best, moment)}
-    budget, stale = _BUDGET * -(-len(clips.classes) // grid.batch_for(len(clips.classes))), 0
-    while stale < _PATIENCE and (length := min(length, grid.max_steps - steps, budget // len(settings))) > 0:
+    settings, steps, length, stale = grid.settings, 0, _FIRST_ROUND, 0
+    budget = _BUDGET * -(-len(clips.classes) // grid.batch_for(len(clips.classes)))  # steps of all heads together
+    best, chosen, head = judge(heads)[0], {"lr": 0.0, "weight_decay": 0.0, "steps": 0}, heads.head(0)
+    tried = {(0.0, 0.0): (best, chosen)}
+    while stale < _PATIENCE or steps < _LEAST_STEPS:
+        length = min(length, grid.max_steps - steps, budget // len(settings))
+        if length == 0:
+            break
         run_round(heads, settings, grid, clips, range(steps, steps + length), watch)
-        steps, budget, length = steps + length, budget - len(settings) * length, 2 * length
-        found = judge(heads)
-        for merit, setting in zip(found, settings, strict=True):
-            key = setting["lr"], setting["weight_decay"]
-            tried[key] = max(tried.get(key, ((-1.0, 0.0), {})), (merit, {**setting, "steps": steps}), key=_merit)
-        order = sorted(range(len(found)), key=lambda number: found[number], reverse=True)
-        stale += 1
-        if found[order[0]] > best:
-            best, moment, head, stale = found[order[0]], {**settings[order[0]], "steps": steps}, heads.head(order[0]), 0
-        kept = order[: -(-len(order) // 2)]
+        steps, budget, stale = steps + length, budget - len(settings) * length, stale + 1
+        merits, moments = judge(heads), [{**setting, "steps": steps} for setting in settings]
+        for merit, moment in zip(merits, moments, strict=True):
+            key = moment["lr"], moment["weight_decay"]
+            if key not in tried or merit > tried[key][0]:
+                tried[key] = merit, moment
+        kept = survivors(settings, merits)
+        if merits[kept[0]] > best:
+            best, chosen, head, stale = merits[kept[0]], moments[kept[0]], heads.head(kept[0]), 0
         further = grid.wider(settings[kept[0]], (lr for lr, _ in tried if lr))
         heads.take([*kept, *kept[: len(further)]])
-        settings = [*(settings[number] for number in kept), *further]
-    return Chosen(head, moment, [{**setting, "accuracy": merit[0]} for merit, setting in tried.values()])
+        settings, length = [*(settings[number] for number in kept), *further], 2 * length
+    return Chosen(head, chosen, [{**moment, "accuracy": merit[0]} for merit, moment in tried.values()])
+
+
+def survivors(settings: Sequence[Setting], merits: Sequence[Merit]) -> list[int]:
+    """Number the heads that go on, the best first: half of them, as evenly as can be from all learning rates.
+
+    Early rounds say little about a learning rate: attention forms late, and then quickly, at a large one.
+    """
+    order = sorted(range(len(merits)), key=lambda number: merits[number], reverse=True)
+    place, seen = dict[int, int](), Counter[float]()
+    for number in order:
+        lr = settings[number]["lr"]
+        place[number] = seen[lr]
+        seen[lr] += 1
+    kept = set(sorted(order, key=lambda number: place[number])[: -(-len(order) // 2)])
+    return [number for number in order if number in kept]
 
 
 def run_round(
@@ -163,7 +181,3 @@ def batches(num_clips: int, size: int, seed: int, steps: Iterable[int]) -> Itera
         if epoch != last:
             order, last = generator(seed, "probe_order", epoch).permutation(num_clips), epoch
         yield epoch, order[number * size : (number + 1) * size]
-
-
-def _merit(one: tuple[tuple[float, float], Setting]) -> tuple[float, float]:
-    return one[0]
