@@ -31,11 +31,11 @@ _WIDEST: Final = (1e-5, 5e-2)
 _WIDER: Final = 3.0
 _LARGEST_BATCH: Final = 256
 _STEPS_PER_EPOCH: Final = 16  # at the least, as far as clips go: few clips must not mean few steps
-_FIRST_ROUND: Final = 40  # steps
+_FIRST_ROUND: Final = 20  # steps
 _WARMUP: Final = 10  # steps of a round
 _PATIENCE: Final = 2  # rounds that bring nothing, though the last was as long as all before it
 _LEAST_STEPS: Final = 600  # of the best heads, for attention is slow to form
-_BUDGET: Final = 400  # passes of one head over the train clips, all heads together: 20 heads for 20 epochs
+_BUDGET: Final = 20 * 21  # passes over the train clips: 20 heads for 20 epochs, where reading costs as much as a head
 
 Setting = dict[str, float]
 # share of right answers on the selection clips, then the probability of the true classes, which decides among equals
@@ -107,15 +107,16 @@ def train(heads: Heads, grid: Grid, clips: Clips, judge: Callable[[Heads], list[
     Ends where two rounds brought nothing, at `grid.max_steps`, or at the cost of 20 heads that train for 20 epochs.
     """
     settings, steps, length, stale = grid.settings, 0, _FIRST_ROUND, 0
-    budget = _BUDGET * -(-len(clips.classes) // grid.batch_for(len(clips.classes)))  # steps of all heads together
+    per_epoch = max(_STEPS_PER_EPOCH, -(-len(clips.classes) // grid.batch_for(len(clips.classes))))
+    budget = _BUDGET * per_epoch  # heads x steps
     best, chosen, head = judge(heads)[0], {"lr": 0.0, "weight_decay": 0.0, "steps": 0}, heads.head(0)
     tried = {(0.0, 0.0): (best, chosen)}
     while stale < _PATIENCE or steps < _LEAST_STEPS:
-        length = min(length, grid.max_steps - steps, budget // len(settings))
+        length = min(length, grid.max_steps - steps, budget // (1 + len(settings)))
         if length == 0:
             break
         run_round(heads, settings, grid, clips, range(steps, steps + length), watch)
-        steps, budget, stale = steps + length, budget - len(settings) * length, stale + 1
+        steps, budget, stale = steps + length, budget - (1 + len(settings)) * length, stale + 1
         merits, moments = judge(heads), [{**setting, "steps": steps} for setting in settings]
         for merit, moment in zip(merits, moments, strict=True):
             key = moment["lr"], moment["weight_decay"]
