@@ -84,12 +84,12 @@ def confusion(run, name, dataset):
 
 
 def test_attentive_beside_every_baseline(run, words, capsys):
-    quick = ["--lr", "3e-3,1e-3", "--weight_decay", ".01", "--epochs", "2"]
+    quick = ["--lr", "3e-3,1e-3", "--weight_decay", ".01", "--max_steps", "20"]
     assert probe.main([*words, "--eval_mode", "attentive", *quick]) == 0
     (result,) = results(run)
     assert set(result["baselines"]) == {"random_init", "pixels", "motion_energy", "shuffled_frames", "reversed_frames"}
     assert result["baselines"]["pixels"]["top1"]["value"] == 1
-    assert set(result["chosen"]) == {"lr", "weight_decay"} and len(result["selection"][0]) == 2
+    assert set(result["chosen"]) == {"lr", "weight_decay", "steps"} and len(result["selection"][0]) == 3
     assert result["num_clips"] == {"train": 11, "selection": 3, "val": 6} and result["chance"]["accuracy"] == 0.5
     assert len(result["data_hash"]) == len(result["weights_hash"]) == 64 and result["step"] == 30
     said = capsys.readouterr()

@@ -278,7 +278,9 @@ def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_pa
 
 def test_attentive_probes_read_predicted_tokens(actions, tmp_path):
     found = measured(
-        actions, tmp_path, method=ProbeMethod("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), epochs=20))
+        actions,
+        tmp_path,
+        method=ProbeMethod("attentive", attention_heads=2, grid=Grid((1e-2,), (0.01,), max_steps=320)),
     )
     assert found.kinds[ROLLOUT].scores.top1.value > found.kinds[TRAINED].scores.top1.value + 0.2
 
@@ -426,7 +428,7 @@ def words(run, actions, tmp_path):
 
 @pytest.mark.parametrize("mode", ["knn", "linear_probe", "attentive"])
 def test_both_are_measured_side_by_side(run, words, capsys, mode):
-    words = [*words, "--eval_mode", mode, "--epochs", "1", "--lr", "1e-3", "--weight_decay", ".01"]
+    words = [*words, "--eval_mode", mode, "--max_steps", "4", "--lr", "1e-3", "--weight_decay", ".01"]
     probe.main([*words, "--rollout", "both"])
     (result,) = json.loads((run / "probe.json").read_text())
     assert (result["anticipation_s"], result["rollout"]) == (0.5, "both")

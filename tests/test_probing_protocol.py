@@ -25,8 +25,8 @@ METHODS = {
     "ridge": ProbeMethod("linear", head="ridge"),
     "ridge, tokens in their places": ProbeMethod("linear", head="ridge", pooling=IN_PLACE),
     "ridge, no batch norm": ProbeMethod("linear", head="ridge", batch_norm=False),
-    "attentive": ProbeMethod("attentive", grid=sweep.Grid((3e-3, 1e-3), (0.01, 0.1), epochs=12)),
-    "attentive, depth 2": ProbeMethod("attentive", depth=2, grid=sweep.Grid((5e-3,), (0.01,), epochs=16)),
+    "attentive": ProbeMethod("attentive", grid=sweep.Grid((3e-3, 1e-3), (0.01, 0.1), max_steps=200)),
+    "attentive, depth 2": ProbeMethod("attentive", depth=2, grid=sweep.Grid((5e-3,), (0.01,), max_steps=120)),
 }
 
 
@@ -98,13 +98,38 @@ def test_logistic_regression_is_that_of_scikit_learn():
     assert found.probabilities[0] == pytest.approx(twin.predict_proba(scaled[1]), abs=0.01)
 
 
-def test_of_heads_that_are_right_equally_often_the_surer_wins():
-    stored, labels = bank(noise=0.05)
-    train, selection, test = thirds(stored, labels)
-    found = fit_probe(
-        ProbeMethod("attentive", grid=sweep.Grid((3e-3, 5e-3), (0.01,), epochs=12)), train, selection, [test]
+def small_token(num=NUM, tokens=16, width=16, seed=0):
+    """Clips whose class one token of many tells, anywhere: the mean hardly shows it."""
+    rng = np.random.default_rng(seed)
+    classes, values = rng.integers(0, 3, num), rng.normal(size=(num, 1, tokens, width))
+    values[np.arange(num), 0, rng.integers(0, tokens, num)] = (
+        3 * np.random.default_rng(9).normal(size=(3, width))[classes]
     )
-    assert [tried["accuracy"] for tried in found.selection] == [1, 1] and found.chosen["lr"] == 5e-3
+    return Bank(torch.tensor(values).half(), np.arange(num), (), "key"), [f"class {i}" for i in classes]
+
+
+def test_heads_find_what_the_mean_hides_and_are_never_below_the_linear_start():
+    stored, labels = small_token(600, 64, 32)
+    train, selection, test = (Examples.of(stored, np.arange(600)[part::3], labels, "part") for part in range(3))
+    grid = sweep.Grid((5e-3, 1e-3), (0.01,), max_steps=600)
+    found = fit_probe(ProbeMethod("attentive", grid=grid), train, selection, [test])
+    means = Bank(stored.values.float().mean(2, keepdim=True), stored.clip_ids, (), "mean")
+    linear_parts = [Examples(means, part.places, part.classes) for part in (train, selection, test)]
+    below = fit_probe(ProbeMethod("linear", head="ridge"), *linear_parts[:2], linear_parts[2:])
+    assert accuracy(found, test) > accuracy(below, test) + 0.1
+    again = fit_probe(ProbeMethod("attentive", grid=grid), train, selection, [test])
+    assert (again.probabilities[0] == found.probabilities[0]).all() and again.selection == found.selection
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_leaves_heads_at_least_where_they_start_on_selection(seed):
+    stored, labels = small_token(seed=seed)
+    labels = list(np.random.default_rng(seed).permutation(labels))
+    train, selection, _ = thirds(stored, labels)
+    found = fit_probe(ProbeMethod("attentive", grid=sweep.Grid((5e-3,), (0.01,), 100)), train, selection, [selection])
+    start = found.selection[0]
+    assert start["steps"] == 0 and accuracy(found, selection) >= start["accuracy"]
+    assert accuracy(found, selection) == pytest.approx(max(one["accuracy"] for one in found.selection))
 
 
 def test_chance_answers_the_most_frequent_class_of_train():

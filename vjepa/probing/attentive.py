@@ -9,6 +9,7 @@ values. No gradient reaches a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Final, Protocol
 
@@ -17,8 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vjepa.counter_rng import generator
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
+from vjepa.models.attentive_pool import AttentiveClassifier
 
 # numbers that a backward pass keeps: a few times these, 4 bytes each
 _SCORES_AT_ONCE: Final = 1 << 25
@@ -47,6 +47,10 @@ class Heads(Protocol):
         """Copy one head, frozen, to the CPU."""
         ...
 
+    def take(self, numbers: Sequence[int]) -> None:
+        """Go on with the heads of these numbers, a copy of a head for each time that it is named."""
+        ...
+
     def zero_gradients(self) -> None: ...
 
     def clips_at_once(self, num_tokens: int) -> int:
@@ -54,29 +58,14 @@ class Heads(Protocol):
         ...
 
 
-def make_heads(
-    num: int,
-    width: int,
-    attention_heads: int,
-    depth: int,
-    num_classes: int,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Heads:
-    """Make `num` heads that start from the same weights, drawn by `seed`.
+def make_heads(start: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> Heads:
+    """Make `num` heads that all start as `start`, of depth 1 or with self-attention blocks, which no two heads share.
 
-    dtype: of matrix products; weights are fp32. depth: 1, the query alone; 4, after 3 self-attention blocks (V-JEPA 2,
-    section 4.1), which no two heads share.
+    dtype: of matrix products; weights are fp32.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "probe_weights", 0).integers(1 << 62)))
-        first = AttentiveClassifier(AttentivePooler(width, attention_heads, depth=depth), num_classes)
-    return (
-        SeparateHeads([deepcopy(first).to(device) for _ in range(num)], dtype)
-        if depth > 1
-        else StackedHeads(first, num, device, dtype)
-    )
+    if hasattr(start.pooler, "blocks"):
+        return SeparateHeads([_trainable(start).to(device) for _ in range(num)], dtype)
+    return StackedHeads(start, num, device, dtype)
 
 
 class StackedHeads:
@@ -87,12 +76,8 @@ class StackedHeads:
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
         self.first, self.device, self.dtype = first, device, dtype
-        self.weights = {
-            name: torch.stack([weight] * num).to(device).requires_grad_() for name, weight in first.state_dict().items()
-        }
-        self._views = [
-            [nn.Parameter(weight.detach()[number]) for weight in self.weights.values()] for number in range(num)
-        ]
+        self.weights: dict[str, Tensor] = {name: weight[None].to(device) for name, weight in first.state_dict().items()}
+        self.take([0] * num)
 
     def parameters(self) -> list[list[nn.Parameter]]:
         """Give views of the stacked weights, so that an optimizer may give each head its own learning rate."""
@@ -100,6 +85,13 @@ class StackedHeads:
             for view, weight in zip(views, self.weights.values(), strict=True):
                 view.grad = None if weight.grad is None else weight.grad[number]
         return self._views
+
+    def take(self, numbers: Sequence[int]) -> None:
+        self.weights = {name: weight.detach()[list(numbers)].requires_grad_() for name, weight in self.weights.items()}
+        self._views = [
+            [nn.Parameter(weight.detach()[number]) for weight in self.weights.values()]
+            for number in range(len(numbers))
+        ]
 
     def head(self, number: int) -> AttentiveClassifier:
         head = deepcopy(self.first)
@@ -179,6 +171,9 @@ class SeparateHeads:
     def head(self, number: int) -> AttentiveClassifier:
         return deepcopy(self.heads[number]).cpu().requires_grad_(False).eval()
 
+    def take(self, numbers: Sequence[int]) -> None:
+        self.heads = [_trainable(self.heads[number]) for number in numbers]
+
     def zero_gradients(self) -> None:
         for head in self.heads:
             head.zero_grad()
@@ -198,6 +193,12 @@ class SeparateHeads:
         with _autocast(tokens.device, self.dtype):
             logits: Tensor = head(tokens.float())
         return logits.float()
+
+
+def _trainable(head: AttentiveClassifier) -> AttentiveClassifier:
+    copy = deepcopy(head)
+    copy.requires_grad_(True)
+    return copy
 
 
 def _losses(logits: Tensor, classes: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from vjepa.probing.banks import Bank, BankMaker, Banks, Extractor, SampleViews
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.extractors import PLAIN
 from vjepa.probing.metrics import Floats
-from vjepa.probing.protocol import Examples, FittedProbe, Inputs, ProbeMethod, Watch, fit_probe
+from vjepa.probing.protocol import Examples, FittedProbe, Inputs, ProbeMethod, fit_probe
 from vjepa.probing.scores import TOP, Scores, Share, class_mean_recall, score, share_right
+from vjepa.probing.sweep import Watch
 
 TRAINED: Final = "trained"
 REVERSED: Final = "reversed_frames"

@@ -39,7 +39,7 @@ def to_dict(comparison: Comparison, method: ProbeMethod, uri: Callable[[int], st
             "head": method.head,
             "batch_norm": method.batch_norm,
             "depth": method.depth,
-            "epochs": method.grid.epochs,
+            "max_steps": method.grid.max_steps,
             "seed": method.grid.seed,
         },
         "num_clips": comparison.num_clips,

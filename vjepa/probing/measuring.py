@@ -116,13 +116,7 @@ def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: 
 
 def _method(settings: ProbeSettings, readout: Readout) -> ProbeMethod:
     """Say which probe learns, from features that are read so."""
-    grid = sweep.Grid(
-        settings.lr or sweep.LEARNING_RATES,
-        settings.weight_decay or sweep.WEIGHT_DECAYS,
-        settings.epochs,
-        settings.probe_batch,
-        settings.seed,
-    )
+    grid = sweep.Grid(settings.lr, settings.weight_decay, settings.max_steps, settings.probe_batch, settings.seed)
     return ProbeMethod(
         mode=_MODES[settings.eval_mode],
         choices=settings.k or knn.K_CHOICES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -11,16 +11,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vjepa.counter_rng import generator
 from vjepa.errors import UserError
-from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
+from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing import knn, linear, sweep
 from vjepa.probing.attentive import Heads, make_heads
 from vjepa.probing.banks import Bank
+from vjepa.probing.linear_start import MeanTokens, linear_start
 from vjepa.probing.metrics import Classes, Floats
 
 Mode = Literal["knn", "linear", "attentive"]
-Watch = Callable[[Iterable[Any]], Iterable[Any]]
 ATTENTION_HEADS: Final = 16  # of every published probe, whatever the width
 _READ_TOKENS: Final = 1 << 25  # numbers of tokens that are read at a time where nothing is learned
 
@@ -147,7 +148,7 @@ def fit_probe(
     train: Examples,
     selection: Examples,
     tests: Sequence[Examples],
-    watch: Watch = iter,
+    watch: sweep.Watch = iter,
     inputs: Inputs | None = None,
     with_head: bool = True,
 ) -> FittedProbe:
@@ -239,51 +240,63 @@ def _linear_head(method: ProbeMethod, model: linear.LinearModel, prepared: Float
 
 
 def _attentive(
-    method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: Watch
+    method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: sweep.Watch
 ) -> FittedProbe:
     """Train the sweep. Every epoch sees one view of each training clip, the next epoch the next view."""
     names, ids = np.unique(train.classes, return_inverse=True)
-    settings = method.grid.settings
-    width = train.bank.values.shape[-1]
-    attention_heads = method.attention_heads or _attention_heads(width)
-    if width % attention_heads:
-        raise UserError(f"--probe_heads {attention_heads}: does not divide the {width} features; give a divisor")
-    classes = torch.from_numpy(ids).to(method.device)
-    trained = make_heads(
-        len(settings), width, attention_heads, method.depth, len(names), method.grid.seed, method.device, method.dtype
-    )
+    start = _linear_start(method, train, selection)
+    heads = make_heads(start, len(method.grid.settings), method.device, method.dtype)
 
     def tokens(epoch: int, places: np.ndarray) -> Tensor:
         return train.tokens(places, epoch % train.num_views, method.device)
 
-    sweep.train(trained, method.grid, len(train.places), tokens, train.bank.values.shape[2], classes, watch)
-    right, sure = np.zeros(len(settings), dtype=np.int64), np.zeros(len(settings))
-    for places, shares in _predictions(trained, selection, method.device):
-        truth = selection.classes[places]
-        right += (names[shares.argmax(-1)] == truth).sum(1)
-        sure += np.where(truth[:, None] == names, shares, 0.0).sum((1, 2))
-    # on few clips several heads are right equally often: take the one that gives the true classes more probability
-    best = int(np.lexsort((-np.nan_to_num(sure), -right))[0])
-    tried = [
-        {**setting, "accuracy": num / len(selection.places)}
-        for setting, num in zip(settings, right.tolist(), strict=True)
-    ]
-    found = [
-        np.concatenate([shares[best] for _, shares in _predictions(trained, test, method.device)]) for test in tests
-    ]
-    return FittedProbe(names, settings[best], tried, found, trained.head(best))
+    def judge(heads: Heads) -> list[sweep.Merit]:
+        """Measure every head on the selection clips, of which a head that diverged gets none right."""
+        right, sure = np.zeros(1), np.zeros(1)
+        for places, shares in _predictions(heads, selection, method.device):
+            truth = selection.classes[places]
+            finite = np.isfinite(shares.sum(-1))
+            right = right + ((names[shares.argmax(-1)] == truth) & finite).sum(1)
+            sure = sure + np.where((truth[:, None] == names) & finite[..., None], shares, 0.0).sum((1, 2))
+        num = len(selection.places)
+        return list(zip((right / num).tolist(), (sure / num).tolist(), strict=True))
+
+    clips = sweep.Clips(tokens, train.bank.values.shape[2], torch.from_numpy(ids).to(method.device))
+    found = sweep.train(heads, method.grid, clips, judge, watch)
+    best = make_heads(found.head, 1, method.device, method.dtype)
+    answers = [np.concatenate([shares[0] for _, shares in _predictions(best, test, method.device)]) for test in tests]
+    return FittedProbe(names, found.setting, found.tried, answers, found.head)
+
+
+def _linear_start(method: ProbeMethod, train: Examples, selection: Examples) -> AttentiveClassifier:
+    """Make the head that the sweep starts from. Raises UserError for attention heads that do not divide the width."""
+    width = train.bank.values.shape[-1]
+    attention_heads = method.attention_heads or _attention_heads(width)
+    if width % attention_heads:
+        raise UserError(f"--probe_heads {attention_heads}: does not divide the {width} features; give a divisor")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(method.grid.seed, "probe_weights", 0).integers(1 << 62)))
+        pooler = AttentivePooler(width, attention_heads, depth=method.depth)
+    learned, chosen_on = (
+        MeanTokens.of(views for _, views in _views(part, method.device)) for part in (train, selection)
+    )
+    return linear_start(pooler, learned, train.classes, chosen_on, selection.classes, method.grid.seed)
 
 
 def _attention_heads(width: int) -> int:
     return next(number for number in range(ATTENTION_HEADS, 0, -1) if width % number == 0)
 
 
-def _predictions(trained: Heads, examples: Examples, device: torch.device) -> Iterable[tuple[np.ndarray, Floats]]:
+def _predictions(heads: Heads, examples: Examples, device: torch.device) -> Iterable[tuple[np.ndarray, Floats]]:
     """Yield places int64 [B] and probabilities [H, B, C], the mean over the views, of all examples in order."""
+    for places, views in _views(examples, device):
+        with torch.no_grad():
+            shares = torch.stack([heads.logits(tokens).softmax(-1) for tokens in views])
+            yield places, shares.mean(0).cpu().numpy()
+
+
+def _views(examples: Examples, device: torch.device) -> Iterator[tuple[np.ndarray, Iterator[Tensor]]]:
+    """Read examples in parts: places int64 [B], and the tokens [B, K, D] of each of their views."""
     size = max(1, _READ_TOKENS // examples.bank.values[0, 0].numel())
     for places in np.array_split(np.arange(len(examples.places)), -(-len(examples.places) // size)):
-        with torch.no_grad():
-            views = [
-                trained.logits(examples.tokens(places, view, device)).softmax(-1) for view in range(examples.num_views)
-            ]
-            yield places, torch.stack(views).mean(0).cpu().numpy()
+        yield places, (examples.tokens(places, view, device) for view in range(examples.num_views))

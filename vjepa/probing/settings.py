@@ -134,7 +134,9 @@ class ProbeSettings(SubjectSettings):
         tuple[float, ...] | None,
         Option("attentive: weight decays to choose from (default: .01,.1,.4,.8)", "X[,Y]", least=0),
     ] = None
-    epochs: Annotated[int, Option("attentive: passes over train", least=1)] = 20
+    max_steps: Annotated[
+        int, Option("attentive: steps at most; heads stop where selection gets no better", least=1)
+    ] = 10_000
     probe_batch: Annotated[
         int | None, Option("attentive: clips per step (default: 256, or a sixteenth of train)", least=1)
     ] = None
