@@ -193,6 +193,9 @@ def test_a_run_folder_belongs_to_one_config(tmp_path) -> None:
     with pytest.raises(UserError, match=r"made with another config \(optim.lr was 0.001, now 0.01\)"):
         open_run(settings(run={"dir": str(folder)}, optim={"total_steps": 10, "lr": 0.01}))
     assert (folder / "config.yaml").read_text() == before
+    (folder / "config.yaml").write_text(before.replace("  reversal: 1.0\n", ""))  # of a version without that setting
+    with pytest.raises(UserError, match=r"objective.reversal was None, now 1.0"):
+        open_run(settings(run={"dir": str(folder)}))
     assert {"torch", "commit", "threads"} <= {*json.loads((folder / "environment.json").read_text()), "torch"}
 
 

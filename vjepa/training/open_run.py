@@ -34,7 +34,7 @@ def open_run(settings: config.Config) -> RunFolder:
     """
     run = settings.run.folder
     if run.config.is_file():
-        different = _differences(config.load(str(run.config)), settings)
+        different = _differences(run.config.read_text(encoding="utf-8"), config.dump(settings))
         if different:
             raise UserError(
                 f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "
@@ -63,8 +63,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _differences(stored: config.Config, wanted: config.Config) -> list[str]:
-    before, after = (_flat(yaml.safe_load(config.dump(settings))) for settings in (stored, wanted))
+def _differences(stored: str, wanted: str) -> list[str]:
+    """Compare two configs as they were written: a setting that a run did not know when it began is a difference too,
+    for the default of today is not what it was made with.
+    """
+    before, after = (_flat(yaml.safe_load(text)) for text in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
     keys = sorted((before.keys() | after.keys()) - ignored)
     return [f"{key} was {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
