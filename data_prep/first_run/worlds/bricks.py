@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from data_prep.first_run.worlds import drawing
-from data_prep.first_run.worlds.ball_game import NOTHING, WAYS, BallGame, Game
+from data_prep.first_run.worlds.ball_game import NOTHING, SPEEDS, WAYS, BallGame, Game, box_gap
 
 NORTH: Final = (0, 1, 2, 3)  # sectors
 ROWS: Final = ((0.85, 0.25, 0.25), (0.85, 0.6, 0.2), (0.35, 0.75, 0.3), (0.3, 0.45, 0.9))  # colours
@@ -19,9 +19,10 @@ class Bricks(BallGame):
     """Hold what the world depends on. The bar slides along the floor and pays no heed to the ball."""
 
     name: ClassVar = "bricks"
-    wanted: ClassVar = {"way": WAYS, "event": ("brick", "bounce", NOTHING), "speed": BallGame.speeds}
+    wanted: ClassVar = {"way": WAYS, "near": ("brick", "bounce"), "meets": ("yes", "no"), "speed": SPEEDS}
 
-    ball_radius_px: float = 2.0
+    ball_radius_px: float = 3.0
+    near_px: float = 5.0
     slow_px: float = 1.2
     fast_px: float = 2.8
     num_columns: int = 8
@@ -65,13 +66,23 @@ class Bricks(BallGame):
         """Label a game as every ball game, and by the cell of the bar: `player`."""
         return {**super().labels(game), "player": self.cell(float(game.bars[len(game.bars) // 2, 0]))}
 
+    def gaps(self, game: Game, frame: int) -> dict[str, float]:
+        """Measure how far the ball is from the bricks, and from what it may bounce off: walls, floor and bar."""
+        ball, radius, size = (
+            game.ball[frame],
+            self.ball_radius_px,
+            np.array([self.side_px / self.num_columns, self.brick_height_px]),
+        )
+        standing = np.argwhere(game.bricks[frame - 1])[:, ::-1]  # those that the ball may have hit on its way here
+        bricks = box_gap(ball, (standing + 0.5) * size + (-0.5, self.top_px - 0.5), size / 2).min()
+        bar = box_gap(ball, np.array([game.bars[frame, 0], self.bar_y_px]), np.array([self.bar_half_px, 1.5]))
+        return {"brick": float(bricks) - radius, "bounce": min(self.wall_gap(ball), float(bar) - radius)}
+
     def draw(self, game: Game) -> np.ndarray:
         """Draw a game on the dark background of this world."""
         side, width = self.side_px, self.side_px / self.num_columns
         dark = drawing.background(side, 0.15, 0.04, self.rng(1 << 32))
-        walls = [
-            [self._box(column, row, width) for column in range(self.num_columns)] for row in range(len(ROWS))
-        ]
+        walls = [[self._box(column, row, width) for column in range(self.num_columns)] for row in range(len(ROWS))]
         frames = np.empty((len(game.ball), side, side, 3), np.uint8)
         drawn, picture = None, dark
         for frame, ball, bar, bricks in zip(frames, game.ball, game.bars[:, 0], game.bricks, strict=True):
@@ -86,7 +97,7 @@ class Bricks(BallGame):
         return frames
 
     def _put_up(self, rng: np.random.Generator) -> np.ndarray:
-        return rng.random((len(ROWS), self.num_columns)) < rng.uniform(0.5, 1)
+        return rng.random((len(ROWS), self.num_columns)) < rng.uniform(0.7, 1)
 
     def _box(self, column: int, row: int, width: float) -> np.ndarray:
         centre = ((column + 0.5) * width - 0.5, self.top_px + (row + 0.5) * self.brick_height_px - 0.5)

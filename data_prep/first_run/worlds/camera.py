@@ -33,8 +33,8 @@ class Camera(World):
     slowest_px: float = 1.5  # of panning, per frame
     fastest_px: float = 2.8
     wobble_deg: float = 12.0  # how far a direction may be from that of its label
-    least_zoom: float = 0.03  # of the logarithm of the scale, per frame
-    most_zoom: float = 0.06
+    least_zoom: float = 0.04  # of the logarithm of the scale, per frame
+    most_zoom: float = 0.07
     widest: float = 1.3  # pixels of ground in a pixel of the frame, in the middle of a clip; nearest: its inverse
     leg_frames: int = 24  # of a film, in which the camera goes on as it does
 
@@ -58,13 +58,12 @@ class Camera(World):
         pans, zooms = np.array(doings).T
         angle = np.radians(45 * pans + self.wobble_deg * rng.uniform(-1, 1, len(doings)))
         speed = np.where(pans == PANS.index("still"), 0, rng.uniform(self.slowest_px, self.fastest_px, len(doings)))
-        steps = np.stack([speed * np.cos(angle), -speed * np.sin(angle), -zooms * rng.uniform(self.least_zoom, self.most_zoom, len(doings))])
+        widening = -zooms * rng.uniform(self.least_zoom, self.most_zoom, len(doings))
+        steps = np.stack([speed * np.cos(angle), -speed * np.sin(angle), widening])
         steps = np.repeat(steps, leg, axis=1)[:, :num_frames]
-        total = np.cumsum(steps[2])
-        scale = total - total[num_frames // 2] + rng.uniform(-limit, limit)
-        if len(doings) > 1:
-            scale = limit - abs((scale + limit) % (4 * limit) - 2 * limit)
-        scale = np.exp(scale)
+        width = np.cumsum(steps[2])
+        width += rng.uniform(-limit, limit) - width[num_frames // 2]
+        scale = np.exp(drawing.to_and_fro(width, -limit, limit) if len(doings) > 1 else width)
         # pixels of the frame become pixels of the ground
         place = rng.uniform(0, self.ground_px, (2, 1)) + np.cumsum(steps[:2] * scale, axis=1)
         return np.concatenate([place, scale[None]]).T
@@ -87,36 +86,40 @@ class Camera(World):
     def _ground(self, texture: str, rng: np.random.Generator) -> np.ndarray:
         """Draw ground of two colours in a pattern, with smooth shade and grain: [G, G, 3]. It wraps around."""
         pattern = self._pattern(texture, rng)[..., None]
-        dark, light = rng.uniform(0.05, 0.55, 3), rng.uniform(0.45, 0.95, 3)
+        dark, light = rng.uniform(0.05, 0.4, 3), rng.uniform(0.6, 0.95, 3)
         shade = 0.06 * self._smooth(6, rng) + 0.05 * self._smooth(64, rng)
         return np.clip(dark + pattern * (light - dark) + shade[..., None], 0, 1)
 
     def _pattern(self, texture: str, rng: np.random.Generator) -> np.ndarray:
         """Draw a pattern of 0 to 1: [G, G]."""
         if texture == "noise":
-            layers = sum(self._smooth(cells, rng) / weight for cells, weight in ((8, 1.0), (16, 1.5), (32, 2.5)))
-            return np.clip(0.5 + 0.25 * layers, 0, 1)
+            return _levels(0.3 * (self._smooth(16, rng) + self._smooth(32, rng) + 0.7 * self._smooth(64, rng)))
         if texture == "blobs":
-            return np.clip(0.5 + 2.5 * (self._smooth(int(rng.integers(20, 30)), rng) - 0.7), 0, 1)
-        at = np.arange(self.ground_px) * math.tau / self.ground_px
-        bend = 0.7 * self._smooth(8, rng)
-        waves = rng.integers(12, 20, 2)
+            return _levels(2.5 * (self._smooth(int(rng.integers(28, 40)), rng) - 0.7))
+        along = np.arange(self.ground_px) * math.tau / self.ground_px
+        bend, waves = self._smooth(8, rng), int(rng.integers(12, 20))
         if texture == "stripes":
-            turn = rng.integers(4)  # level, upright, or of either slant
-            first, second = ((0, 1), (1, 0), (0.7, 0.7), (0.7, -0.7))[turn]
-            phase = np.round(waves[0] * first) * at[None] + np.round(waves[0] * second) * at[:, None] + 1.5 * bend
-            return np.clip(0.5 + 2 * np.sin(phase), 0, 1)
-        checks = np.sin(waves[0] // 2 * at[None] + bend) * np.sin(waves[0] // 2 * at[:, None] + bend.T)
-        return np.clip(0.5 + 4 * checks, 0, 1)
+            right, down = ((0, waves), (waves, 0), (waves * 2 // 3, waves * 2 // 3), (waves * 2 // 3, -waves * 2 // 3))[
+                rng.integers(4)
+            ]
+            return _levels(2 * np.sin(right * along[None] + down * along[:, None] + bend))
+        across, upright = (
+            np.sin(waves // 2 * at + 0.7 * bent) for at, bent in ((along[None], bend), (along[:, None], bend.T))
+        )
+        return _levels(4 * across * upright)
 
     def _smooth(self, cells: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw random brightness of cells x cells, enlarged, that wraps around: [G, G], mean 0, standard deviation 1."""
-        size = self.ground_px
-        coarse = rng.random((cells, cells))
-        at = np.arange(size) * cells / size
+        """Draw smooth brightness of cells x cells that wraps around: [G, G], mean 0, standard deviation 1."""
+        coarse, at = rng.random((cells, cells)), np.arange(self.ground_px) * cells / self.ground_px
         low = at.astype(int)
-        weight = at - low
-        weight = weight * weight * (3 - 2 * weight)
+        weight = (at - low) ** 2 * (3 - 2 * (at - low))
         rows = coarse[low] * (1 - weight)[:, None] + coarse[(low + 1) % cells] * weight[:, None]
         smooth = rows[:, low] * (1 - weight) + rows[:, (low + 1) % cells] * weight
-        return (smooth - smooth.mean()) / smooth.std()
+        normal: np.ndarray = (smooth - smooth.mean()) / smooth.std()
+        return normal
+
+
+def _levels(pattern: np.ndarray) -> np.ndarray:
+    """Cut a pattern around 0 to 0..1."""
+    levels: np.ndarray = np.clip(0.5 + pattern, 0, 1)
+    return levels

@@ -1,4 +1,4 @@
-"""What every world draws with: textures, and soft-edged discs, boxes and colours on float frames [S, S, 3] of 0 to 1."""
+"""What the worlds draw with: textures, and soft-edged discs and boxes, on frames [S, S, 3] of 0 to 1."""
 
 from __future__ import annotations
 
@@ -54,3 +54,9 @@ def to_bytes(frame: np.ndarray) -> np.ndarray:
     """Round a frame of 0 to 1 to uint8."""
     rounded: np.ndarray = (255 * np.clip(frame, 0, 1)).astype(np.uint8)
     return rounded
+
+
+def to_and_fro(way: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Fold a way back wherever it would leave low..high."""
+    folded: np.ndarray = high - abs((way - low) % (2 * (high - low)) - (high - low))
+    return folded

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from data_prep.first_run.worlds import drawing
-from data_prep.first_run.worlds.ball_game import NOTHING, WAYS, BallGame, Game
+from data_prep.first_run.worlds.ball_game import NOTHING, SPEEDS, WAYS, BallGame, Game, box_gap
 
 EAST, WEST = (0, 1, 6, 7), (2, 3, 4, 5)  # sectors
 
@@ -21,7 +21,7 @@ class Paddles(BallGame):
     """
 
     name: ClassVar = "paddles"
-    wanted: ClassVar = {"way": WAYS, "event": ("paddle", "wall", NOTHING), "speed": BallGame.speeds}
+    wanted: ClassVar = {"way": WAYS, "near": ("paddle", "wall"), "meets": ("yes", "no"), "speed": SPEEDS}
 
     side_px: int = 80
     rail_px: float = 13.0
@@ -52,6 +52,13 @@ class Paddles(BallGame):
             ball[frame] = x, y
             hits.append(hit)
         return Game(ball, bars, hits, np.empty((num_frames, 0, 0), bool))
+
+    def gaps(self, game: Game, frame: int) -> dict[str, float]:
+        """Measure how far the ball is from the walls and from the paddles."""
+        rails = (self.rail_px, self.side_px - 1 - self.rail_px)
+        centres = np.stack([rails, game.bars[frame]], axis=1)
+        gap = box_gap(game.ball[frame], centres, np.array([1.5, self.paddle_half_px])).min()
+        return {"wall": self.wall_gap(game.ball[frame]), "paddle": float(gap) - self.ball_radius_px}
 
     def draw(self, game: Game) -> np.ndarray:
         """Draw a game on the background of this world."""

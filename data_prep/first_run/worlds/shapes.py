@@ -40,12 +40,12 @@ class Shapes(World):
     train_clips: int = 990
     selection_clips: int = 315
     val_clips: int = 495
-    slowest_deg: float = 5.0  # of turning, per frame
-    fastest_deg: float = 9.0
-    least_growth: float = 0.035  # of the logarithm of the size, per frame
-    most_growth: float = 0.06
-    smallest_px: float = 9.0  # in the middle of a clip; half the width, about
-    largest_px: float = 17.0
+    slowest_deg: float = 7.0  # of turning, per frame
+    fastest_deg: float = 12.0
+    least_growth: float = 0.04  # of the logarithm of the size, per frame
+    most_growth: float = 0.07
+    smallest_px: float = 11.0  # in the middle of a clip; half the width, about
+    largest_px: float = 18.0
     drift_px: float = 0.7  # per frame
     leg_frames: int = 24  # of a film, in which a shape goes on as it does
 
@@ -53,10 +53,8 @@ class Shapes(World):
         """Draw one or two shapes that do the same."""
         rng = self.rng(number)
         num = 1 + int(rng.integers(2))
-        motions = [
-            self._motion([(TURNS[wanted["turn"]], GROWTHS[wanted["growth"]])], self.clip_frames, self._home(i, num, rng), rng)
-            for i in range(num)
-        ]
+        doing = [(TURNS[wanted["turn"]], GROWTHS[wanted["growth"]])]
+        motions = [self._motion(doing, self.clip_frames, self._home(i, num, rng), rng) for i in range(num)]
         return self._draw([wanted["shape"]] * num, motions, rng), dict(wanted)
 
     def film(self, number: int, num_frames: int) -> np.ndarray:
@@ -78,52 +76,67 @@ class Shapes(World):
     ) -> Motion:
         """Move a shape through legs, each with a turn and a growth of -1, 0 or 1; sizes turn back at the limits."""
         leg = num_frames if len(doings) == 1 else self.leg_frames
-        turns, growths = np.repeat(np.array(doings), leg, axis=0)[: num_frames].T.astype(float)
-        turns *= np.repeat(rng.uniform(self.slowest_deg, self.fastest_deg, len(doings)), leg)[:num_frames]
-        growths *= np.repeat(rng.uniform(self.least_growth, self.most_growth, len(doings)), leg)[:num_frames]
-        smallest, largest = math.log(self.smallest_px), math.log(self.largest_px)
-        middle = rng.uniform(smallest, largest)
-        size = np.cumsum(growths) - np.cumsum(growths)[num_frames // 2] + middle
+        turns, growths = np.array(doings, dtype=float).T
+        turns *= rng.uniform(self.slowest_deg, self.fastest_deg, len(doings))
+        growths *= rng.uniform(self.least_growth, self.most_growth, len(doings))
+        steps = np.stack([turns, growths, *(self.drift_px * rng.uniform(-1, 1, (2, len(doings))))])
+        turned, size, x, y = np.cumsum(np.repeat(steps, leg, axis=1)[:, :num_frames], axis=1)
+        limits = math.log(self.smallest_px), math.log(self.largest_px)
+        size += rng.uniform(*limits) - size[num_frames // 2]
         if len(doings) > 1:
-            size = largest - abs((size - smallest) % (2 * (largest - smallest)) - (largest - smallest))
-        steps = np.repeat(rng.uniform(-1, 1, (len(doings), 2)), leg, axis=0)[:num_frames] * self.drift_px
-        way = np.cumsum(steps, axis=0)
-        way = 8 - abs((way + 8) % 32 - 16)  # to and fro, within 8 px
-        angle = np.radians(rng.uniform(0, 360) + np.cumsum(turns))
-        return Motion(home[0] + way[:, 0], home[1] + way[:, 1], angle, np.exp(size))
+            size = drawing.to_and_fro(size, *limits)
+        x, y = (start + drawing.to_and_fro(way, -8, 8) for start, way in zip(home, (x, y), strict=True))
+        return Motion(x, y, np.radians(rng.uniform(0, 360) + turned), np.exp(size))
 
     def _draw(self, shapes: list[str], motions: list[Motion], rng: np.random.Generator) -> np.ndarray:
-        """Draw shapes, striped in colours of their own, over a background: uint8 [T, S, S, 3]."""
-        side = self.side_px
-        standing = drawing.background(side, rng.uniform(0.25, 0.65), 0.13, rng)
-        looks = [(rng.random(3), rng.random(3), rng.uniform(0.4, 1.0)) for _ in shapes]
+        """Draw shapes, striped in colours of their own, over a background: uint8 [T, S, S, 3].
+
+        They are lighter than it, or all darker.
+        """
+        side, inverted = self.side_px, rng.integers(2) == 1
+        standing = drawing.background(side, rng.uniform(0.1, 0.35), 0.05, rng)
+        looks = [(rng.uniform(0.6, 1, 3), rng.uniform(0.3, 0.9, 3), rng.uniform(3, 8)) for _ in shapes]
         frames = np.empty((len(motions[0].x), side, side, 3), np.uint8)
         for number, frame in enumerate(frames):
             picture = standing.copy()
-            for shape, motion, (colour, other, density) in zip(shapes, motions, looks, strict=True):
-                x, y = np.arange(side)[None] - motion.x[number], motion.y[number] - np.arange(side)[:, None]
-                angle, size = motion.angle[number], motion.size[number]
-                far, at = np.hypot(x, y), np.arctan2(y, x) - angle
-                cover = np.clip(size * _outline(shape)[(at * NUM_ANGLES / math.tau).astype(int) % NUM_ANGLES] + 0.5 - far, 0, 1)
-                stripes = 0.5 + 0.5 * np.sin(density * 8 * far * np.cos(at) / size)
-                drawing.paint(picture, cover, colour + 0.5 * stripes[..., None] * (other - colour))
-            frame[:] = drawing.to_bytes(picture)
+            for shape, motion, (colour, other, stripes) in zip(shapes, motions, looks, strict=True):
+                cover, along = _place(shape, motion, number, side)
+                mixed = 0.2 + 0.2 * np.sin(stripes * along)[..., None]
+                drawing.paint(picture, cover, colour + mixed * (other - colour))
+            frame[:] = drawing.to_bytes(1 - picture if inverted else picture)
         return frames
 
 
-def _outline(shape: str) -> np.ndarray:
-    """Give the distance of the outline from the centre at every degree, of a shape of size 1: [360]."""
-    angle = np.arange(NUM_ANGLES) * math.tau / NUM_ANGLES
-    if shape == "ellipse":
-        return 1 / np.hypot(np.cos(angle) / 1.15, np.sin(angle) / 0.6)
-    if shape == "cross":
-        arm = 0.33
-        x, y = np.maximum(abs(np.cos(angle)), 1e-9), np.maximum(abs(np.sin(angle)), 1e-9)
-        return np.maximum(np.minimum(1.1 / x, arm / y), np.minimum(arm / x, 1.1 / y))
-    if shape == "star":
-        corner = abs((angle + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)  # from the nearest point of five
-        inner = 0.42
-        return 1.2 * inner * math.sin(math.pi / 5) / (np.sin(corner) * (1 - inner * math.cos(math.pi / 5)) + inner * math.sin(math.pi / 5) * np.cos(corner))
-    sides = {"triangle": 3, "square": 4}[shape]
-    corner = (angle % (math.tau / sides)) - math.pi / sides
-    return {3: 1.25, 4: 1.1}[sides] * math.cos(math.pi / sides) / np.cos(corner)
+def _place(shape: str, motion: Motion, frame: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cover a shape where it is in a frame, as `drawing.disc`, and measure along its own axis, in its sizes: [S, S]."""
+    right, up = np.arange(side)[None] - motion.x[frame], motion.y[frame] - np.arange(side)[:, None]
+    far, angle = np.hypot(right, up), np.arctan2(up, right) - motion.angle[frame]
+    edge = motion.size[frame] * OUTLINES[shape][(angle * NUM_ANGLES / math.tau).astype(int) % NUM_ANGLES]
+    return np.clip(edge + 0.5 - far, 0, 1), far * np.cos(angle) / motion.size[frame]
+
+
+def _polygon(corners: list[tuple[float, float]]) -> np.ndarray:
+    """Measure from the centre to a polygon of corners (distance, degrees) around it, at every degree: [360]."""
+    far, at = np.array([*corners, (corners[0][0], 360 + corners[0][1])]).T
+    x, y = far * np.cos(np.radians(at)), far * np.sin(np.radians(at))
+    degrees = np.arange(NUM_ANGLES)
+    side = np.searchsorted(at, degrees, side="right") - 1
+    dx, dy, ray = x[side + 1] - x[side], y[side + 1] - y[side], np.radians(degrees)
+    distance: np.ndarray = (x[side] * dy - y[side] * dx) / (np.cos(ray) * dy - np.sin(ray) * dx)
+    return distance
+
+
+_ANGLE: Final = np.radians(np.arange(NUM_ANGLES))
+OUTLINES: Final = {
+    "triangle": _polygon([(1.25, 120 * k) for k in range(3)]),
+    "square": _polygon([(1.1, 90 * k) for k in range(4)]),
+    "star": _polygon([(0.5 if k % 2 else 1.2, 36 * k) for k in range(10)]),
+    "cross": _polygon(
+        [
+            point
+            for k in range(4)
+            for point in ((1.15, 90 * k), (1.15, 90 * k + 17), (0.47, 90 * k + 45), (1.15, 90 * k + 73))
+        ]
+    ),
+    "ellipse": 1 / np.hypot(np.cos(_ANGLE) / 1.15, np.sin(_ANGLE) / 0.6),
+}

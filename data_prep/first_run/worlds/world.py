@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import ClassVar, Final
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -45,21 +44,20 @@ class World(ABC):
     fps: int = 8
     num_films: int = 64
     film_frames: int = 400
+    keyframe_frames: int = 24  # at most so many from one to the next, which a random window waits for
     clip_frames: int = 8
     train_clips: int = 960
-    selection_clips: int = 288
-    val_clips: int = 480
+    selection_clips: int = 320
+    val_clips: int = 512
 
     def videos(self) -> list[Video]:
         """List the videos: films, then the clips of each split."""
         parts = [("film", "train", self.num_films), ("clip", "train", self.train_clips)]
         parts += [("clip", "selection", self.selection_clips), ("clip", "val", self.val_clips)]
-        starts = accumulate((num for _, _, num in parts), initial=0)
-        return [
-            Video(start + place, kind, split, place)
-            for start, (kind, split, num) in zip(starts, parts)
-            for place in range(num)
-        ]
+        videos: list[Video] = []
+        for kind, split, num in parts:
+            videos += [Video(len(videos) + place, kind, split, place) for place in range(num)]
+        return videos
 
     def render(self, video: Video) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video: its frames, uint8 [T, S, S, 3], and its labels, of which a film has none."""
@@ -70,6 +68,15 @@ class World(ABC):
             place, choice = divmod(place, len(names))
             values[label] = names[choice]
         return self.clip(video.number, values)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def draw_row(self, video: Video) -> tuple[np.ndarray, dict[str, str]]:
+        """Draw a video, uint8 [T, S, S, 3], beside its columns of the clip index."""
+        frames, labels = self.render(video)
+        return frames, {"kind": video.kind, "split": video.split, **labels}
 
     def rng(self, number: int) -> np.random.Generator:
         """Make the generator of video `number`."""
