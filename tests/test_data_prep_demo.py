@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.first_run import demo
+from data_prep.first_run import demo, video_set
 from data_prep.first_run.digit_world import DigitVideo, DigitWorld, render
+from data_prep.first_run.video_set import prepare
 from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
@@ -49,7 +50,7 @@ def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeyp
         forkserver.ForkServer, "ensure_running", refuse
     )  # it belongs to the loader, which preloads PyTorch in it
     path = tmp_path / "demo" / "index.parquet"
-    demo.prepare(path, progress=False)
+    prepare(path, demo.Demo(), progress=False)
     index = ClipIndex.open(path)
     assert len(index) == len(index.select({})) == 36
     assert {split: len(index.select({"split": split})) for split in ("train", "selection", "val")} == {
@@ -66,32 +67,32 @@ def test_files_are_written_once_verified_and_never_overwritten(tmp_path, monkeyp
         set.union(*images.values())
     ) == 24  # splits share no image
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")}
-    demo.prepare(path, progress=False)
+    prepare(path, demo.Demo(), progress=False)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")} == stamps
 
     changed = tmp_path / "demo" / "videos" / "00003.mp4"
     original = changed.read_bytes()
     changed.write_bytes(b"x")
     with pytest.raises(UserError, match=r"00003.mp4: is not the file that was written"):
-        demo.prepare(path, progress=False)
+        prepare(path, demo.Demo(), progress=False)
     changed.write_bytes(original)
     manifest = tmp_path / "demo" / "manifest.json"
     stored = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**stored, "recipe": {}}))
     with pytest.raises(UserError, match="another version of vjepa"):
-        demo.prepare(path, progress=False)
+        prepare(path, demo.Demo(), progress=False)
     manifest.write_text(json.dumps(stored))
-    monkeypatch.setattr(demo, "SCHEMA_VERSION", demo.SCHEMA_VERSION + 1)
+    monkeypatch.setattr(video_set, "SCHEMA_VERSION", video_set.SCHEMA_VERSION + 1)
     with pytest.raises(UserError, match="another version of vjepa; delete the folder"):
-        demo.prepare(path, progress=False)
+        prepare(path, demo.Demo(), progress=False)
 
 
 @pytest.mark.fast
 def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"x")
     with pytest.raises(UserError, match="exists and is not the demo data set"):
-        demo.prepare(tmp_path / "index.parquet", progress=False)
+        prepare(tmp_path / "index.parquet", demo.Demo(), progress=False)
     with pytest.raises(UserError, match="exists and is not the demo data set"):
-        demo.prepare(tmp_path / "holiday.mp4" / "index.parquet", progress=False)
+        prepare(tmp_path / "holiday.mp4" / "index.parquet", demo.Demo(), progress=False)
     with pytest.raises(UserError, match="needs a folder of its own"):
-        demo.prepare(Path("index.parquet"), progress=False)
+        prepare(Path("index.parquet"), demo.Demo(), progress=False)

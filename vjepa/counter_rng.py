@@ -25,6 +25,10 @@ STREAMS: Final = {
     "probe_weights": 14,
     "sigreg": 15,
     "monitor": 16,
+    "paddles": 17,
+    "bricks": 18,
+    "shapes": 19,
+    "camera": 20,
 }
 
 

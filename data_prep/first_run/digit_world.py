@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 
+from data_prep.first_run.worlds.drawing import enlarge, texture
 from vjepa.counter_rng import generator
 
 
@@ -49,8 +47,8 @@ def render(world: DigitWorld, video: DigitVideo) -> np.ndarray:
     """Draw the frames of a video: uint8 [T, S, S, 3]."""
     rng = generator(world.seed, "demo", video.number)
     side = world.side_px
-    background = world.brightness + world.shade * _texture(3, side, rng) + world.grain * _texture(side // 2, side, rng)
-    field = world.ink * _scatter(world, _enlarge(video.image, world.digit_px), rng)
+    background = world.brightness + world.shade * texture(3, side, rng) + world.grain * texture(side // 2, side, rng)
+    field = world.ink * _scatter(world, enlarge(video.image, world.digit_px), rng)
     angle = math.radians(45 * video.motion + world.wobble_deg * rng.uniform(-1, 1))
     speed_px = rng.uniform(world.slowest_px, world.fastest_px)
     top, left = rng.integers(world.field_px, size=2)
@@ -60,13 +58,6 @@ def render(world: DigitWorld, video: DigitVideo) -> np.ndarray:
         grey = background + np.roll(field, shift, axis=(0, 1))[:side, :side]
         frame[:] = (255 * np.clip(grey, 0, 1)).astype(np.uint8)[..., None]
     return frames
-
-
-def _texture(cells: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw random brightness of cells x cells, enlarged: [side, side], mean 0, standard deviation 1."""
-    texture = _enlarge(rng.random((cells, cells)), side)
-    normal: np.ndarray = (texture - texture.mean()) / texture.std()
-    return normal
 
 
 def _scatter(world: DigitWorld, digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -84,26 +75,3 @@ def _scatter(world: DigitWorld, digit: np.ndarray, rng: np.random.Generator) -> 
         field[np.ix_(*((start + np.arange(digit_px)) % size for start in place))] = digit
         free[np.ix_(*((start + np.arange(1 - digit_px, digit_px)) % size for start in place))] = False
     return field
-
-
-def _enlarge(image: np.ndarray, size: int) -> np.ndarray:
-    """Enlarge [n, n] to [size, size], bilinear between pixel centres."""
-    n = len(image)
-    at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
-    low = np.minimum(at.astype(int), n - 2)
-    weight = at - low
-    rows = image[low] * (1 - weight)[:, None] + image[low + 1] * weight[:, None]
-    enlarged: np.ndarray = rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
-    return enlarged
-
-
-def write_video(world: DigitWorld, video: DigitVideo, path: Path) -> None:
-    """Encode one video as H.264."""
-    with av.open(str(path), "w") as container:
-        options = {"crf": "16", "preset": "veryfast", "bf": "0", "threads": "1"}
-        stream: Any = container.add_stream("libx264", rate=world.fps, options=options)
-        stream.width = stream.height = world.side_px
-        stream.pix_fmt = "yuv420p"
-        for frame in render(world, video):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())

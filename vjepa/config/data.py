@@ -53,8 +53,8 @@ class MixedSource(Source):
 class Data(Section):
     """Set how clips are read from the index and become uint8 batches."""
 
-    prepare: Literal["none", "demo", "digits"] = Field(
-        "none", description="write this data set beside data.train.index first: the demo's videos, or digits"
+    prepare: Literal["none", "demo", "digits", "paddles", "bricks", "shapes", "camera"] = Field(
+        "none", description="write this data set beside data.train.index first: see configs/NAME.yaml"
     )
     train: Source = Field(description="rows to learn from")
     mix: list[MixedSource] = Field(
@@ -62,8 +62,11 @@ class Data(Section):
         max_length=256,
         description="further sources to learn from, each with a `ratio` of the steps (images beside clips)",
     )
+    labelled: Source | None = Field(
+        None, description="rows that probes learn from; null: the labelled rows of data.train"
+    )
     selection: Source | None = Field(
-        None, description="rows on which probes choose their settings; null: a fifth of the labelled train rows"
+        None, description="rows on which probes choose their settings; null: a fifth of those they learn from"
     )
     val: Source | None = Field(None, description="rows that the closing report is measured on; null: no report")
     num_frames: int = Field(

@@ -43,12 +43,13 @@ class Splits:
 def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") -> Splits:
     """Select the rows that probes use. It is cheap: call it before training too, so that a mistake shows at once.
 
-    Without data.selection, a fifth of the train rows is held out, rows with one value in the column `group` together.
-    Raises UserError for a missing index, column or row, and where two of the three share a row.
+    Probes learn from data.labelled, or else from data.train. Without data.selection, a fifth of these rows is held out,
+    rows with one value in the column `group` together. Raises UserError for a missing index, column or row, and where
+    two of the three share a row.
     """
     if data.val is None:
         raise UserError("data.val: not set, so there is nothing to measure on")
-    train, val = _read_split(data.train, labels), _read_split(data.val, labels)
+    train, val = _read_split(data.labelled or data.train, labels), _read_split(data.val, labels)
     if data.selection is None:
         train, selection = hold_out(train, group)
     else:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from data_prep.first_run import demo, pictures
+from data_prep.first_run import pictures, video_set
+from data_prep.first_run.demo import Demo
+from data_prep.first_run.worlds.bricks import Bricks
+from data_prep.first_run.worlds.camera import Camera
+from data_prep.first_run.worlds.paddles import Paddles
+from data_prep.first_run.worlds.shapes import Shapes
 from vjepa import config
 from vjepa.probing.datasets_images import open_images
+
+VIDEO_SETS: Final = {videos.name: videos for videos in (Demo, Paddles, Bricks, Shapes, Camera)}
 
 
 def write_data(data: config.Data, progress: bool) -> None:
@@ -15,8 +23,8 @@ def write_data(data: config.Data, progress: bool) -> None:
     Images have the splits that the probe knows.
     """
     path = Path(data.train.index)
-    if data.prepare == "demo":
-        demo.prepare(path, progress)
+    if data.prepare in VIDEO_SETS:
+        video_set.prepare(path, VIDEO_SETS[data.prepare](), progress)
         return
     found = open_images(data.prepare)
     split = {int(i): name for name, rows in found.splits.items() for i in rows}
