@@ -25,6 +25,7 @@ STREAMS: Final = {
     "probe_weights": 14,
     "sigreg": 15,
     "monitor": 16,
+    "tuner": 24,
 }
 
 

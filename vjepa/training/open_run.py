@@ -34,7 +34,7 @@ def open_run(settings: config.Config) -> RunFolder:
     """
     run = settings.run.folder
     if run.config.is_file():
-        different = _differences(config.load(str(run.config)), settings)
+        different = differences(config.load(str(run.config)), settings)
         if different:
             raise UserError(
                 f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "
@@ -63,7 +63,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _differences(stored: config.Config, wanted: config.Config) -> list[str]:
+def differences(stored: config.Config, wanted: config.Config) -> list[str]:
+    """List the settings that make another run, as `optim.lr was 0.001, now 0.1`."""
     before, after = (_flat(yaml.safe_load(config.dump(settings))) for settings in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
     keys = sorted((before.keys() | after.keys()) - ignored)
