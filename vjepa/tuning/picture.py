@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-from scipy.stats import spearmanr
+from matplotlib.ticker import NullFormatter
 
 from vjepa.reporting.pictures import new_figure
-from vjepa.tuning.results import Result, best_of
+from vjepa.tuning.results import Result, best_of, short_name
 from vjepa.tuning.space import Knob
 
-_COLUMNS = 3
+_COLUMNS: Final = 3
 
 
-def save_picture(path: Path, found: Sequence[Result], knobs: Sequence[Knob]) -> None:
-    """Draw the trials that have a score. One panel a knob; then |Spearman's correlation| of each with the score over
-    trials that came to their end; then all curves. The best is red, the config as it was a star.
+def save_picture(path: Path, found: Sequence[Result], knobs: Sequence[Knob], importance: Mapping[str, float]) -> None:
+    """Draw the trials that have a score: one panel a knob, then the share of the differences in score that each
+    explains (`importance`), then all curves. The best is red, the config as it was a star.
     """
     shown = [one for one in found if one.score is not None]
     rows = -(-(len(knobs) + 2) // _COLUMNS)
-    figure = new_figure(4.0 * _COLUMNS, 2.8 * rows)
+    figure = new_figure(4.2 * _COLUMNS, 3.0 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     best = best_of(found)
     for axes, knob in zip(panels, knobs, strict=False):
         _scatter(axes, shown, knob, best)
-    _importance(panels[len(knobs)], shown, knobs)
+    _bars(panels[len(knobs)], importance)
     _curves(panels[len(knobs) + 1], shown, best)
     for axes in panels[len(knobs) + 2 :]:
         axes.remove()
@@ -40,24 +39,27 @@ def _scatter(axes: Any, shown: Sequence[Result], knob: Knob, best: Result | None
     for one in shown:
         is_done = one.ending == "complete"
         colour = "tab:red" if one is best else "tab:blue" if is_done else "#bbbbbb"
-        size = 120 if one.is_own else 30
-        axes.scatter(one.values[knob.name], one.score, s=size, color=colour, marker="*" if one.is_own else "o")
-    axes.set(xlabel=knob.name, ylabel="score", xscale="log" if knob.is_log else "linear")
+        marker, size = ("*", 120) if one.is_own else ("o", 30)
+        axes.scatter(knob.clamp(one.values[knob.name]), one.score, s=size, color=colour, marker=marker)
+    axes.set(xlabel=short_name(knob.name), ylabel="score", xscale="log" if knob.is_log else "linear")
+    axes.set_xlim(*_margin(knob))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
-def _importance(axes: Any, shown: Sequence[Result], knobs: Sequence[Knob]) -> None:
-    done = [one for one in shown if one.ending == "complete"]
-    shares = [0.0 if len(done) < 3 else _correlation(done, knob) for knob in knobs]
-    axes.barh([knob.name for knob in knobs], np.abs(shares), color="tab:blue")
-    axes.set(xlabel="|rank correlation with the score|", xlim=(0, 1))
+def _margin(knob: Knob) -> tuple[float, float]:
+    """Give the range of a knob, and a little more on both sides."""
+    if not knob.is_log:
+        return knob.low - 0.02, knob.high + 0.02
+    return knob.low / 1.3, knob.high * 1.3
 
 
-def _correlation(done: Sequence[Result], knob: Knob) -> float:
-    values, scores = [one.values[knob.name] for one in done], [one.score for one in done]
-    if len(set(values)) < 2 or len(set(scores)) < 2:
-        return 0.0
-    return float(spearmanr(values, scores).statistic)
+def _bars(axes: Any, importance: Mapping[str, float]) -> None:
+    if not importance:
+        axes.text(0.5, 0.5, "too few trials", ha="center", va="center")
+    names = list(importance)[::-1]
+    axes.barh([short_name(name) for name in names], [importance[name] for name in names], color="tab:blue")
+    axes.set(xlabel="share of the score's variance (fANOVA)", xlim=(0, 1))
 
 
 def _curves(axes: Any, shown: Sequence[Result], best: Result | None) -> None:

@@ -63,7 +63,7 @@ def table(found: Sequence[Result]) -> str:
     order = sorted(found, key=lambda one: (one.ending != "complete", -(one.score or 0.0)))
     shown = [one for place, one in enumerate(order) if place < _SHOWN or one.is_own]
     names = list(shown[0].values) if shown else []
-    rows = [["trial", "score", *(_short(name) for name in names), "ended"]]
+    rows = [["trial", "score", *(short_name(name) for name in names), "ended"]]
     for one in shown:
         values = (f"{one.values[name]:.3g}" if name in one.values else "" for name in names)
         rows.append([f"{one.number}{' (own)' if one.is_own else ''}", _score(one), *values, one.ending])
@@ -100,5 +100,6 @@ def _values(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """Name a knob in a table or a picture."""
     return name.rpartition(".")[2] if not name.startswith("masks") else "mask ratio"

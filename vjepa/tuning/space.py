@@ -7,7 +7,7 @@ a value found in short runs means the same in a long one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vjepa import config
@@ -17,6 +17,7 @@ LR: Final = "optim.lr"
 HALF_LIFE: Final = "ema_half_life_share"
 MASK_RATIO: Final = "masks.ratio"
 WEIGHTS: Final = ("view_invariance", "vicreg_variance", "vicreg_covariance", "sigreg")
+MISSING: Final = {"vicreg_variance": 1.0, "vicreg_covariance": 0.5}  # what a config without any of them is tried with
 
 _LR_FACTOR: Final = 10**1.5
 _WEIGHT_FACTOR: Final = 10.0
@@ -26,7 +27,10 @@ _RATIOS: Final = (0.5, 0.95)
 
 @dataclass(frozen=True)
 class Knob:
-    """Hold what is searched: a number from `low` to `high`, by its logarithm or as it is. own: what the config has."""
+    """Hold what is searched: a number from `low` to `high`, by its logarithm or as it is.
+
+    own: what the config has; 0, below the range, for a weight that it lacks.
+    """
 
     name: str
     low: float
@@ -49,15 +53,15 @@ def knobs(settings: config.Config, total_steps: int) -> list[Knob]:
     """List what can be searched of a config whose run has `total_steps`.
 
     Learning rate; half-life of the EMA, where there is one that moves; weights of the terms that keep features apart,
-    of those that the config has; the ratio of the mask sets, where all have one and it does not change.
+    those that the config has, or MISSING; the ratio of the mask sets, where all
+    have one and it does not change.
     """
     found = [_around(LR, settings.optim.lr, _LR_FACTOR)]
     if settings.objective.targets == "ema" and 0 < settings.optim.ema_decay < 1:
         share = ema_half_life(settings.optim.ema_decay) / total_steps
         low, high = _HALF_LIVES
         found.append(Knob(HALF_LIFE, min(low, share), max(high, share), share, True))
-    weights = {f"objective.{name}": getattr(settings.objective, name) for name in WEIGHTS}
-    found += [_around(name, weight, _WEIGHT_FACTOR) for name, weight in weights.items() if weight]
+    found += _weights(settings)
     ratio = _common_ratio(settings)
     if ratio is not None:
         found.append(Knob(MASK_RATIO, min(_RATIOS[0], ratio), max(_RATIOS[1], ratio), ratio, False))
@@ -79,6 +83,16 @@ def with_values(settings: config.Config, values: Mapping[str, float], total_step
             section, key = name.split(".")
             tree[section][key] = value
     return config.validate(tree, ", ".join(f"{name}={value:.4g}" for name, value in values.items()))
+
+
+def _weights(settings: config.Config) -> list[Knob]:
+    objective = settings.objective
+    given = {name: getattr(objective, name) for name in WEIGHTS if getattr(objective, name)}
+    compares = all(data.global_batch > 1 for data in settings.data.sources.values())
+    if not given and objective.targets == "ema" and compares:
+        around = [_around(f"objective.{name}", weight, _WEIGHT_FACTOR) for name, weight in MISSING.items()]
+        return [replace(knob, own=0.0) for knob in around]
+    return [_around(f"objective.{name}", weight, _WEIGHT_FACTOR) for name, weight in given.items()]
 
 
 def _around(name: str, own: float, factor: float) -> Knob:

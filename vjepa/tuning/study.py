@@ -34,6 +34,7 @@ except ImportError:  # an extra
 
 _RANDOM_TRIALS: Final = 6  # before the sampler looks at what was found
 _HEARTBEAT_S: Final = 60  # a trial that is silent for twice as long was killed
+_FEWEST_TO_EXPLAIN: Final = 4
 _OWN: Final = "own"  # marks the trial of the config as it is
 
 
@@ -79,7 +80,8 @@ class Search:
 
         def report(step: int, score: float) -> bool:
             trial.report(score, step)
-            return step < self.steps and not is_own and bool(trial.should_prune())
+            is_beaten = bool(trial.should_prune())  # asked of every trial: the answer is remembered for others
+            return is_beaten and step < self.steps and not is_own
 
         settings = shortened(self.with_drawn(drawn, is_own), self.total_steps, self.steps, self.score == "k-NN")
         outcome = run_trial(settings, self.held_out, self.clips, SCORES[self.score], report)
@@ -90,11 +92,6 @@ class Search:
         if is_own:
             return self.settings
         return with_values(self.settings, {name: rounded(value) for name, value in drawn.items()}, self.total_steps)
-
-    @property
-    def own(self) -> dict[str, float]:
-        """Give the values of the config as it is."""
-        return {knob.name: knob.own for knob in self.knobs}
 
 
 def tune(
@@ -107,7 +104,8 @@ def tune(
     progress: bool = True,
 ) -> Path | None:
     """Search for better values of the knobs of `settings`, or go on; return the config to use, None where no trial of
-    the study came to its end.
+    the study came to its end. SIGTERM and Ctrl-C end the trial in hand, which the same call begins again; what was
+    found so far is written before KeyboardInterrupt is raised.
 
     folder: for the study, unless `storage` (a URL of Optuna) has it, and for results; `storage` may be shared by
     several processes and machines. command: what the config says it was written by.
@@ -131,18 +129,22 @@ def tune(
             if not _has_time(found, time.monotonic() - began, budget):
                 break
     except KeyboardInterrupt:
+        conclude(search, study, folder, command, progress)
         print("stopped; the same command goes on from there", file=sys.stderr)
-    return conclude(search, gather(study, search), folder, command, progress)
+        raise
+    return conclude(search, study, folder, command, progress)
 
 
-def conclude(search: Search, found: list[Result], folder: Path, command: str, progress: bool) -> Path | None:
-    """Write the config to use, the table and the picture."""
+def conclude(search: Search, study: Any, folder: Path, command: str, progress: bool) -> Path | None:
+    """Write what was found: trials, picture, table, the config to use; return that, None without one."""
+    found = gather(study, search)
     write_rows(folder, found)
-    save_picture(folder / "picture.png", found, search.knobs)
+    save_picture(folder / "picture.png", found, search.knobs, importance(study))
     best = best_of(found)
     if progress:
         print("\n" + table(found))
     if best is None:
+        print("no trial came to its end, so there is no config to use; begin with a lower optim.lr", file=sys.stderr)
         return None
     path = folder / "config.yaml"
     tuned = search.with_drawn(best.values, best.is_own)
@@ -159,7 +161,7 @@ def trial_steps(total_steps: int) -> int:
 
 def gather(study: Any, search: Search) -> list[Result]:
     """List what the study knows of each trial that was begun."""
-    own = search.own
+    own = {knob.name: knob.own for knob in search.knobs}
     return [
         Result(
             trial.number,
@@ -173,6 +175,17 @@ def gather(study: Any, search: Search) -> list[Result]:
         for trial in study.get_trials(deepcopy=False)
         if trial.state.name != "WAITING"
     ]
+
+
+def importance(study: Any) -> dict[str, float]:
+    """Compute which share of the variance of the score each knob explains (fANOVA, Hutter et al. 2014), the largest
+    first; nothing of too few trials.
+    """
+    done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    if len({trial.value for trial in done}) < _FEWEST_TO_EXPLAIN:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
 def _conclude_trial(trial: Any, outcome: Outcome) -> float:
@@ -216,7 +229,7 @@ def _open(search: Search, folder: Path, storage: str | None) -> Any:
     before = study.user_attrs.get("made")
     if before is None:
         study.set_user_attr("made", made)
-        study.enqueue_trial(search.own, user_attrs={_OWN: True})
+        study.enqueue_trial({knob.name: knob.clamp(knob.own) for knob in search.knobs}, user_attrs={_OWN: True})
     elif different := _differences(before, made, folder):
         raise UserError(f"{folder}: a study of another config ({'; '.join(different)}); give this one its own --out")
     return study

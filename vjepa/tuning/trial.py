@@ -74,6 +74,7 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
         try:
             learn(run, step, log, probe, monitor, state, run.total_steps)
         except NotFinite as error:
+            log.close()
             return Outcome("not finite", state.step, str(error), monitor.score)
     return Outcome(monitor.ending(state.step), state.step, str(monitor.verdict), monitor.score)
 
