@@ -121,12 +121,15 @@ def test_with_labels_the_online_probe_scores(clips) -> None:
     assert path is not None and "Score (without labels)" in path.read_text()
 
 
-def test_what_is_stopped_in_a_trial_begins_it_again(clips, monkeypatch) -> None:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_is_stopped_in_a_trial_begins_it_again(clips, monkeypatch, signals) -> None:
+    """The first signal lets the step end, the second does not."""
     run, score = small(clips), study.SCORES["without labels"]
     search(run, "found", 1)
 
     def stopping(row: dict) -> float:
-        os.kill(os.getpid(), signal.SIGTERM)
+        if row["step"] <= signals:
+            os.kill(os.getpid(), signal.SIGTERM)
         return score(row)
 
     monkeypatch.setitem(study.SCORES, "without labels", stopping)

@@ -56,7 +56,7 @@ def _margin(knob: Knob) -> tuple[float, float]:
 
 def _bars(axes: Any, importance: Mapping[str, float]) -> None:
     if not importance:
-        axes.text(0.5, 0.5, "too few trials", ha="center", va="center")
+        axes.text(0.5, 0.5, "too few trials", ha="center", va="center", transform=axes.transAxes)
     names = list(importance)[::-1]
     axes.barh([short_name(name) for name in names], [importance[name] for name in names], color="tab:blue")
     axes.set(xlabel="share of the score's variance (fANOVA)", xlim=(0, 1))

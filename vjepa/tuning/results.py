@@ -51,9 +51,9 @@ def write_rows(folder: Path, found: Sequence[Result]) -> None:
     files.write_text(folder / "trials.jsonl", "".join(f"{line}\n" for line in lines))
 
 
-def line(found: Sequence[Result]) -> str:
-    """Say how the newest trial ended, and which is the best."""
-    last, best = found[-1], best_of(found)
+def line(found: Sequence[Result], number: int) -> str:
+    """Say how a trial ended, and which is the best."""
+    last, best = next(one for one in found if one.number == number), best_of(found)
     told = f"; best so far {best.score:.4g}, trial {best.number}" if best else ""
     return f"trial {last.name}: {_score(last)} {last.ending}; {_values(last.values)}{told}"
 

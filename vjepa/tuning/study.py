@@ -28,7 +28,7 @@ from vjepa.tuning.trial import Outcome, run_trial, shortened
 
 try:
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 except ImportError:  # an extra
     optuna = None
 
@@ -117,17 +117,15 @@ def tune(
     study = _open(search, folder, storage)
     if progress:
         told = f"{search.held_out.said}; scored {search.score}; {search.steps} steps a trial"
-        print(f"{folder}: {len(study.trials)} trials so far; {told}", flush=True)
-    began = time.monotonic()
+        print(f"{folder}: {len(gather(study, search))} trials so far; {told}", flush=True)
+    began, passed_s, mine = time.monotonic(), 0.0, list[int]()
     try:
-        while True:
-            study.optimize(search.run, n_trials=1)
-            found = gather(study, search)
-            write_rows(folder, found)
+        while _goes_on(found := gather(study, search), passed_s, budget):
+            study.optimize(search.run, n_trials=1, callbacks=[lambda _, trial: mine.append(trial.number)])
+            write_rows(folder, found := gather(study, search))
             if progress:
-                print(line(found), flush=True)
-            if not _has_time(found, time.monotonic() - began, budget):
-                break
+                print(line(found, mine[-1]), flush=True)
+            passed_s = time.monotonic() - began
     except KeyboardInterrupt:
         conclude(search, study, folder, command, progress)
         print("stopped; the same command goes on from there", file=sys.stderr)
@@ -212,20 +210,11 @@ def _open(search: Search, folder: Path, storage: str | None) -> Any:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     folder.mkdir(parents=True, exist_ok=True)
     made = {"settings": config.dump(search.settings), "steps": search.steps, "score": search.score}
-    try:
-        study = optuna.create_study(
-            study_name=folder.name,
-            storage=optuna.storages.RDBStorage(
-                storage or f"sqlite:///{folder.resolve() / 'study.db'}",
-                heartbeat_interval=_HEARTBEAT_S,
-                heartbeat_stale_trial_callback=_try_again,
-            ),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(max(1, search.steps // 4), reduction_factor=2),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (ImportError, ValueError, SQLAlchemyError) as error:
-        raise UserError(f"--storage {storage}: cannot be opened ({' '.join(str(error).split())[:200]})") from None
+    pruner = optuna.pruners.SuccessiveHalvingPruner(max(1, search.steps // 4), reduction_factor=2)
+    kept = _open_storage(storage or f"sqlite:///{folder.resolve() / 'study.db'}")
+    study = optuna.create_study(
+        study_name=folder.name, storage=kept, pruner=pruner, direction="maximize", load_if_exists=True
+    )
     before = study.user_attrs.get("made")
     if before is None:
         study.set_user_attr("made", made)
@@ -235,14 +224,29 @@ def _open(search: Search, folder: Path, storage: str | None) -> Any:
     return study
 
 
+def _open_storage(url: str, attempts: int = 5) -> Any:
+    """Open a storage or make it, which of several processes that begin at once all but one find half done at first."""
+    try:
+        return optuna.storages.RDBStorage(
+            url, heartbeat_interval=_HEARTBEAT_S, heartbeat_stale_trial_callback=_try_again
+        )
+    except (ImportError, ValueError, SQLAlchemyError) as error:
+        if attempts > 1 and isinstance(error, DBAPIError):
+            time.sleep(1)
+            return _open_storage(url, attempts - 1)
+        raise UserError(f"--storage {url}: cannot be opened ({' '.join(str(error).split())[:200]})") from None
+
+
 def _differences(before: dict[str, Any], made: dict[str, Any], folder: Path) -> list[str]:
     stored, wanted = (config.validate(yaml.safe_load(one["settings"]), str(folder)) for one in (before, made))
     keys = [key for key in ("steps", "score") if before[key] != made[key]]
     return [*(f"{key} was {before[key]}, now {made[key]}" for key in keys), *differences(stored, wanted)]
 
 
-def _has_time(found: list[Result], passed_s: float, budget: Budget) -> bool:
-    """Tell whether another trial is wanted, and would fit if it took as long as the longest that came to its end."""
+def _goes_on(found: list[Result], passed_s: float, budget: Budget) -> bool:
+    """Tell whether another trial is wanted, and would fit if it took as long as the longest that came to its end. The
+    first of a call is never too long.
+    """
     longest_s = max((one.seconds or 0 for one in found if one.ending == "complete"), default=0.0)
     is_wanted = budget.trials is None or len(found) < budget.trials
-    return is_wanted and passed_s + longest_s <= 60 * budget.minutes
+    return is_wanted and (passed_s == 0 or passed_s + longest_s <= 60 * budget.minutes)

@@ -74,8 +74,11 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
         try:
             learn(run, step, log, probe, monitor, state, run.total_steps)
         except NotFinite as error:
-            log.close()
             return Outcome("not finite", state.step, str(error), monitor.score)
+        except KeyboardInterrupt:  # a second signal, which does not wait for the step to end
+            return Outcome("interrupted", state.step, str(monitor.verdict), monitor.score)
+        finally:
+            log.close()
     return Outcome(monitor.ending(state.step), state.step, str(monitor.verdict), monitor.score)
 
 
