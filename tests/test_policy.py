@@ -58,7 +58,7 @@ ROOMS = {
         "data_prep.first_run",
     },
     "vjepa.tuning": SETTINGS
-    | {"vjepa.data", "vjepa.masking", "vjepa.health", "vjepa.probing", "vjepa.reporting", "vjepa.training"},
+    | {"vjepa.data", "vjepa.models", "vjepa.health", "vjepa.probing", "vjepa.reporting", "vjepa.training"},
     "data_prep": PREP
     | {f"data_prep.{room}" for room in ("listing", "scanning", "copying", "looking")}
     | {"data_prep.child", "data_prep.rows", "data_prep.arguments"},

@@ -26,6 +26,7 @@ STREAMS: Final = {
     "sigreg": 15,
     "monitor": 16,
     "tuner": 24,
+    "tuner_views": 25,
 }
 
 

@@ -4,7 +4,7 @@ python tests/benchmarks/tuner_rank.py --out FOLDER [--worlds digits paddles ...]
 
 Each trial is a small run (width 96, clips of 64 px made in memory) with settings drawn from the tuner's own search
 space around a recipe whose range reaches from collapse to what learns. It is scored on 128 held-out clips by every
-entry of SCORES, and by k-NN and linear probes of all labels of its world, which learn from the clips of train, choose
+entry of SCORES, of which "rank x information" is the tuner's, and by k-NN and linear probes of all labels of its world, which learn from the clips of train, choose
 on selection and are measured on val. A finished trial is a line of FOLDER/tuner_rank.jsonl. The table has Spearman's
 correlation of each score with the mean accuracy of the probes, over the trials of a world, and the mean over worlds;
 beside it, what the trial that the score likes best is worth: its accuracy, as a share of the way from the median
@@ -43,6 +43,7 @@ from vjepa.training.monitor import join, measure
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 from vjepa.tuning import space
+from vjepa.tuning.score import crop, information
 
 BATCH: Final = 24
 HELD_OUT: Final = 128
@@ -180,42 +181,11 @@ def facts(step: TrainingStep, videos: Tensor) -> Facts:
         last - last.mean(0),
         pooled(method, videos),
         pooled(method, videos.flip(2)),
-        pooled(method, cropped(videos)).unflatten(0, (len(videos), -1)),
+        pooled(method, crop(videos, 0)).unflatten(0, (len(videos), -1)),
         measure(observed, method.settings.objective, "fixed_loss"),
         coarse.flatten(1),
         torch.cat([coarse.diff(dim=1).flatten(1), edges.flatten(1)], dim=1),
     )
-
-
-def cropped(videos: Tensor, num: int = 3) -> Tensor:
-    rng, side, found = np.random.default_rng(0), videos.shape[-1], []
-    for clip in videos:
-        for _ in range(num):
-            size = int(rng.integers(round(0.7 * side), side))
-            y, x = rng.integers(0, side - size + 1, 2)
-            part = clip[:, :, y : y + size, x : x + size].transpose(0, 1).float()
-            found.append(torch.nn.functional.interpolate(part, size=(side, side), mode="bilinear").transpose(0, 1))
-    return torch.stack(found).round().to(torch.uint8)
-
-
-def spectrum(views: Tensor, delta: float = 1e-4) -> Tensor:
-    """Eigenvalues of Sw^-1/2 Sb Sw^-1/2, Sb without the share of it that is noise of views."""
-    views = views.double()
-    views = views / views.std().clamp(min=1e-12)
-    num, each, width = views.shape
-    means = views.mean(1) - views.mean((0, 1))
-    rest = (views - views.mean(1, keepdim=True)).flatten(0, 1)
-    within = rest.T @ rest / (num * (each - 1))
-    between = means.T @ means / num - within / each
-    root = torch.linalg.cholesky(within + delta * torch.eye(width, dtype=within.dtype))
-    half = torch.linalg.solve_triangular(root, between, upper=False)
-    white = torch.linalg.solve_triangular(root, half.T, upper=False)
-    return torch.linalg.eigvalsh((white + white.T) / 2).clamp(min=0)
-
-
-def information(views: Tensor) -> float:
-    """Nats that a view tells about which clip it is of, were all Gaussian: half the sum of log(1 + signal / noise)."""
-    return float(torch.log1p(spectrum(views)).sum() / 2)
 
 
 def clean_rank(views: Tensor) -> float:
@@ -274,6 +244,7 @@ SCORES: Final[dict[str, Callable[[Facts, Facts], float]]] = {
     "skill": lambda now, _: now.monitor["skill"],
     "place skill": lambda now, _: now.monitor["place_skill"],
     "rank x skill": lambda now, _: measures.effective_rank(now.whole) * max(now.monitor["skill"], 0),
+    "rank x information": lambda now, _: measures.effective_rank(now.whole) * information(now.crops),
     "rank x place skill": lambda now, _: measures.effective_rank(now.whole) * max(now.monitor["place_skill"], 0),
     "target rank": lambda now, _: now.monitor["rank_target"],
     "-position share": lambda now, _: -now.monitor["position_share"],

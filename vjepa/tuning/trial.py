@@ -12,6 +12,7 @@ from torch import Tensor
 from vjepa import config
 from vjepa.errors import NotFinite
 from vjepa.health.verdict import Row
+from vjepa.models.encoder import Encoder
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
 from vjepa.training.monitor import HealthMonitor
@@ -20,6 +21,7 @@ from vjepa.training.pretraining import online_probe, prepare
 from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
 from vjepa.tuning.held_out import HeldOut
+from vjepa.tuning.score import crop, label_free
 
 SCORES: Final = 8  # times that a trial is scored, the last time at its end
 Score = Callable[[Row], float]
@@ -70,7 +72,8 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
         optimizer = make_optimizer(method, settings.optim)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
         log, probe = RunLog(run.folder, 0), online_probe(run, method)
-        monitor, state = TrialMonitor(run, clips, step, score, report), TrainingState()
+        monitor = TrialMonitor(run, method.measured_encoder, clips, step, score, report)
+        state = TrainingState()
         try:
             learn(run, step, log, probe, monitor, state, run.total_steps)
         except NotFinite as error:
@@ -85,11 +88,28 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
 class TrialMonitor(HealthMonitor):
     """Score a run where its health is measured, and end it where it collapses or others were better by then."""
 
-    def __init__(self, run: TrainingRun, clips: Tensor, step: TrainingStep, score: Score, report: Report) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        encoder: Encoder,
+        clips: Tensor,
+        step: TrainingStep,
+        score: Score,
+        report: Report,
+    ) -> None:
         super().__init__(run.settings, clips, step, [], run.total_steps)
-        self.score_of, self.report = score, report
+        self.encoder, self.score_of, self.report = encoder, score, report
+        self.crops = None if run.settings.eval.every_steps else crop(clips, run.settings.run.seed)
         self.score: float | None = None
         self.is_beaten = False
+
+    def measure_at(self, step: int) -> dict[str, float]:
+        """Measure what a score without labels looks at too, unless the online probe scores."""
+        found = super().measure_at(step)
+        if self.crops is None or not found or step == 0:
+            return found
+        batch = self.settings.data.global_batch
+        return found | label_free(self.encoder, self.clips, self.crops, batch, self.step.dtype)
 
     def judge(self, rows: Sequence[Row]) -> bool:
         """Judge and score what was logged last."""
