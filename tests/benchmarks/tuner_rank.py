@@ -4,11 +4,11 @@ python tests/benchmarks/tuner_rank.py --out FOLDER [--worlds digits paddles ...]
 
 Each trial is a small run (width 96, clips of 64 px made in memory) with settings drawn from the tuner's own search
 space around a recipe whose range reaches from collapse to what learns. It is scored on 128 held-out clips by every
-entry of SCORES, of which "rank x information" is the tuner's, and by k-NN and linear probes of all labels of its world, which learn from the clips of train, choose
-on selection and are measured on val. A finished trial is a line of FOLDER/tuner_rank.jsonl. The table has Spearman's
-correlation of each score with the mean accuracy of the probes, over the trials of a world, and the mean over worlds;
-beside it, what the trial that the score likes best is worth: its accuracy, as a share of the way from the median
-trial to the best one.
+entry of SCORES, of which "rank x information" is the tuner's, and by k-NN and linear probes of all labels of its world,
+which learn from the clips of train, choose on selection and are measured on val. A finished trial is a line of
+FOLDER/tuner_rank.jsonl. The table has Spearman's correlation of each score with the mean accuracy of the probes, over
+the trials of a world, and the mean over worlds; beside it, what the trial that the score likes best is worth: its
+accuracy, as a share of the way from the median trial to the best one.
 """
 
 from __future__ import annotations
