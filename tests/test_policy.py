@@ -57,6 +57,8 @@ ROOMS = {
         "vjepa.command",
         "data_prep.first_run",
     },
+    "vjepa.tuning": SETTINGS
+    | {"vjepa.data", "vjepa.models", "vjepa.health", "vjepa.probing", "vjepa.reporting", "vjepa.training"},
     "data_prep": PREP
     | {f"data_prep.{room}" for room in ("listing", "scanning", "copying", "looking")}
     | {"data_prep.child", "data_prep.rows", "data_prep.arguments"},
@@ -118,6 +120,7 @@ def test_rooms_import_only_from_their_left(path: Path) -> None:
                     "vjepa.training",
                     "vjepa.probing",
                     "vjepa.interop",
+                    "vjepa.tuning",
                 )
                 assert package or inside(name, allowed | {room}), f"{module} imports {name}"
     if module.startswith("vjepa") and not inside(module, {"vjepa.training"}):
@@ -272,7 +275,7 @@ def test_help_imports_no_heavy_library() -> None:
     heavy = ("torch", "decord", "av", "sklearn", "matplotlib")
     commands = ", ".join(
         [
-            *(f"vjepa.{name}" for name in ("train", "probe", "extract", "bench", "export", "report")),
+            *(f"vjepa.{name}" for name in ("train", "tune", "probe", "extract", "bench", "export", "report")),
             *(f"data_prep.{name}" for name in ("index", "describe", "transcode", "shard")),
         ]
     )

@@ -172,6 +172,14 @@ def test_best_without_labels_is_the_newest_that_lidar_does_not_tell_worse(clips,
         assert (checkpoints / "latest").resolve().name == "step-00000006"
 
 
+def test_features_that_are_not_finite_end_the_run_in_one_line(clips) -> None:
+    """Decompositions do not take them: the monitor says so before it measures, at a step whose loss was finite."""
+    wild = {"lr": 1e30, "warmup_steps": 0, "clip_grad": None}
+    run = settings(clips, "run", optim=wild, monitor={"every_steps": 1, "clips": 4}, run={"log_every_steps": 6})
+    with pytest.raises(UserError, match=r"features are not finite after step \d; lower optim\.lr"):
+        train(run, progress=False)
+
+
 def test_clips_that_cannot_be_read_are_left_out_and_a_single_one_is_not_measured(clips) -> None:
     for number in range(1, 6):
         (clips.parent / "clips" / f"{number:02}.mp4").write_bytes(b"")

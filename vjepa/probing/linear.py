@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from vjepa.probing.metrics import Classes, Floats
@@ -103,8 +104,6 @@ def fit(features: Floats, classes: Classes, choices: Sequence[float]) -> list[Li
     With that it needs a tenth of the iterations; without, at large C, it stops (scikit-learn at its default tolerance)
     far from the least loss.
     """
-    from scipy.optimize import minimize  # a quarter of a second, which other probes and training need not wait for
-
     names, ids = np.unique(classes, return_inverse=True)
     truth, energy = np.eye(len(names))[ids], (features**2).sum(0)[:, None]
     weights, bias = np.zeros((features.shape[1], len(names))), np.zeros(len(names))

@@ -54,7 +54,7 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[st
 
     Of the sources of a mix, `loss` alone.
     """
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     sources = sorted({row.get("source", 0) for row in rows})
     for source, term in [*((0, term) for term in terms), *((source, "loss") for source in sources if source)]:
@@ -124,7 +124,7 @@ def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]]
     shown = np.unique(np.linspace(0, slots - 1, min(slots, _MAX_SLOTS)).round().astype(int))
     side_in = 1.3 if len(shown) > 3 else 1.9
     width_in = max(side_in * len(shown) + 0.6, 3.6)
-    figure = _figure(width_in, side_in * len(rows) + 0.8)
+    figure = new_figure(width_in, side_in * len(rows) + 0.8)
     figure.suptitle(fill(title, int(11 * width_in)), fontsize=11)
     axes = figure.subplots(len(rows), len(shown), squeeze=False)
     for (name, images), line in zip(rows, axes, strict=True):
@@ -171,7 +171,7 @@ def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
     labels = [_short(scores.names[i], _MAX_LABEL_CHARS) for i in shown]
     side_in = min(10.0, max(2.6, 0.42 * num if num <= _MAX_CLASSES_WITH_COUNTS else 5.0 + 0.1 * len(shown)))
     margin_in = 0.075 * max(map(len, labels)) + 0.6
-    figure = _figure(side_in + margin_in + 1.0, side_in + margin_in + 0.7)
+    figure = new_figure(side_in + margin_in + 1.0, side_in + margin_in + 0.7)
     axes = figure.subplots()
     axes.set_facecolor("#dddddd")
     # the square root of a share: one of a few percent must still be seen
@@ -197,7 +197,7 @@ def worst_picture(path: Path, worst: Sequence[Mistake], frames: Mapping[int, np.
     """
     shown = [mistake for mistake in worst if mistake.clip_id in frames]
     rows = max(1, -(-len(shown) // _COLUMNS))
-    figure = _figure(1.95 * _COLUMNS, 2.5 * rows + 0.6)
+    figure = new_figure(1.95 * _COLUMNS, 2.5 * rows + 0.6)
     cells = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in cells:
         axes.set(xticks=[], yticks=[])
@@ -240,7 +240,7 @@ def _short(name: str, num_chars: int) -> str:
     return name if len(name) <= num_chars else f"{name[: num_chars - 1]}…"
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
+def new_figure(width_in: float, height_in: float) -> Figure:
     """Make a figure of its own: no window, no state shared with the caller's plots."""
     figure = Figure(figsize=(width_in, height_in), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

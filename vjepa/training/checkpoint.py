@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa import files
-from vjepa.errors import UserError
+from vjepa.errors import NotFinite
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
@@ -63,7 +63,7 @@ def save(
     """Write a checkpoint whole, then point `latest`, and `best` if it is that, to it.
 
     A crash at any moment leaves the last one in place. Those older than the newest `keep` are removed, save the best.
-    Raises UserError, and writes nothing, where a weight or a moment is not finite.
+    Raises NotFinite, and writes nothing, where a weight or a moment is not finite.
     """
     networks = {name: network.state_dict() for name, network in method.networks.items()}
     moments = _moments(method, optimizer)
@@ -142,7 +142,7 @@ def _moments(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 def _refuse_infinite(name: str, tensors: dict[str, Tensor], step: int) -> None:
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise UserError(
+            raise NotFinite(
                 f"{name}.{key} is not finite after step {step}; lower optim.lr or set optim.clip_grad. Nothing was "
                 "saved, the last checkpoint is untouched"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from vjepa import config
 from vjepa.data.loader import train_loader
 from vjepa.data.sources import TrainSource
-from vjepa.errors import UserError
+from vjepa.errors import NotFinite
 from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
@@ -88,10 +88,10 @@ def learn(
 
 
 def read_terms(terms: dict[str, Tensor], step: int) -> dict[str, float]:
-    """Copy the loss terms to the host. Raises UserError where the loss is not finite: nothing is saved after that."""
+    """Copy the loss terms to the host. Raises NotFinite where the loss is not finite: nothing is saved after that."""
     values = {name: float(term.detach()) for name, term in terms.items()}
     if not math.isfinite(values["loss"]):
-        raise UserError(
+        raise NotFinite(
             f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last checkpoint "
             "is untouched"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.loader import eval_loader
+from vjepa.errors import NotFinite
 from vjepa.health import measures
 from vjepa.health.verdict import Row, holds_its_best, judge
 from vjepa.objectives.prediction import prediction_loss
@@ -42,14 +43,19 @@ class HealthMonitor:
         self.verdict = judge(rows, total_steps)
 
     def measure_at(self, step: int) -> dict[str, float]:
-        """Measure at a step (0: before the first one), or give nothing where it is not one to measure at."""
+        """Measure at a step (0: before the first one), or give nothing where it is not one to measure at.
+
+        Raises NotFinite where features are not finite any more, which no measure is defined for.
+        """
         every = self.settings.monitor.every_steps
         if every is None or (step % every and step != self.total_steps) or len(self.clips) < _FEWEST_CLIPS:
             return {}
         size = self.settings.data.global_batch
         parts = [self.step.observe(part) for part in torch.split(self.clips, size)]
         loss = "held_out_loss" if self.is_held_out else "fixed_loss"
-        found = measure(join(parts), self.settings.objective, loss) | self._networks(step)
+        observed = join(parts)
+        _refuse_infinite(observed, step)
+        found = measure(observed, self.settings.objective, loss) | self._networks(step)
         return {f"health/{name}": value for name, value in found.items() if math.isfinite(value)}
 
     def judge(self, rows: Sequence[Row]) -> bool:
@@ -104,6 +110,15 @@ def join(parts: list[Observed]) -> Observed:
     sets = zip(*(part.predictions for part in parts), strict=True)
     predictions = tuple(torch.cat([tokens[..., ::every] for tokens in one]) for one in sets)
     return Observed(contexts, targets, predictions, parts[0].target_ids)
+
+
+def _refuse_infinite(observed: Observed, step: int) -> None:
+    for tokens in (*observed.contexts.values(), observed.targets, *observed.predictions):
+        if not bool(torch.isfinite(tokens).all()):
+            raise NotFinite(
+                f"features are not finite after step {step}; lower optim.lr or set optim.clip_grad. The last "
+                "checkpoint is untouched"
+            )
 
 
 def measure(observed: Observed, objective: config.Objective, loss_name: str) -> dict[str, float]:

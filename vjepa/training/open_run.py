@@ -34,7 +34,7 @@ def open_run(settings: config.Config) -> RunFolder:
     """
     run = settings.run.folder
     if run.config.is_file():
-        different = _differences(run.config.read_text(encoding="utf-8"), config.dump(settings))
+        different = differences(run.config.read_text(encoding="utf-8"), config.dump(settings))
         if different:
             raise UserError(
                 f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "
@@ -63,9 +63,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _differences(stored: str, wanted: str) -> list[str]:
-    """Compare two configs as they were written: a setting that a run did not know when it began is a difference too,
-    for the default of today is not what it was made with.
+def differences(stored: str, wanted: str) -> list[str]:
+    """List the settings that make another run, as `optim.lr was 0.001, now 0.1`, of two configs as they were written.
+
+    A setting that a run did not know when it began is one too: the default of today is not what it was made with.
     """
     before, after = (_flat(yaml.safe_load(text)) for text in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}

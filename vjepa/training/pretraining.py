@@ -18,7 +18,7 @@ from vjepa.data.augment import normalise
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.loader import eval_loader
 from vjepa.data.order import num_steps, total_steps
-from vjepa.data.sources import Part, open_sources
+from vjepa.data.sources import Part, TrainSource, open_sources
 from vjepa.errors import UserError
 from vjepa.health.verdict import Verdict, judge
 from vjepa.interop import own
@@ -57,7 +57,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
         _check_precision(run, state)
         state.dtype = _name(run.dtype)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
-        ended = _learn(run, step, _online_probe(run, method), state, stop)
+        ended = _learn(run, step, online_probe(run, method), state, stop)
     if state.step < run.total_steps and not ended:
         steps = f"step {state.step} of {run.total_steps}"
         print(f"stopped at {steps}; the same command goes on from there", file=sys.stderr)
@@ -92,7 +92,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
             checkpoint.load_weights(Path(settings.run.init_from), method)
         if settings.model.pretrained:
             method.load_pretrained()
-    total = settings.optim.total_steps or _steps_of_epochs(settings, len(sources[0].parts[0].rows))
+    total = run_length(settings, sources)
     folder = open_run(settings)
     if weights:
         keep_teacher(weights, folder)
@@ -165,10 +165,14 @@ def _refuse_shared(part: Part, val: Split) -> None:
         )
 
 
-def _steps_of_epochs(settings: config.Config, num_rows: int) -> int:
-    """Count the steps in which the `num_rows` rows of data.train have their turn `optim.epochs` times."""
-    data, seed = settings.data, settings.run.seed
-    turns = total_steps(seed, math.ceil((settings.optim.epochs or 0) * num_rows), data.clip_ratios)
+def run_length(settings: config.Config, sources: list[TrainSource]) -> int:
+    """Count the steps of a run: `optim.total_steps`, or those in which the rows of data.train, the first of `sources`,
+    have their turn `optim.epochs` times.
+    """
+    data, seed, optim = settings.data, settings.run.seed, settings.optim
+    if optim.total_steps is not None:
+        return optim.total_steps
+    turns = total_steps(seed, math.ceil((optim.epochs or 0) * len(sources[0].parts[0].rows)), data.clip_ratios)
     return total_steps(seed, math.ceil(turns * data.clips_in_turn / data.global_batch), data.mix_ratios)
 
 
@@ -184,7 +188,8 @@ def _describe_clips(run: TrainingRun) -> str:
     return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in parts)
 
 
-def _online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
+def online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
+    """Make the probe that `eval.every_steps` asks for."""
     settings = run.settings
     if settings.eval.every_steps is None:
         return None
