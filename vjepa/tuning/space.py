@@ -56,7 +56,7 @@ def knobs(settings: config.Config, total_steps: int) -> list[Knob]:
     those that the config has, or MISSING; the ratio of the mask sets, where all
     have one and it does not change.
     """
-    found = [_around(LR, settings.optim.lr, _LR_FACTOR)]
+    found = [_around(LR, settings.optim.peak_lr, _LR_FACTOR)]
     if settings.objective.targets == "ema" and 0 < settings.optim.ema_decay < 1:
         share = ema_half_life(settings.optim.ema_decay) / total_steps
         low, high = _HALF_LIVES
