@@ -21,6 +21,9 @@ from vjepa.tuning.held_out import HeldOut
 from vjepa.tuning.study import Budget
 
 
+PLAIN = {"lr": 1e-3, "betas": [0.9, 0.999]}  # with which no second trial is beaten after its first step
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,7 +31,8 @@ def _here(tmp_path, monkeypatch) -> None:
 
 def small(clips: Path, **tree: dict | list) -> config.Config:
     data = {"selection": {"index": str(clips), "where": {"split": "val"}}, **tree.pop("data", {})}
-    given = {"masks": [{"kind": "random", "ratio": 0.75}], "monitor": {"clips": 4}, "data": data, **tree}
+    fixed = {"objective": {"reversal": 0, **tree.pop("objective", {})}, "optim": {**PLAIN, **tree.pop("optim", {})}}
+    given = {"masks": [{"kind": "random", "ratio": 0.75}], "monitor": {"clips": 4}, "data": data, **fixed, **tree}
     return settings(clips, "small", **given)
 
 

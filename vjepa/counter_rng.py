@@ -29,8 +29,8 @@ STREAMS: Final = {
     "bricks": 18,
     "shapes": 19,
     "camera": 20,
-    "tuner": 21,
-    "tuner_views": 22,
+    "tuner": 24,
+    "tuner_views": 25,
 }
 
 
