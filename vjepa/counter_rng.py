@@ -24,10 +24,10 @@ STREAMS: Final = {
     "probe_order": 13,
     "probe_weights": 14,
     "sigreg": 15,
-    "paddles": 16,
-    "bricks": 17,
-    "shapes": 18,
-    "camera": 19,
+    "paddles": 17,
+    "bricks": 18,
+    "shapes": 19,
+    "camera": 20,
 }
 
 
