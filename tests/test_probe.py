@@ -223,6 +223,15 @@ def test_results_of_other_probes_stay_and_the_same_one_is_replaced(run, words):
     ]
 
 
+def test_the_probe_learns_from_the_index_that_it_is_given(run, words):
+    """Whatever rows the run names for the probes that close it."""
+    tree = json.loads((run / "config.yaml").read_text())
+    tree["data"] |= {"labelled": "missing.parquet", "val": "x.parquet"}
+    (run / "config.yaml").write_text(json.dumps(tree))
+    probe.main([*words, "--eval_mode", "knn", "--baselines", "none"])
+    assert results(run)[0]["num_clips"]["train"] > 0
+
+
 def test_rows_views_and_levels_are_chosen(run, words, tmp_path):
     out = tmp_path / "deep" / "other.json"
     rows = ["--train", "scene=s0,s1", "--selection", "scene=s2", "--val", "scene=s3"]

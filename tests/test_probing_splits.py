@@ -65,6 +65,19 @@ def test_large_groups_are_not_torn_apart(monkeypatch, sizes, held):
 
 
 @pytest.mark.fast
+def test_probes_learn_from_labelled_rows_of_their_own(monkeypatch):
+    """Not from data.train then; what is held out is of them too."""
+    parts = ["train"] * 10 + ["clips"] * 20 + ["val"] * 10
+    use(monkeypatch, FakeIndex(label=["a", "b"] * 20, split=parts))
+    found = splits.read_splits(data(train="train", labelled="clips", val="val"), ["label"])
+    assert sorted([*found.train.rows, *found.selection.rows]) == list(range(10, 30)) and len(found.selection.rows) == 4
+    found = splits.read_splits(data(train="train", labelled="clips", selection="train", val="val"), ["label"])
+    assert list(found.train.rows) == list(range(10, 30))
+    with pytest.raises(UserError, match=r"data\.val: 20 of its 20 clips are in data\.labelled"):
+        splits.read_splits(data(train="train", labelled="clips", selection="train", val="clips"), ["label"])
+
+
+@pytest.mark.fast
 def test_a_clip_in_two_splits_is_refused(monkeypatch):
     use(monkeypatch, FakeIndex(label=["a"] * 20, split=["train"] * 10 + ["val"] * 10))
     with pytest.raises(UserError, match=r"data\.val: 10 of its 10 clips are in data\.selection"):

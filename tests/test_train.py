@@ -261,6 +261,17 @@ def test_a_mix_does_not_learn_from_what_is_measured(clips, mix) -> None:
     assert not (clips.parent / "run").exists()
 
 
+@pytest.mark.parametrize("part", ["val", "selection"])
+def test_pre_training_does_not_see_what_is_measured(clips, part) -> None:
+    """Probes that learn from rows of their own leave data.train unchecked by their splits."""
+    data = {name: {"index": str(clips), "where": {"split": name}} for name in ("val", "selection")}
+    data["labelled"] = {"index": str(clips), "where": {"split": "train"}}
+    data["train"] = {"index": str(clips), "where": {"split": ["train", part]}}
+    with pytest.raises(UserError, match=rf"data\.train: \d+ of its \d+ clips are in data\.{part} too"):
+        train(settings(clips, "run", data=data), progress=False)
+    assert not (clips.parent / "run").exists()
+
+
 def test_epochs_are_passes_over_the_clips(clips) -> None:
     run = settings(clips, "run", optim={"total_steps": None, "epochs": 2})
     summary = train(run, progress=False)

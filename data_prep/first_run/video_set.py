@@ -57,7 +57,9 @@ def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     remedy = f"delete the folder {folder} to have the {videos.name} data set written anew"
     if manifest["recipe"] != videos.recipe or index_version(index_path) != SCHEMA_VERSION:
-        raise UserError(f"{folder}: holds the {videos.name} data set of another version of vjepa, or another; {remedy}")
+        raise UserError(
+            f"{folder}: holds other data than {videos.name}, or those of another version of vjepa; {remedy}"
+        )
     for name, sha256 in manifest["sha256"].items():
         path = folder / "videos" / name
         if not path.is_file() or _sha256(path) != sha256:

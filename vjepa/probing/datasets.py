@@ -169,7 +169,7 @@ def _clips(path: str, data: Data, request: Request) -> Dataset:
         splits = _folds(index, request)
     else:
         sources = _sources(index, request.where)
-        found = read_splits(data.model_copy(update={**sources, "labelled": None}), [request.label], request.group)
+        found = read_splits(data.model_copy(update=sources), [request.label], request.group)
         splits = {"": (found.train, found.selection, found.val)}
         where = {name: source.where if source else "a fifth of train" for name, source in sources.items()}
     trials = tuple(Trial(name, *(split.rows for split in parts)) for name, parts in splits.items())

@@ -54,7 +54,7 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
         train, selection = hold_out(train, group)
     else:
         selection = _read_split(data.selection, labels)
-    splits = {"train": train, "selection": selection, "val": val}
+    splits = {"labelled" if data.labelled else "train": train, "selection": selection, "val": val}
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
         if shared:
@@ -62,7 +62,7 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
                 f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give "
                 f"other rows, e.g. where: {{split: val}}"
             )
-    return Splits(**splits)
+    return Splits(train, selection, val)
 
 
 def hold_out(train: Split, column: str) -> tuple[Split, Split]:

@@ -102,7 +102,7 @@ def _data(settings: SubjectSettings, native: config.Data, encoder: Encoder) -> c
     """Change `native` by what the options say."""
     names = ("num_frames", "clip_fps", "frame_step", "crop_px", "workers")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    changes = {"prepare": "none", "mix": [], **given}
+    changes = {"prepare": "none", "mix": [], "labelled": None, **given}
     if {"clip_fps", "frame_step"} & given.keys():
         changes = {"clip_fps": None, "frame_step": None, "duration_s": None, **changes}
     try:

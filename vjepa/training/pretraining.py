@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,11 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
         first_run.write_data(settings.data, progress)
     sources = open_sources(settings.data)
     if settings.data.val is not None:
-        val = read_splits(settings.data, settings.eval.labels, settings.eval.group).val
-        for part in [part for source in sources for part in source.parts][1:]:
-            _refuse_shared(part, val)
+        splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
+        measured = {"data.val": splits.val}
+        measured |= {} if settings.data.selection is None else {"data.selection": splits.selection}
+        for part, (name, split) in product([part for source in sources for part in source.parts], measured.items()):
+            _refuse_shared(part, name, split)
     for grid in settings.grids.values():
         plan(settings.masks, grid)
     weights = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, settings.data.sources)
@@ -155,12 +158,12 @@ def _check_precision(run: TrainingRun, state: TrainingState) -> None:
         )
 
 
-def _refuse_shared(part: Part, val: Split) -> None:
-    """Refuse clips to learn from that the encoder is measured on."""
-    shared = len(np.intersect1d(part.rows, val.rows)) if part.index.path == val.index.path else 0
+def _refuse_shared(part: Part, name: str, split: Split) -> None:
+    """Refuse clips to learn from that the encoder is chosen or measured on: those of `split`, called `name`."""
+    shared = len(np.intersect1d(part.rows, split.rows)) if part.index.path == split.index.path else 0
     if shared:
         raise UserError(
-            f"{part.name}: {shared} of its {len(part.rows)} clips are in data.val too; give other rows, e.g. where: "
+            f"{part.name}: {shared} of its {len(part.rows)} clips are in {name} too; give other rows, e.g. where: "
             "{split: train}"
         )
 

@@ -63,11 +63,15 @@ class World(ABC):
         """Draw a video: its frames, uint8 [T, S, S, 3], and its labels, of which a film has none."""
         if video.kind == "film":
             return self.film(video.number, self.film_frames), {}
-        values, place = {}, video.place
+        return self.clip(video.number, self.wanted_of(video))
+
+    def wanted_of(self, clip: Video) -> dict[str, str]:
+        """Give the combination of labels whose turn it is."""
+        values, place = {}, clip.place
         for label, names in self.wanted.items():
             place, choice = divmod(place, len(names))
             values[label] = names[choice]
-        return self.clip(video.number, values)
+        return values
 
     @property
     def recipe(self) -> dict[str, Any]:
