@@ -35,7 +35,9 @@ _FIRST_ROUND: Final = 20  # steps
 _WARMUP: Final = 10  # steps of a round
 _PATIENCE: Final = 2  # rounds that bring nothing, though the last was as long as all before it
 _LEAST_STEPS: Final = 600  # of the best heads, for attention is slow to form
-_BUDGET: Final = 20 * 21  # passes over the train clips: 20 heads for 20 epochs, where reading costs as much as a head
+# passes over the train clips times heads, where reading the tokens counts as a head: about the CPU time of 20 heads for
+# 20 epochs, whose larger products are cheaper
+_BUDGET: Final = 360
 
 Setting = dict[str, float]
 # share of right answers on the selection clips, then the probability of the true classes, which decides among equals
