@@ -20,7 +20,6 @@ from vjepa.tuning import study
 from vjepa.tuning.held_out import HeldOut
 from vjepa.tuning.study import Budget
 
-
 PLAIN = {"lr": 1e-3, "betas": [0.9, 0.999]}  # with which no second trial is beaten after its first step
 
 
