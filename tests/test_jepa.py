@@ -29,7 +29,14 @@ SETTINGS = config.validate(
             "vicreg_covariance": 0.01,
             "reversal": 0,
         },
-        "optim": {"total_steps": 8, "lr": 2e-3, "warmup_steps": 2, "ema_decay": 0.9, "clip_grad": 1.0},
+        "optim": {
+            "total_steps": 8,
+            "lr": 2e-3,
+            "warmup_steps": 2,
+            "betas": [0.9, 0.999],
+            "ema_decay": 0.9,
+            "clip_grad": 1.0,
+        },
     },
     "test",
 )
