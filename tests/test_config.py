@@ -312,17 +312,30 @@ def test_the_width_of_predicted_pixels_is_filled_in_and_reads_back(load, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("batch", "width", "lr"), [(32, 192, 1e-3), (4096, 192, 1e-3), (8, 192, 5e-4), (32, 768, 5e-4), (32, 96, 1e-3)]
+    ("batch", "width", "crop_px", "lr"),
+    [
+        (32, 192, 64, 6e-4),
+        (4096, 192, 64, 6e-4),
+        (8, 192, 64, 3e-4),
+        (32, 768, 64, 3e-4),
+        (32, 96, 64, 6e-4),
+        (32, 192, 128, 3e-4),
+        (32, 192, 32, 6e-4),
+    ],
 )
-def test_the_learning_rate_follows_batch_and_width_where_none_is_given(load, batch: int, width: int, lr: float) -> None:
-    shape = f"model: {{encoder: {{width: {width}, heads: 3}}}}\n"
-    settings = load(f"data.global_batch={batch}", text=MINIMAL.replace(", lr: 1e-4", "") + shape)
+def test_the_learning_rate_follows_batch_width_and_tokens_where_none_is_given(
+    load, batch: int, width: int, crop_px: int, lr: float
+) -> None:
+    """Clips of 64 px have 128 tokens."""
+    shape = f"model: {{encoder: {{width: {width}, heads: 3}}, tubelet_frames: 2, patch_px: 8}}\n"
+    words = [f"data.global_batch={batch}", f"data.crop_px={crop_px}", "data.num_frames=4"]
+    settings = load(*words, text=MINIMAL.replace(", lr: 1e-4", "") + shape)
     assert settings.optim.lr == pytest.approx(lr)
     assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
 
 
 def test_views_agree_where_there_are_several_and_something_keeps_clips_apart(load) -> None:
-    assert load("objective.loss=l1").objective.view_invariance == 0.2
+    assert load("objective.loss=l1").objective.view_invariance == 0.05
     assert load("masks=[{ratio: .75}]").objective.view_invariance == 0
     assert load("objective={vicreg_variance: 0, vicreg_covariance: 0}").objective.view_invariance == 0
     assert load("objective.view_invariance=.3").objective.view_invariance == 0.3

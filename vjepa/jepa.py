@@ -194,15 +194,13 @@ class Jepa(nn.Module):
         return embeddings
 
     def _time_odd(self, video: Tensor, masks: Sequence[TokenMask], views: Tensor) -> Tensor:
-        """Give the part of embeddings that changes its sign when the clip is played backwards: [M C, B, E] -> [R C, B,
-        E], of the first half of the mask sets, R.
+        """Give the part of embeddings, [M C, B, E], that changes its sign when the clip is played backwards.
 
-        What a single frame shows is in neither; of independent embeddings its variance is that of one.
+        What a single frame shows is not in it; of independent embeddings its variance is that of one.
         """
-        half = masks[: -(-len(masks) // 2)]
         patches = patchify(video.flip(2), self.encoder.model)
-        backwards = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in half]))
-        return (views[: len(backwards)] - backwards) / math.sqrt(2)
+        backwards = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in masks]))
+        return (views - backwards) / math.sqrt(2)
 
     def _prediction_means(
         self, patches: Patches, contexts: Sequence[Tensor], masks: Sequence[TokenMask]

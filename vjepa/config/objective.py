@@ -52,7 +52,7 @@ class Objective(Section):
         None,
         ge=0,
         description="weight of the squared distance of the embeddings of a clip's views to their mean (LeJEPA); null: "
-        ".2 where a clip has several and something keeps embeddings apart",
+        ".05 where a clip has several and something keeps embeddings apart",
     )
     reversal: float = Field(
         1.0,
@@ -64,7 +64,10 @@ class Objective(Section):
         0.0, ge=0, description="weight of the squared distance of predictions to targets (VICReg eq. 5)"
     )
     vicreg_variance: float = Field(
-        1.0, ge=0, description="weight of the hinge on the standard deviation of embeddings over clips (VICReg eq. 1)"
+        1.0,
+        ge=0,
+        description="weight of the hinge on the standard deviation of embeddings over clips (VICReg eq. 1); of "
+        "the mean of a clip's views where these have to agree",
     )
     vicreg_covariance: float = Field(
         0.8, ge=0, description="weight of the off-diagonal covariance of embeddings over clips (VICReg eq. 3)"

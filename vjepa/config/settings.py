@@ -56,8 +56,9 @@ class Optim(Section):
     lr: float | None = Field(
         None,
         gt=0,
-        description="learning rate after warm-up, for the configured global batch; null: 1e-3 for 32 clips or more and "
-        "a width of 192, by the root of the batch less for fewer, by the root of the width less for wider encoders",
+        description="learning rate after warm-up, for the configured global batch; null: 6e-4 for 32 clips or more of "
+        "128 tokens or fewer and a width of 192, less by the root of the batch for fewer clips, and by the roots of "
+        "tokens and width for more tokens or wider encoders",
     )
     final_lr: float = Field(1e-6, ge=0, description="learning rate at the last step")
     lr_shape: Literal["cosine", "linear"] = Field(
@@ -119,7 +120,7 @@ class Config(Section):
     run: Run = Run()
     data: Data
     masks: list[MaskSet] = Field(
-        [TubeMask(ratio=0.9, predicted_ratio=0.25)] * 4,
+        [TubeMask(ratio=0.75, predicted_ratio=0.25)] * 2,
         min_length=1,
         max_length=16,
         description="mask sets; each is predicted in every step",
@@ -210,15 +211,15 @@ class Config(Section):
                 "objective.prediction: nothing is predicted, and no views have to agree; give prediction a weight, or "
                 "masks a second set"
             )
-        changed = objective.model_copy(update={"view_invariance": 0.2 if agree else 0.0})
+        changed = objective.model_copy(update={"view_invariance": 0.05 if agree else 0.0})
         return self.model_copy(update={"objective": changed})
 
     def _with_lr(self) -> Self:
         """Set the learning rate where none is given; see `Optim.lr`. A network of timm counts as of width 768."""
         if self.optim.lr is not None:
             return self
-        width = self.model.known_width or 768
-        lr = 1e-3 * math.sqrt(min(1.0, self.data.global_batch / 32) * min(1.0, 192 / width))
+        scales = (self.data.global_batch / 32, 192 / (self.model.known_width or 768), 128 / math.prod(self.grid))
+        lr = 6e-4 * math.sqrt(math.prod(min(1.0, scale) for scale in scales))
         return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": float(f"{lr:.3g}")})})
 
     def _with_out_width(self) -> Self:

@@ -17,12 +17,16 @@ def embedding_terms(objective: config.Objective, embeddings: Tensor, directions:
     """Compute the terms that have a weight, by name, from embeddings [V, B, D] of V views of B clips.
 
     directions: [S, D], the random lines of `sigreg`; None: without that term.
+
+    Views that have to agree are spread by their mean, or differences of masks would do for differences of clips; their
+    covariance is that of each view, which weighs what differs between them.
     """
     terms = {}
     if objective.view_invariance:
         terms["view_invariance"] = view_invariance(embeddings)
     if objective.vicreg_variance:
-        terms["variance"] = vicreg.variance(embeddings)
+        spread = embeddings.mean(dim=0, keepdim=True) if objective.view_invariance else embeddings
+        terms["variance"] = vicreg.variance(spread)
     if objective.vicreg_covariance:
         terms["covariance"] = vicreg.covariance(embeddings)
     if directions is not None:
