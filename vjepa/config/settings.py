@@ -218,7 +218,7 @@ class Config(Section):
         """Set the learning rate where none is given; see `Optim.lr`. A network of timm counts as of width 768."""
         if self.optim.lr is not None:
             return self
-        scales = (self.data.global_batch / 32, 192 / (self.model.known_width or 768), 128 / math.prod(self.grid))
+        scales = (self.data.global_batch / 32, 192 / (self.model.known_width or 768), 128 / self.grid.num_tokens)
         lr = 6e-4 * math.sqrt(math.prod(min(1.0, scale) for scale in scales))
         return self.model_copy(update={"optim": self.optim.model_copy(update={"lr": float(f"{lr:.3g}")})})
 
