@@ -119,7 +119,7 @@ def settings(width: int, patch_px: int, tubelet: int, frames: int) -> config.Con
             "encoder": {"width": width, "depth": 6, "heads": width // 64},
             "predictor": {"width": 96, "depth": 3, "heads": 3},
         },
-        "objective": {"loss": "smooth_l1", "vicreg_variance": 1.0, "vicreg_covariance": 0.8},
+        "objective": {"loss": "smooth_l1", "vicreg_variance": 1.0, "vicreg_covariance": 0.8, "reversal": 0},
         "optim": {"total_steps": STEPS, "lr": 1e-3, "warmup_steps": 20, "ema_decay": 0.99},
     }
     return config.validate(tree, "benchmark")

@@ -101,6 +101,7 @@ def base(side: int, steps: int, seed: int) -> config.Config:
             "view_invariance": 1.0,
             "vicreg_variance": 1.0,
             "vicreg_covariance": 0.8,
+            "reversal": 0,
         },
         "optim": {"total_steps": steps, "lr": 1e-3, "warmup_steps": steps // 10, "ema_decay": 0.99,
                   "final_ema_decay": 0.99},
