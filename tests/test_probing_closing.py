@@ -12,6 +12,7 @@ import torch
 from small_runs import metrics, settings
 
 from vjepa import config, probe
+from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 from vjepa.jepa import build
 from vjepa.probing import closing, extractors, linear
@@ -198,6 +199,18 @@ def index(make_index):
         for i in range(24)
     ]
     return make_index(rows, num_frames=6, size=(32, 32))
+
+
+def test_pictures_are_drawn_of_the_first_clips_that_can_be_read(index, tmp_path):
+    """The first four clips, a whole batch of the pictures, are no videos any more."""
+    clips = ClipIndex.open(str(index))
+    for i in range(16, 20):
+        Path(clips.row(i).uri).write_bytes(b"broken")
+    val = {"val": {"index": str(index), "where": {"split": "val"}}}
+    run = settings(index, "run", data=val, eval={"baselines": ["random_init"], "labels": ["label"]})
+    assert train(run, progress=False)["probes"]["label"]
+    for name in ("mask", "features_pca"):
+        assert (Path(run.run.dir) / "pictures" / f"{name}.png").stat().st_size > 1000
 
 
 def test_the_closing_table_and_the_probe_command_say_the_same(index, tmp_path, monkeypatch):

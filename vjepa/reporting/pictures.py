@@ -80,7 +80,7 @@ def mask_picture(path: Path, video: torch.Tensor, grid: TokenGrid, context_ids: 
     frames = _token_frames(video, grid)
     hidden = ~_upscale(seen.reshape(grid.t, grid.h, grid.w), frames.shape[1])
     masked = np.where(hidden[..., None], 0.15 * frames + 0.85 * 128, frames).astype(np.uint8)
-    title = f"Token mask: the context encoder sees {seen.mean():.0%} of {grid.t}x{grid.h}x{grid.w} tokens"
+    title = f"The context encoder sees {seen.mean():.0%} of {grid.t}x{grid.h}x{grid.w} tokens"
     _grid_picture(path, title, [("frames", frames), ("context", masked)], video.shape[1] // grid.t)
 
 

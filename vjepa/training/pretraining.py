@@ -235,8 +235,8 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
     settings = run.settings
     source = settings.data.val or settings.data.train
     index = ClipIndex.open(source.index)
-    shown = index.select(source.where)[:4]
-    videos = next(iter(eval_loader(index, shown, settings.data, len(shown), workers=0))).video
+    batches = eval_loader(index, index.select(source.where), settings.data, 4, workers=0)
+    videos = next(batch.video for batch in batches if len(batch.video))  # past those that cannot be read
     if videos.shape[2] == 1 and settings.model.image_mode == "repeat":  # as the encoder sees it
         videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
     mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
