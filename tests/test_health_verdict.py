@@ -147,7 +147,7 @@ def test_the_best_checkpoint_is_the_newest_that_is_not_told_worse() -> None:
 def test_a_loss_that_rises_with_the_spread_is_normal_and_the_line_says_so() -> None:
     rows = log(6, lambda step: {"spread": 0.4 + step / 1000}, lambda step: 0.3 + step / 1000)
     found = judge(rows, 500)
-    assert found.state == "healthy" and "the loss rises because the spread" in found.rule
+    assert found.state == "healthy" and "the loss of prediction rises because the spread" in found.rule
 
 
 def test_a_verdict_says_what_to_change_and_which_way() -> None:

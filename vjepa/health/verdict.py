@@ -265,7 +265,7 @@ def _as_it_should(history: History) -> str:
     before, after = history.loss_before(-3), history.loss_before(-1)
     rises = before is not None and after is not None and after > before
     if rises and row["spread"] > history.measured[-3]["spread"]:
-        said += "; the loss rises because the spread of the targets does, which is normal"
+        said += "; the loss of prediction rises because the spread of its targets does, which is normal"
     return said
 
 
