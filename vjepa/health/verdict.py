@@ -258,8 +258,9 @@ def _sinking(history: History) -> str | None:
 def _as_it_should(history: History) -> str:
     row = history.last
     said = f"rank {row['effective_rank']:.1f}, spread {row['spread']:.3g}"
-    if "skill" in row:
-        said += f", skill {row['skill']:.2f}"
+    if "skill" not in row:
+        return said
+    said += f", skill {row['skill']:.2f}"
     if len(history.measured) < 4:
         return said
     before, after = history.loss_before(-3), history.loss_before(-1)
