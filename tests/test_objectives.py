@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vjepa import config
 from vjepa.objectives import sigreg, targets, vicreg
 from vjepa.objectives.prediction import DISTANCES, prediction_loss
-from vjepa.objectives.views import view_invariance
+from vjepa.objectives.views import embedding_terms, view_invariance
 
 pytestmark = pytest.mark.fast
 
@@ -191,3 +192,14 @@ def test_pixels_are_normalised_colour_by_colour(taps: int, frames: int) -> None:
     for place in np.ndindex(2, 5, 3):
         colour = np.repeat(pixels[place], frames // taps, axis=0)
         np.testing.assert_allclose(found[place], (colour - colour.mean()) / np.sqrt(colour.var() + 1e-5), rtol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("agree", [0.0, 0.05])
+def test_views_that_have_to_agree_are_spread_by_their_mean(agree: float) -> None:
+    """Differences of masks alone do not count as differences of clips: clips of one mean have no deviation."""
+    apart = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
+    objective = config.Objective(view_invariance=agree)
+    terms = embedding_terms(objective, torch.cat([apart, -apart]), None)
+    assert terms["variance"].item() == pytest.approx(0.99 if agree else vicreg.variance(apart).item(), abs=1e-3)
+    torch.testing.assert_close(terms["covariance"], vicreg.covariance(apart))
