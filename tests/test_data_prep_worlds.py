@@ -133,6 +133,26 @@ def test_the_ball_flies_and_is_where_the_labels_say(name: str) -> None:
     assert len(events) == 3 and min(events.values()) >= 8
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "colour", "part", "axis"),
+    [
+        ("paddles", "left", (0.95, 0.35, 0.25), np.s_[:, 12:15], 0),
+        ("paddles", "right", (0.3, 0.9, 0.4), np.s_[:, 65:68], 0),
+        ("bricks", "player", (0.4, 0.8, 1.0), np.s_[58:61], 1),
+    ],
+)
+def test_a_bar_is_where_its_label_says(name: str, label: str, colour: tuple, part: tuple, axis: int) -> None:
+    """The centroid of its colour on its rail, in the middle frame, is in the labelled cell."""
+    seen = set()
+    for frames, labels in clips(name, 24):
+        near = np.abs(frames[len(frames) // 2] / 255 - colour).max(axis=-1)[part] < 0.1
+        length = frames.shape[1]
+        place = near.sum(axis=1 - axis) @ np.arange(length) / near.sum()
+        assert abs(place * 5 / length - (int(labels[label]) + 0.5)) < 0.5 + 1.5 * 5 / length, labels
+        seen.add(labels[label])
+    assert len(seen) >= 3
+
+
 def test_a_brick_vanishes_where_one_was_hit() -> None:
     """What is coloured at first is dark in the end, in clips with that event alone; the ball would leave it bright."""
     for frames, labels in clips("bricks", 48):

@@ -34,7 +34,7 @@ from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
 from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask
 
-MONITOR_VIEWS: Final = 3  # masks under which the monitor sees each of its clips
+MONITOR_VIEWS: Final = 3  # masks under which the monitor sees each of its clips; more where there are more sets
 
 
 class Jepa(nn.Module):
@@ -121,8 +121,8 @@ class Jepa(nn.Module):
     def observe(self, video: Tensor) -> Observed:
         """Run the networks on clips that are not learned from, uint8 [B, 3, T, S, S], under fixed masks.
 
-        Masks are those of the last step, MONITOR_VIEWS or more, the same at every call and for every clip. Predictions
-        are of the first of each mask set.
+        Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
+        each mask set.
         """
         video = normalise(video.to(next(self.parameters()).device, non_blocking=True), self.dtype)
         patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
@@ -130,7 +130,7 @@ class Jepa(nn.Module):
         drawn = plan(self.settings.masks, patches.grid)
         draws = range(math.ceil(MONITOR_VIEWS / num_sets))
         masks = [mask for i in draws for mask in drawn.draw(1, seed, i, self.total_steps - 1, self.total_steps)]
-        masks = [mask.to(video.device).expand(len(video)) for mask in masks]
+        masks = [mask.to(video.device).expand(len(video)) for mask in masks[: max(MONITOR_VIEWS, num_sets)]]
         levels = self.settings.model.levels > 1
         depths = encoder.level_depths if levels else sorted({max(0, q * encoder.depth // 4 - 1) for q in (1, 2, 3, 4)})
         seen = [encoder.intermediate(video, depths, mask.context_ids) for mask in masks]

@@ -1,6 +1,6 @@
 """How well the verdict tells runs that go wrong from runs that learn: misses, false alarms, and how soon it comes.
 
-python tests/benchmarks/doctor.py --out FOLDER [--seeds 1 2] [--only NAME ...] [--every 40] [--table]
+python tests/benchmarks/doctor.py --out FOLDER [--seeds 1 2] [--only NAME ...] [--every 25] [--table]
 
 Each run is a small one (width 64, clips of 32 px made in memory, 300 steps, under 20 s on one core) of a world and a
 recipe: SICK ones are made to go wrong, SOUND ones are meant to learn. Whether they did is measured apart from the
@@ -42,7 +42,7 @@ from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 
 STEPS: Final = 300
-FINEST: Final = 20  # steps between two measurements in the file
+FINEST: Final = 25  # steps between two measurements in the file
 SIDE: Final = 32
 FRAMES: Final = 8
 WARMUP: Final = 20
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="worlds or recipes")
-    parser.add_argument("--every", type=int, default=40, help="steps between two measurements that the rules see")
+    parser.add_argument("--every", type=int, default=25, help="steps between two measurements that the rules see")
     parser.add_argument("--table", action="store_true", help="only judge the results that are there")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ class Monitor(Section):
     """Set how the representation is watched while it trains. Nothing here changes what is learned."""
 
     every_steps: int | None = Field(
-        40,
+        25,
         ge=1,
         description="rank, LiDAR, spread and skill are measured after so many steps and after the last, and a verdict "
         "is given; null: never",
@@ -34,7 +34,7 @@ class Monitor(Section):
         None,
         ge=4,
         description="clips that are measured, always the same ones: of data.selection, else of data.train; null: half "
-        "as many as a step has, 16 to 64, which costs about 1 % of the time of 40 steps",
+        "as many as a step has, 16 to 64, which costs about 1 % of the time of 25 steps",
     )
     stop_on: list[HealthState] = Field([], description="verdicts that end a run, such as [collapsing]")
     wandb: bool = Field(False, description="send all that TensorBoard gets to Weights & Biases too (extra `wandb`)")

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from vjepa.config.data import Data
-from vjepa.config.masks import MaskSet, TubeMask
+from vjepa.config.masks import MaskSet, RandomMask
 from vjepa.config.model import Model
 from vjepa.config.monitor import Monitor
 from vjepa.config.objective import Objective
@@ -120,7 +120,7 @@ class Config(Section):
     run: Run = Run()
     data: Data
     masks: list[MaskSet] = Field(
-        [TubeMask(ratio=0.75, predicted_ratio=0.25)] * 2,
+        [RandomMask(kind="random", ratio=0.75, predicted_ratio=0.25)] * 2,
         min_length=1,
         max_length=16,
         description="mask sets; each is predicted in every step",

@@ -23,6 +23,7 @@ class Paddles(BallGame):
     name: ClassVar = "paddles"
     wanted: ClassVar = {"way": WAYS, "near": ("paddle", "wall"), "meets": ("yes", "no"), "speed": SPEEDS}
 
+    version: int = 2
     side_px: int = 80
     rail_px: float = 13.0
     paddle_half_px: float = 12.0
@@ -52,6 +53,11 @@ class Paddles(BallGame):
             ball[frame] = x, y
             hits.append(hit)
         return Game(ball, bars, hits, np.empty((num_frames, 0, 0), bool))
+
+    def labels(self, game: Game) -> dict[str, str]:
+        """Label a game as every ball game, and by the cells of the paddles: `left` and `right`."""
+        places = dict(zip(("left", "right"), game.bars[len(game.bars) // 2].tolist(), strict=True))
+        return super().labels(game) | {side: self.cell(place) for side, place in places.items()}
 
     def gaps(self, game: Game, frame: int) -> dict[str, float]:
         """Measure how far the ball is from the walls and from the paddles."""
