@@ -281,6 +281,7 @@ def engine(entries, work):
                 time.sleep(0.1)
 engines.ENGINES["processes"] = engine
 signal.signal(signal.SIGTERM, index._stop)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 run(index.main)
 """
 

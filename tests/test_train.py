@@ -323,7 +323,7 @@ def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypat
     assert "missing.parquet" in fails(*train_it, "data.train=missing.parquet", "run.dir=new")
     assert "no mps device" in fails(*train_it, "run.device=mps", "run.dir=new")
     assert "nowhere" in fails(*train_it, "data.train.where.split=nowhere", "run.dir=new")
-    assert "1x1 cells" in fails(*train_it, "data.crop_px=8", "run.dir=new")
+    assert "1x1 cells" in fails(*train_it, "data.crop_px=8", "masks=[{kind: tube}, {kind: tube}]", "run.dir=new")
     assert "no_such" in fails("data_prep.index", "no_such", "--out", "new.parquet")
     assert "neither a run" in fails(
         "vjepa.probe", "--model_path", "clips", "--dataset", "clips.parquet", "--eval_mode", "knn"
