@@ -305,6 +305,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=25, help="steps between two measurements that the rules see")
     parser.add_argument("--table", action="store_true", help="only judge the results that are there")
     options = parser.parse_args()
+    if options.every % FINEST:
+        parser.error(f"--every: runs are measured every {FINEST} steps; give a multiple of that")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "doctor.jsonl"
 
