@@ -70,7 +70,7 @@ class Objective(Section):
         "the mean of a clip's views where these have to agree",
     )
     vicreg_covariance: float = Field(
-        0.8, ge=0, description="weight of the off-diagonal covariance of embeddings over clips (VICReg eq. 3)"
+        3.0, ge=0, description="weight of the off-diagonal covariance of embeddings over clips (VICReg eq. 3)"
     )
     sigreg: float = Field(
         0.0,

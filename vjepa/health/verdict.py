@@ -18,9 +18,10 @@ from vjepa.config import HealthState
 
 Row = Mapping[str, float]
 
-FALLEN: Final = {"spread": 0.2, "feature_std": 0.2, "effective_rank": 0.25}  # of their maximum
-SINKING: Final = 1 / 3  # of the maximum of any of them: watch
+FALLEN: Final = {"spread": 0.2, "feature_std": 0.2, "effective_rank": 0.4}  # of their maximum
+SINKING: Final = 1 / 3  # of the maximum of any of them: watch; of the rank, where it lasts: a partial collapse
 NO_SKILL: Final = 0.05
+NO_SKILL_OF_FIXED: Final = 0.01  # of targets that nobody trains, pixels: most of them is what no one can tell
 ONLY_POSITIONS: Final = 0.9
 ALIKE: Final = 0.02  # deviation of features at which clips are hardly told apart
 LASTING: Final = 0.1  # of the run; what is low in warm-up is so for less
@@ -125,8 +126,17 @@ class History:
         Of targets that nobody trains the spread tells nothing: it is left out.
         """
         seen = self.measured[:until]
-        moves = len({row["spread"] for row in self.measured}) > 1
-        return {name: max(row[name] for row in seen) for name in FALLEN if moves or name != "spread"}
+        return {name: max(row[name] for row in seen) for name in FALLEN if self.moves or name != "spread"}
+
+    @property
+    def moves(self) -> bool:
+        """Tell whether targets change, because someone trains what makes them."""
+        return len({row["spread"] for row in self.measured}) > 1
+
+    @property
+    def least_skill(self) -> float:
+        """Give the skill below which there is none."""
+        return NO_SKILL if self.moves else NO_SKILL_OF_FIXED
 
     def lasts(self, name: str) -> list[float]:
         """List a measure over the last tenth of the run, three times at least; nothing where it is not known so long,
@@ -172,7 +182,8 @@ def _has_fallen(history: History, place: int) -> bool:
     best, row = history.best(place + 1), history.measured[place]
     signs = fallen(row, best)
     is_alone = "feature_std" in signs and "spread" not in best
-    return row["effective_rank"] == 0 or is_alone or len(signs) + (row.get("skill", 1) < NO_SKILL and bool(signs)) >= 2
+    is_blind = bool(signs) and row.get("skill", 1) < history.least_skill
+    return row["effective_rank"] == 0 or is_alone or len(signs) + is_blind >= 2
 
 
 def _partly_collapsed(history: History) -> str | None:
@@ -190,27 +201,35 @@ def _partly_collapsed(history: History) -> str | None:
     return f"rank {max(ranks[-4:-1]):.1f} -> {ranks[-1]:.1f} while the loss drops {min(changes[-2:]):+.3g} at once"
 
 
+def _stays_low(history: History) -> str | None:
+    """Look for a rank that fell and stays where it is, whatever the predictions are worth."""
+    ranks, best = history.lasts("effective_rank"), history.best()["effective_rank"]
+    if not ranks or max(ranks) >= SINKING * best:
+        return None
+    return f"rank {ranks[-1]:.1f}, {len(ranks)} times running under a third of its maximum, {best:.1f}"
+
+
 def _only_positions(history: History) -> str | None:
     """Look for targets that vary by place alone, in features that hardly tell clips apart: a background that stands
     still makes the former by itself.
     """
     shares, skills = history.lasts("position_share"), history.lasts("place_skill")
     is_alike = history.last["feature_std"] < max(ALIKE, SINKING * history.best()["feature_std"])
-    if not shares or min(shares) <= ONLY_POSITIONS or not skills or _is_skill(skills) or not is_alike:
+    if not shares or min(shares) <= ONLY_POSITIONS or not skills or _is_skill(skills, NO_SKILL) or not is_alike:
         return None
     return f"{shares[-1]:.0%} of the variance of targets is between places, and predictions tell no more than the place"
 
 
 def _without_skill(history: History) -> str | None:
     skills = history.lasts("skill")
-    if not skills or _is_skill(skills):
+    if not skills or _is_skill(skills, history.least_skill):
         return None
     return f"skill {skills[-1]:.2f}: predictions are no better than a constant, of loss {history.last['spread']:.3g}"
 
 
-def _is_skill(skills: Sequence[float]) -> bool:
+def _is_skill(skills: Sequence[float], least: float) -> bool:
     """Tell whether there is some, or it is on its way: it rose twice running."""
-    return max(skills) >= NO_SKILL or min(after - before for before, after in pairwise(skills[-3:])) > 0.001
+    return max(skills) >= least or min(after - before for before, after in pairwise(skills[-3:])) > 0.001
 
 
 def _overfitting(history: History) -> str | None:
@@ -287,6 +306,11 @@ RULES: Final[tuple[tuple[HealthState, Callable[[History], str | None], str], ...
         "partial_collapse",
         _partly_collapsed,
         "go on from an earlier checkpoint (run.init_from) with optim.lr a third, or raise objective.vicreg_covariance",
+    ),
+    (
+        "partial_collapse",
+        _stays_low,
+        "start again with optim.lr a third, or raise objective.vicreg_covariance",
     ),
     (
         "positions_only",
