@@ -286,20 +286,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(clips) -> None
         assert tensor.isfinite().all()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(clips) -> None:
-    run = settings(clips, "run", optim={"total_steps": 100_000})
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_of_the_whole_job_saves_costs_no_clip_and_the_same_command_goes_on(clips, prefetch, number) -> None:
+    """Slurm, systemd and shells send it to every process of a group, those that decode too; some send it twice."""
+    run = settings(clips, "run", optim={"total_steps": 100_000}, data={"workers": 2, "prefetch": prefetch})
     (clips.parent / "run.yaml").write_text(config.dump(run))
     line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     metrics = Path(run.run.dir or "") / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):
+        os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75 and "the same command goes on from there" in stderr
     state = json.loads((Path(run.run.dir or "") / "checkpoints" / "latest" / "state.json").read_text())
-    assert state["step"] == len(losses(run.run.dir)) > 0
+    assert state["step"] == len(losses(run.run.dir)) > 0 and not state["unreadable"]
+    assert not list(clips.parent.glob("*.quarantine.jsonl"))
 
 
 def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypatch, capsys) -> None:
