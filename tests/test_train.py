@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -307,6 +308,33 @@ def test_a_stop_of_the_whole_job_saves_costs_no_clip_and_the_same_command_goes_o
     state = json.loads((Path(run.run.dir or "") / "checkpoints" / "latest" / "state.json").read_text())
     assert state["step"] == len(losses(run.run.dir)) > 0 and not state["unreadable"]
     assert not list(clips.parent.glob("*.quarantine.jsonl"))
+
+
+def test_a_second_process_in_one_run_folder_is_one_line(clips) -> None:
+    """A job that was queued twice. One that was killed holds nothing."""
+    run = settings(clips, "run", optim={"total_steps": 100_000}, run={"save_every_steps": 5})
+    (clips.parent / "run.yaml").write_text(config.dump(run))
+    line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and run.run.folder.latest is None:
+        time.sleep(0.1)
+    with pytest.raises(UserError, match=rf"process {process.pid} on \S+ trains here now"):
+        train(run, progress=False)
+    process.kill()
+    process.wait()
+    step = json.loads(run.run.folder.require().state.read_text())["step"]
+    assert train(run, stop_at_step=step + 1, progress=False) is None
+    assert json.loads(run.run.folder.require().state.read_text())["step"] == step + 1
+
+
+def test_training_in_a_thread(clips) -> None:
+    """Of a notebook or a server: signals are the main thread's."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train(settings(clips, "run"), progress=False)))
+    thread.start()
+    thread.join()
+    assert found and found[0]["steps"] == 6
 
 
 def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypatch, capsys) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -90,6 +94,23 @@ def test_a_checkpoint_of_the_first_format_goes_on(clips) -> None:
     state_of(parts).write_text(json.dumps({**state, "format_version": 1}))
     train(parts, progress=False)
     assert losses(whole.run.dir) == losses(parts.run.dir)
+
+
+@pytest.mark.parametrize("holder", ["alive", "dead", "elsewhere", "nobody"])
+def test_where_nothing_can_be_locked_a_living_process_of_this_host_is_believed(clips, monkeypatch, holder) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    run, host = settings(clips, "run"), platform.node()
+    assert train(run, stop_at_step=1, progress=False) is None
+    monkeypatch.setattr(fcntl, "flock", refused)
+    names = {"alive": f"{host} {os.getppid()}", "dead": f"{host} {2**22 + 1}", "elsewhere": "far 1", "nobody": ""}
+    run.run.folder.lock.write_text(names[holder])
+    if holder == "alive":
+        with pytest.raises(UserError, match=rf"process {os.getppid()} on {host} trains here now"):
+            train(run, progress=False)
+    else:
+        assert train(run, progress=False) is not None
 
 
 def _without_links(source: Path, copy: Path) -> None:

@@ -1,6 +1,7 @@
 """What lies where in the folder of a run. Nothing else knows these names.
 
 config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
+.lock                     held by the process that trains here, with its host and number
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
 checkpoints/latest        a link to the newest
@@ -119,6 +120,7 @@ class RunFolder:
     tensorboard = _Inside("tensorboard")
     pictures = _Inside("pictures")
     teacher = _Inside("teacher.safetensors")  # what it was at the first step, whatever becomes of its own run
+    lock = _Inside(".lock")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")
 
