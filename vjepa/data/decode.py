@@ -7,7 +7,6 @@ backwards while the frames are right. The others read at random, and are wrong o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -364,8 +363,7 @@ def _orientation(image: Image.Image) -> int:
     Whatever else EXIF holds, and however wrong, does not keep a picture from being turned.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
-            found = image.getexif().get(ExifTags.Base.Orientation)
+        found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001 - of damaged EXIF, as viewers do: the picture is there all the same
         return 1
     return found if isinstance(found, int) and found in _TURNS else 1
