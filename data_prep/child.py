@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
+from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -35,6 +37,19 @@ _NOTHING: Final = object()
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Message = dict[str, Any]
+
+
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores that this process may use: of its affinity, and within the quota of its container (cgroup 2).
+
+    The machine may have many more.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, quota_file.read_text().split())
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return cores
+    return max(1, min(cores, math.ceil(quota / period)))
 
 
 class ChildLost(Exception):

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from vjepa import config
+from vjepa.run_folder import RunFolder
 
 
 def settings(index: Path, name: str, **tree: dict | list) -> config.Config:
@@ -29,8 +30,8 @@ def settings(index: Path, name: str, **tree: dict | list) -> config.Config:
 
 
 def weights(folder: str | None) -> dict[str, dict]:
-    latest = Path(folder or "") / "checkpoints" / "latest"
-    return {path.name: load_file(path) for path in latest.glob("*.safetensors")}
+    latest = RunFolder(Path(folder or "")).require()
+    return {path.name: load_file(path) for path in latest.path.glob("*.safetensors")}
 
 
 def metrics(folder: str | None) -> list[dict]:

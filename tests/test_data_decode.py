@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import struct
 import sys
 import tarfile
 from fractions import Fraction
@@ -14,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import level
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional
 
 from vjepa.data import decode
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import READERS, open_video, read_frames, read_image, torchcodec_library, upright
+from vjepa.data.decode import READERS, image_size, open_video, read_frames, read_image, torchcodec_library, upright
 from vjepa.data.media import DecodeError, open_media, plain
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "odd_videos"
@@ -437,6 +438,47 @@ def test_a_still_is_one_frame_turned_by_its_exif(tmp_path):
     frames = read_frames(still_of(tmp_path / "a.png", 9, 6), np.array([0, 0]))
     assert (frames == np.rot90(picture, -1)).all() and frames.shape == (2, 9, 6, 3)
     assert (read_image(io.BytesIO((tmp_path / "a.png").read_bytes())) == frames[0]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_what_pillow_makes_of_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(texture(0, 12, 20)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    assert image_size(tmp_path / "a.png") == expected.shape[:2]
+
+
+def test_a_tag_of_a_wrong_type_does_not_keep_a_picture_from_being_turned(tmp_path):
+    """The resolution as text, not a fraction: writing EXIF anew, as Pillow's own turning does, ends in an error."""
+    pixels = texture(0, 16, 24)
+    entries = [struct.pack("<HHI4s", 0x0112, 3, 1, b"\6\0\0\0"), struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")]
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + b"\0" * 4
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\0\0" + tiff)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, -1))
+
+
+def test_damaged_exif_ends_nothing(tmp_path):
+    """200 pictures with 1 to 8 damaged bytes of their EXIF: a picture, or a reason on one line."""
+    exif, rng, path = Image.Exif(), np.random.default_rng(0), tmp_path / "a.jpg"
+    exif.update({0x0112: 6, 0x010E: "words", 0x011A: 72.0, 0x0132: "2024:01:01 00:00:00"})
+    Image.fromarray(texture(0, 16, 24)).save(path, exif=exif)
+    whole = path.read_bytes()
+    begin = whole.index(b"Exif\0\0") + 6
+    end = begin + len(exif.tobytes()) - 6
+    seen = set()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for at in rng.integers(begin, end, rng.integers(1, 9)):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            seen.add((read_image(path).shape, image_size(path)))
+        except DecodeError as error:
+            assert "\n" not in str(error)
+    assert {((24, 16, 3), (24, 16)), ((16, 24, 3), (16, 24))} >= seen and len(seen) == 2
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.child import Child, ChildLost, work_off
+from data_prep.child import Child, ChildLost, usable_cores, work_off
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -196,3 +196,18 @@ def test_an_error_of_the_work_reaches_the_caller_and_the_caller_can_leave(progra
     assert next(results) in (0, 1)
     results.close()
     assert time.monotonic() - begin_s < 30 and all(dies(pid) for pid in pids)
+
+
+@pytest.mark.fast
+def test_cores_are_those_that_the_process_may_use(tmp_path):
+    """A job of two cores on a machine of many: not a child for each of the machine's."""
+    allowed, quota = os.sched_getaffinity(0), tmp_path / "cpu.max"
+    assert usable_cores(tmp_path / "none") == len(allowed)
+    for text, cores in (("max 100000", len(allowed)), ("150000 100000", min(2, len(allowed))), ("5000 100000", 1)):
+        quota.write_text(f"{text}\n")
+        assert usable_cores(quota) == cores
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores(tmp_path / "none") == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

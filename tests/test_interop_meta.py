@@ -141,7 +141,21 @@ def test_swiglu_against_a_plain_twin(tmp_path: Path) -> None:
 # --- what is read off the shapes ---
 
 
-@pytest.mark.parametrize("prefix", ["module.backbone.", "module.", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "module._orig_mod.blocks.0.attn.qkv.weight",
+        "_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.attn._checkpoint_wrapped_module.qkv.weight",
+        "module.module.backbone.blocks.0._orig_mod.attn.qkv.weight",
+        "blocks.0.attn.qkv.weight",
+    ],
+)
+def test_wrappers_are_stripped_in_any_order_and_number(name: str) -> None:
+    assert meta.unwrapped(name) == "blocks.0.attn.qkv.weight"
+    assert meta.unwrapped("head.module.weight") == "head.module.weight"
+
+
+@pytest.mark.parametrize("prefix", ["module.backbone.", "module.", "", "_orig_mod.module.", "module.module.backbone."])
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_recognised_whatever_its_name_and_wrappers(format: str, prefix: str, tmp_path: Path) -> None:
     path = published.save(tmp_path / "vjepa1-ijepa.safetensors", format, published.networks(format), prefix)

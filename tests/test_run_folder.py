@@ -21,8 +21,7 @@ def run(tmp_path: Path) -> RunFolder:
         checkpoint.path.mkdir(parents=True)
         for path in (checkpoint.network("encoder"), checkpoint.state):
             path.touch()
-        run.point_latest(checkpoint)
-    run.point_best(run.checkpoint(3))
+    run.name(run.checkpoint(12), run.checkpoint(3))
     run.config.touch()
     return run
 

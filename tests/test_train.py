@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -286,20 +287,54 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(clips) -> None
         assert tensor.isfinite().all()
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(clips) -> None:
-    run = settings(clips, "run", optim={"total_steps": 100_000})
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_of_the_whole_job_saves_costs_no_clip_and_the_same_command_goes_on(clips, prefetch, number) -> None:
+    """Slurm, systemd and shells send it to every process of a group, those that decode too; some send it twice."""
+    run = settings(clips, "run", optim={"total_steps": 100_000}, data={"workers": 2, "prefetch": prefetch})
     (clips.parent / "run.yaml").write_text(config.dump(run))
     line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     metrics = Path(run.run.dir or "") / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):
+        os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75 and "the same command goes on from there" in stderr
     state = json.loads((Path(run.run.dir or "") / "checkpoints" / "latest" / "state.json").read_text())
-    assert state["step"] == len(losses(run.run.dir)) > 0
+    assert state["step"] == len(losses(run.run.dir)) > 0 and not state["unreadable"]
+    assert not list(clips.parent.glob("*.quarantine.jsonl"))
+
+
+def test_a_second_process_in_one_run_folder_is_one_line(clips) -> None:
+    """A job that was queued twice. One that was killed holds nothing."""
+    run = settings(clips, "run", optim={"total_steps": 100_000}, run={"save_every_steps": 5})
+    (clips.parent / "run.yaml").write_text(config.dump(run))
+    line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and run.run.folder.latest is None:
+        time.sleep(0.1)
+    with pytest.raises(UserError, match=rf"process {process.pid} on \S+ trains here now"):
+        train(run, progress=False)
+    process.kill()
+    process.wait()
+    step = json.loads(run.run.folder.require().state.read_text())["step"]
+    assert train(run, stop_at_step=step + 1, progress=False) is None
+    assert json.loads(run.run.folder.require().state.read_text())["step"] == step + 1
+
+
+def test_training_in_a_thread(clips) -> None:
+    """Of a notebook or a server: signals are the main thread's."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train(settings(clips, "run"), progress=False)))
+    thread.start()
+    thread.join()
+    assert found and found[0]["steps"] == 6
 
 
 def test_bad_input_is_one_line_and_nothing_is_touched(clips, tmp_path, monkeypatch, capsys) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import platform
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import losses, settings, weights
+from small_runs import losses, same_weights, settings, weights
 
-from vjepa import config, device
+from vjepa import config, device, load_encoder
 from vjepa.errors import UserError
 from vjepa.jepa import Jepa
 from vjepa.training import pretraining, progress
@@ -89,6 +94,87 @@ def test_a_checkpoint_of_the_first_format_goes_on(clips) -> None:
     state_of(parts).write_text(json.dumps({**state, "format_version": 1}))
     train(parts, progress=False)
     assert losses(whole.run.dir) == losses(parts.run.dir)
+
+
+@pytest.mark.parametrize("holder", ["alive", "dead", "elsewhere", "nobody"])
+def test_where_nothing_can_be_locked_a_living_process_of_this_host_is_believed(clips, monkeypatch, holder) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    run, host = settings(clips, "run"), platform.node()
+    assert train(run, stop_at_step=1, progress=False) is None
+    monkeypatch.setattr(fcntl, "flock", refused)
+    names = {"alive": f"{host} {os.getppid()}", "dead": f"{host} {2**22 + 1}", "elsewhere": "far 1", "nobody": ""}
+    run.run.folder.lock.write_text(names[holder])
+    if holder == "alive":
+        with pytest.raises(UserError, match=rf"process {os.getppid()} on {host} trains here now"):
+            train(run, progress=False)
+    else:
+        assert train(run, progress=False) is not None
+
+
+def _without_links(source: Path, copy: Path) -> None:
+    shutil.copytree(source, copy, symlinks=True)
+    for link in [path for path in copy.rglob("*") if path.is_symlink()]:
+        link.unlink()
+
+
+def _links_followed(source: Path, copy: Path) -> None:
+    shutil.copytree(source, copy, symlinks=False)
+
+
+def _only_the_newest(source: Path, copy: Path) -> None:
+    """As someone does who takes the folder `latest` for the checkpoint."""
+    _links_followed(source, copy)
+    for folder in copy.glob("checkpoints/step-*"):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("copy", [_without_links, _links_followed, _only_the_newest])
+def test_a_copied_run_goes_on_bit_for_bit(clips, copy) -> None:
+    """As rclone and cloud drives copy it, as scp and zip do; the best checkpoint is an older one in all of them."""
+    parts = {name: {"index": str(clips), "where": {"split": name}} for name in ("val", "selection")}
+    probed = {"data": parts, "eval": {"every_steps": 1}, "run": {"keep_checkpoints": 1, "save_every_steps": 2}}
+    whole, half = settings(clips, "whole", **probed), settings(clips, "half", **probed)
+    assert train(half, stop_at_step=4, progress=False) is None
+    copied = settings(clips, "copied", **probed)
+    copy(Path(half.run.dir or ""), Path(copied.run.dir or ""))
+    expected, summary = train(whole, progress=False), train(copied, progress=False)
+    assert losses(copied.run.dir) == losses(whole.run.dir) and same_weights(copied, whole)
+    assert summary is not None and expected is not None and summary["measured"] == expected["measured"]
+    folders = [run.run.folder.checkpoints for run in (copied, whole)]
+    named = [{path.name: path.resolve().name for path in folder.iterdir()} for folder in folders]
+    assert named[0] == named[1] and {"latest", "best"} < named[0].keys()
+
+
+def test_on_a_disk_without_links_files_name_the_checkpoints(clips, monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    whole, parts = settings(clips, "whole"), settings(clips, "parts")
+    train(whole, progress=False)
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    train(parts, stop_at_step=3, progress=False)
+    train(parts, progress=False)
+    assert losses(whole.run.dir) == losses(parts.run.dir) and same_weights(whole, parts)
+    latest = parts.run.folder.checkpoints / "latest"
+    assert latest.is_file() and latest.read_text() == "step-00000006\n"
+    video = torch.rand(1, 3, 4, 16, 16)
+    assert torch.equal(load_encoder(latest)(video), load_encoder(parts.run.folder.path)(video))
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over_and_named(clips, capsys) -> None:
+    whole, parts = settings(clips, "whole"), settings(clips, "parts", run={"save_every_steps": 2})
+    train(whole, progress=False)
+    train(parts, stop_at_step=5, progress=False)
+    newest = parts.run.folder.checkpoint(5)
+    with newest.moments.open("r+b") as file:
+        file.truncate(100)
+    capsys.readouterr()
+    train(parts, progress=False)
+    said = capsys.readouterr().err
+    assert "step-00000005: is not whole, so step-00000004 is gone on from" in said
+    assert losses(whole.run.dir) == losses(parts.run.dir) and same_weights(whole, parts)
 
 
 def test_a_run_without_a_name_has_one_folder(clips, tmp_path, monkeypatch) -> None:

@@ -132,7 +132,7 @@ def test_what_is_stopped_in_a_trial_begins_it_again(clips, monkeypatch, signals)
 
     def stopping(row: dict) -> float:
         if row["step"] <= signals:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
         return score(row)
 
     monkeypatch.setitem(study.SCORES, "without labels", stopping)

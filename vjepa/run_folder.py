@@ -1,11 +1,14 @@
 """What lies where in the folder of a run. Nothing else knows these names.
 
 config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
+.lock                     held by the process that trains here, with its host and number
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
 checkpoints/latest        a link to the newest
 checkpoints/best          a link to the one that measured best during training, by the online probe; without one, to the
                           newest that LiDAR of the monitor does not tell to be worse
+                          Links are for people: a run is copied without them, or onto disks that have none (then they
+                          are files with the name). Which is the newest, the folders say; which is the best, its state
 checkpoints/best.pth      the networks of `best`, else of `latest`, in one file (safetensors) to pass on
 """
 
@@ -13,13 +16,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from vjepa.errors import UserError
 
-FORMAT_VERSION: Final = 2  # of checkpoints; 2 adds `dtype` to the state
+FORMAT_VERSION: Final = 3  # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`
+_NAMES: Final = ("latest", "best")
 
 
 class _Inside:
@@ -49,8 +54,29 @@ class Checkpoint:
         """Tell whether there is a checkpoint here."""
         return self.network("encoder").is_file() and self.state.is_file()
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether all files are there as they were written, which a copy that was interrupted need not have."""
+        facts = self._facts()
+        sizes = facts.get("file_bytes", {})
+        return self.is_one and bool(facts) and all(_bytes(self.path / name) == size for name, size in sizes.items())
+
+    @property
+    def best_step(self) -> int | None:
+        """Read the step of the best checkpoint up to this one; None where none was measured, or the format is older."""
+        step: int | None = self._facts().get("best_step")
+        return step
+
+    def _facts(self) -> dict[str, Any]:
+        """Read the training state as far as it can be read."""
+        try:
+            facts = json.loads(self.state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
     def read_state(self) -> dict[str, Any]:
-        """Read the training state, without its version.
+        """Read the training state, without what this class itself knows.
 
         Call it before anything else of a checkpoint is read, so that a newer format is named before what it changed.
         Raises UserError for that, and where the file is damaged.
@@ -65,6 +91,7 @@ class Checkpoint:
                 f"{self.path}: checkpoint format {version}, this version of vjepa reads up to {FORMAT_VERSION}; "
                 "go on with the version that wrote it, or a newer one"
             )
+        state.pop("file_bytes", None)
         return state
 
     @property
@@ -93,6 +120,7 @@ class RunFolder:
     tensorboard = _Inside("tensorboard")
     pictures = _Inside("pictures")
     teacher = _Inside("teacher.safetensors")  # what it was at the first step, whatever becomes of its own run
+    lock = _Inside(".lock")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")
 
@@ -112,6 +140,8 @@ class RunFolder:
         path = path.resolve()
         if path == self.path:
             return self.latest
+        if path.is_file() and path.parent == self.checkpoints and path.name in _NAMES:
+            return self._named(path.name)
         folders = (folder for folder in (path, *path.parents) if folder.parent == self.checkpoints)
         return next((Checkpoint(folder) for folder in folders if folder.is_dir()), None)
 
@@ -122,39 +152,70 @@ class RunFolder:
 
     @property
     def latest(self) -> Checkpoint | None:
-        """Find the newest checkpoint; None before the first."""
-        return self._linked("latest")
+        """Find the newest whole checkpoint, or the newest if none is whole; None before the first."""
+        return next((one for one in reversed(self.all_checkpoints) if one.is_whole), self._newest)
+
+    @property
+    def _newest(self) -> Checkpoint | None:
+        return self.all_checkpoints[-1] if self.all_checkpoints else self._named("latest")
 
     @property
     def best(self) -> Checkpoint | None:
         """Find the checkpoint that measured best; None where none was measured."""
-        return self._linked("best")
+        step = self.latest.best_step if self.latest else None
+        best = self._named("best") if step is None else self.checkpoint(step)
+        return best if best and best.is_one else None
 
-    def point_latest(self, checkpoint: Checkpoint) -> None:
-        """Make `checkpoint` the newest."""
-        self._link("latest", checkpoint)
+    def name(self, latest: Checkpoint, best: Checkpoint | None) -> None:
+        """Name two checkpoints, for people: by links, or by files with their names where there are no links."""
+        for name, checkpoint in zip(_NAMES, (latest, best), strict=True):
+            if checkpoint is None:
+                continue
+            new = self.checkpoints / f".{name}"
+            new.unlink(missing_ok=True)
+            try:
+                new.symlink_to(checkpoint.path.name)
+            except OSError:
+                new.write_text(f"{checkpoint.path.name}\n", encoding="utf-8")
+            os.replace(new, self.checkpoints / name)
 
-    def point_best(self, checkpoint: Checkpoint) -> None:
-        """Make `checkpoint` the best."""
-        self._link("best", checkpoint)
+    def take_in_copies(self) -> None:
+        """Give copies of checkpoints that stand where links were, as scp and zip leave them, their place; where that
+        is taken they go.
+        """
+        for copy in (self.checkpoints / name for name in _NAMES):
+            if copy.is_dir() and not copy.is_symlink():
+                home = self.checkpoint(Checkpoint(copy).read_state()["step"]).path
+                shutil.rmtree(copy) if home.exists() else copy.rename(home)
 
     def require(self) -> Checkpoint:
-        """Find the newest checkpoint. Raises UserError for a folder that is no run, or a run without a checkpoint."""
+        """Find the newest checkpoint, whole or not: what is measured is never another one without a word.
+
+        Raises UserError for a folder that is no run, or a run without a checkpoint.
+        """
         if not self.config.is_file():
             remedy = "name a folder made by python -m vjepa.train"
             raise UserError(f"{self.path}: not a run folder, it has no config.yaml; {remedy}")
-        latest = self.latest
-        if latest is None:
+        newest = self._newest
+        if newest is None:
             command = f"python -m vjepa.train --config {self.config}"
             raise UserError(f"{self.path}: no checkpoint yet; train it first with {command}")
-        return latest
+        return newest
 
-    def _link(self, name: str, checkpoint: Checkpoint) -> None:
-        link = self.checkpoints / f".{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.path.name)
-        os.replace(link, self.checkpoints / name)
+    def _named(self, name: str) -> Checkpoint | None:
+        """Find the checkpoint that a link, a file or a folder in its place is."""
+        place = self.checkpoints / name
+        if place.is_file():
+            place = self.checkpoints / place.read_text(encoding="utf-8").strip()
+        return Checkpoint(place.resolve()) if place.is_dir() else None
 
-    def _linked(self, name: str) -> Checkpoint | None:
-        link = self.checkpoints / name
-        return Checkpoint(link.resolve()) if link.is_dir() else None
+
+def followed(path: Path) -> Path:
+    """Give the folder that a file `latest` or `best` names, where there are no links; other paths as they are."""
+    run = RunFolder.above(path) if path.name in _NAMES and path.is_file() else None
+    checkpoint = run.checkpoint_of(path) if run else None
+    return checkpoint.path if checkpoint else path
+
+
+def _bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vjepa import command, config
+from vjepa.training.stopping import exit_when_stopped
 
 STOPPED_EARLY: Final = 75  # exit code (EX_TEMPFAIL): the same command goes on
 ENDED_BY_MONITOR: Final = 3  # exit code: monitor.stop_on names the verdict
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.print_config:
         print(config.dump(settings), end="")
         return 0
+    exit_when_stopped(STOPPED_EARLY)
     from vjepa.training.pretraining import train  # PyTorch, which --help must not wait for
 
     summary = train(settings, options.stop_at_step)

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from data_prep.child import Child, ChildLost, work_off
+from data_prep.child import Child, ChildLost, usable_cores, work_off
 from data_prep.copying import output
 from data_prep.copying.job import CopyJob, CopyOptions
 from data_prep.listing.places import bytes_at_hand
@@ -66,7 +66,7 @@ def transcode(
     with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
         wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
-        encoders = [Child(*_PROGRAM) for _ in range(workers or os.cpu_count() or 1)]
+        encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
         copying = work_off(_jobs(index, wanted, out, options), encoders, partial(_copy, deadline_s=deadline_s))
         bar = progress_bar(
             shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep.child import Child, work_off
+from data_prep.child import Child, usable_cores, work_off
 from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scanner import new_scanner, scan_file
@@ -42,7 +42,7 @@ def scan_in_processes(entries: Iterable[Entry], work: Work) -> NumberedRows:
     def scan(scanner: Child, task: tuple[int, Entry]) -> NumberedRows:
         yield task[0], scan_file(scanner, task[1], work.options, work.deadline_s)
 
-    scanners = [new_scanner() for _ in range(work.workers or os.cpu_count() or 1)]
+    scanners = [new_scanner() for _ in range(work.workers or usable_cores())]
     yield from work_off(enumerate(entries), scanners, scan)
 
 

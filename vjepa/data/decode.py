@@ -18,7 +18,7 @@ import av
 import av.video.reformatter
 import decord
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from vjepa.data.media import DecodeError, open_media, plain
 
@@ -33,6 +33,15 @@ Size = tuple[int, int]  # height and width, px, of the upright picture with squa
 
 # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _DECORD_LEAST_PX: Final = 96
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the picture upright
 _FIRST_TURNED: Final = 5  # of the EXIF orientations, which are numbered to 8: width and height change places
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
 # how far before a frame to seek, until a keyframe at or before it is found
@@ -324,25 +333,40 @@ def read_image(media: Media, size: Size | None = None) -> np.ndarray:
             raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
         if size:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
             image.draft("RGB", (max(size), max(size)))
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+        turn = _TURNS.get(_orientation(image))
+        picture = (image if turn is None else image.transpose(turn)).convert("RGB")
         return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
 
 
 def image_size(media: Media) -> Size:
     """Read the size of a still, upright, from its header. Raises DecodeError."""
     with _open_image(media) as image:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_TURNED
+        is_turned = _orientation(image) >= _FIRST_TURNED
         return image.size if is_turned else (image.height, image.width)
 
 
 @contextmanager
 def _open_image(media: Media) -> Iterator[Image.Image]:
-    """Open a still. Errors of opening and of the body become DecodeError."""
+    """Open a still. Errors of opening and of the body become DecodeError: those of Pillow share no base."""
     try:
         with Image.open(_rewound(media)) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DecodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a damaged picture makes a plugin stumble over
         raise DecodeError(plain(error)) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation alone, 1 to 8; 1, as it is, where there is none that can be read.
+
+    Whatever else EXIF holds, and however wrong, does not keep a picture from being turned.
+    """
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - of damaged EXIF, as viewers do: the picture is there all the same
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
 
 
 def _read_image(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:

@@ -40,6 +40,8 @@ from vjepa.records import ClipBatch
 
 _LOOK_S: Final = 0.25  # how often the deadline is looked at while a batch is waited for
 _MAX_DEATHS: Final = 16  # of processes, from one batch to the next
+# exit codes of a process that someone else ended, at first for want of memory perhaps; 255: the fork server died too
+_ENDED_BY_OTHERS: Final = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 255}
 
 
 def train_loader(
@@ -84,7 +86,7 @@ class ClipLoader:
         """Have the processes prepared where there are any: they import PyTorch while the caller builds its model."""
         self.reader, self.steps, self.data, self.pin_memory = reader, steps, data, pin_memory
         if data.workers:
-            context().set_forkserver_preload(["vjepa.data.loader"])
+            context().set_forkserver_preload(["vjepa.data.fork_server", "vjepa.data.loader"])
             forkserver.ensure_running()
 
     def __len__(self) -> int:
@@ -181,8 +183,7 @@ class _Pool:
             )
         name = (reading.source, reading.clip_id)
         self.killed[name] += 1
-        # the first SIGKILL may be for want of memory
-        if reason is not None or exit_code != -signal.SIGKILL or self.killed[name] > 1:
+        if reason is not None or exit_code not in _ENDED_BY_OTHERS or self.killed[name] > 1:
             self._quarantine(reading, reason or f"the decoder crashed ({_plain_exit(exit_code)})")
         worker.start(self.reader)
 
@@ -280,8 +281,6 @@ def context() -> Any:
 
 def _work(answers: Connection, lifeline: Connection, reader: Reader, memory: Sequence[Any], beat: Any) -> None:
     """Make batches until the other end of the pipe is closed."""
-    # Ctrl-C reaches the whole group; the trainer still needs batches until it has saved
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(lifeline)
     torch.set_num_threads(1)
     reader.watch.beat = beat

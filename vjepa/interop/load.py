@@ -9,6 +9,7 @@ from vjepa.errors import UserError
 from vjepa.interop import huggingface, meta, own
 from vjepa.interop.meta import Hints
 from vjepa.interop.weights import Weights
+from vjepa.run_folder import followed
 
 # What each format is, for errors. Those of `meta.FITS` are training files; the others say their settings themselves.
 FORMATS: Final[dict[str, str]] = {
@@ -39,6 +40,7 @@ def read(path: Path | str, format: str | None = None, hints: Hints | None = None
         raise UserError(f"which={hints.which!r}: no such encoder; it is {' or '.join(WHICH)}")
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    path = followed(path)
     format = format or recognise(path)
     if format in meta.FITS:
         if path.is_dir():

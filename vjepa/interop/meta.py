@@ -1,9 +1,9 @@
 """V-JEPA 1, V-JEPA 2, V-JEPA 2.1 and I-JEPA training files, read into `Weights`.
 
 Such a file is a pickled dict: networks (`encoder`, `target_encoder` or `ema_encoder`, `predictor`) beside the
-optimizer's state. A network is a dict of tensors whose names carry the wrappers of the training code,
-`module.backbone.` or `module.`. Settings are in none of these files: all but the numbers of attention heads are read
-off the shapes.
+optimizer's state. A network is a dict of tensors whose names carry wrappers: those of the training code,
+`module.backbone.` or `module.`, and of torch.compile and FSDP. Settings are in none of these files: all but the numbers
+of attention heads are read off the shapes.
 """
 
 from __future__ import annotations
@@ -145,13 +145,21 @@ def _network(content: Any, origin: str) -> Tensors:
         raise UserError(f"{origin}: not a state dict but a {type(content).__name__}")
     tensors: dict[str, Tensor] = {}
     for key, value in content.items():
-        name = str(key).removeprefix("module.").removeprefix("backbone.")
+        name = unwrapped(str(key))
         if not isinstance(value, Tensor):
             raise UserError(f"{origin}: {key} is not a tensor but a {type(value).__name__}")
         if name in tensors:
             raise UserError(f"{origin}: {key} is there twice, with and without a wrapper's prefix")
         tensors[name] = value
     return tensors
+
+
+def unwrapped(name: str) -> str:
+    """Strip wrappers from the name of a tensor, in any order and number: of torch.compile, FSDP and activation
+    checkpointing wherever they stand, of DDP and of the training code at the start.
+    """
+    name = re.sub(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.", "", name)
+    return re.sub(r"^((module|backbone)\.)+", "", name)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _from_folder(path: Path) -> AttentiveClassifier:
 
 def _from_file(path: Path, index: int, heads: int) -> AttentiveClassifier:
     stored = _choose(path, meta.read_file(path), index)
-    stored = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
+    stored = {meta.unwrapped(key): tensor for key, tensor in stored.items()}
     of_vjepa1 = any(key.startswith(UNUSED) for key in stored)
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(UNUSED)}
     if of_vjepa1 and _depth(stored) > 1:

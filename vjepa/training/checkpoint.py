@@ -7,6 +7,7 @@ state.json the step, the failures so far, and the version of the format.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from vjepa import files
 from vjepa.errors import NotFinite
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
-from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
+from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder, followed
 from vjepa.training.step import Method
 
 
@@ -30,6 +31,7 @@ class TrainingState:
     unreadable: clip -> why it was replaced. A clip is named by its clip id (as text) where it is of data.train, else by
     `source:clip_id`; see `ClipBatch.source`.
     best_knn: the best k-NN accuracy so far, where that is measured.
+    best_step: of the checkpoint that is the best so far, by that or by the monitor.
     dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
     """
 
@@ -37,6 +39,7 @@ class TrainingState:
     num_replaced: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     best_knn: float | None = None
+    best_step: int | None = None
     dtype: str | None = None
 
     def note(self, batch: ClipBatch) -> None:
@@ -60,9 +63,10 @@ def save(
     keep: int,
     is_best: bool = False,
 ) -> Checkpoint:
-    """Write a checkpoint whole, then point `latest`, and `best` if it is that, to it.
+    """Write a checkpoint whole, then name it `latest`, and `best` if it is that.
 
-    A crash at any moment leaves the last one in place. Those older than the newest `keep` are removed, save the best.
+    A crash at any moment leaves the last one in place. Of the others those that are not among the newest `keep` are
+    removed, save the best.
     Raises NotFinite, and writes nothing, where a weight or a moment is not finite.
     """
     networks = {name: network.state_dict() for name, network in method.networks.items()}
@@ -71,31 +75,35 @@ def save(
         _refuse_infinite(name, tensors, state.step)
     for old in run.checkpoints.glob(".partial-*"):  # of a process that died inside a save
         shutil.rmtree(old, ignore_errors=True)
+    state.best_step = state.step if is_best else state.best_step
     final = run.checkpoint(state.step)
     with files.whole_folder(final.path) as folder:
         partial = Checkpoint(folder)
         for name, tensors in networks.items():
             _write_tensors(partial.network(name), tensors)
         _write_tensors(partial.moments, moments)
-        files.write_json(partial.state, {"format_version": FORMAT_VERSION, **asdict(state)})
-    run.point_latest(final)
-    if is_best:
-        run.point_best(final)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        files.write_json(partial.state, {"format_version": FORMAT_VERSION, "file_bytes": sizes, **asdict(state)})
     best = run.best
+    run.name(final, best)
+    kept = {checkpoint.path.resolve() for checkpoint in (final, best) if checkpoint}
     for checkpoint in run.all_checkpoints[:-keep]:
-        if best is None or checkpoint.path.resolve() != best.path:
+        if checkpoint.path.resolve() not in kept:
             shutil.rmtree(checkpoint.path)
     return final
 
 
 def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Load the newest checkpoint into method and optimizer; a run without one starts at step 0.
+    """Load the newest whole checkpoint into method and optimizer; a run without one starts at step 0.
 
-    Raises UserError where it is of another format or does not fit.
+    Newer ones that are not whole are named. Raises UserError where it is of another format or does not fit.
     """
+    run.take_in_copies()
     latest = run.latest
     if latest is None:
         return TrainingState()
+    for broken in (one for one in run.all_checkpoints if one.path.name > latest.path.name):
+        print(f"{broken.path}: is not whole, so {latest.path.name} is gone on from", file=sys.stderr)
     state = read_state(latest)
     load_networks(latest, method)
     moments = read_tensors(latest.moments)
@@ -114,6 +122,7 @@ def read_state(checkpoint: Checkpoint) -> TrainingState:
 
 def load_weights(path: Path, method: Method) -> None:
     """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit."""
+    path = followed(path)
     run = RunFolder(path)
     load_networks(run.latest if run.latest else Checkpoint(path), method)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +49,47 @@ def open_run(settings: config.Config) -> RunFolder:
         files.write_json(run.environment, environment())
         files.write_text(run.config, config.dump(settings))
     return run
+
+
+@contextmanager
+def sole_writer(run: RunFolder) -> Iterator[None]:
+    """Keep a run folder to this process; the kernel lets go of it when the process ends, however.
+
+    Raises UserError that names the other process where one trains there. A file system that cannot lock is believed
+    where it names a process of this host that lives.
+    """
+    try:
+        opened = run.lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{run.path}: cannot be written to ({error.strerror}); choose another run.dir=...") from None
+    with opened as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(run) from None
+        except OSError:
+            if _is_alive(run):
+                raise _held(run) from None
+        file.truncate(0)
+        file.write(f"{platform.node()} {os.getpid()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _held(run: RunFolder) -> UserError:
+    host, pid = _holder(run)
+    return UserError(f"{run.path}: process {pid} on {host} trains here now; wait for it, or choose another run.dir=...")
+
+
+def _holder(run: RunFolder) -> tuple[str, str]:
+    host, _, pid = run.lock.read_text(encoding="utf-8").strip().partition(" ")
+    return host or "some host", pid or "?"
+
+
+def _is_alive(run: RunFolder) -> bool:
+    host, pid = _holder(run)
+    return host == platform.node() and pid != str(os.getpid()) and Path("/proc", pid).is_dir()
 
 
 def environment() -> dict[str, Any]:

@@ -35,7 +35,7 @@ from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
 from vjepa.training.monitor import HealthMonitor, read_clips
-from vjepa.training.open_run import open_run
+from vjepa.training.open_run import open_run, sole_writer
 from vjepa.training.optim import make_optimizer
 from vjepa.training.step import TrainingStep
 
@@ -47,6 +47,13 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
     Raises UserError for bad input, before anything is written where that can be known.
     """
     run, method = prepare(settings, progress)
+    with sole_writer(run.folder):
+        return _go_on(run, method, stop_at_step)
+
+
+def _go_on(run: TrainingRun, method: Jepa, stop_at_step: int | None) -> dict[str, Any] | None:
+    """Restore, learn up to `stop_at_step` or the end, and measure; see `train`."""
+    settings, progress = run.settings, run.progress
     optimizer = make_optimizer(method, settings.optim)
     state = checkpoint.restore(run.folder, method, optimizer)
     stop = run.total_steps if stop_at_step is None else min(stop_at_step, run.total_steps)
