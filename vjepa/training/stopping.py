@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_Handler = Callable[[int, FrameType | None], Any]
+_Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 @contextmanager
@@ -36,8 +36,13 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def exit_when_stopped(code: int) -> None:
-    """Have SIGTERM and SIGHUP end this process with an exit code of its own, as `sys.exit` does."""
-    _handle(lambda *_: sys.exit(code), signal.SIGTERM, signal.SIGHUP)
+    """Have the first SIGTERM or SIGHUP end this process with an exit code of its own, as `sys.exit` does."""
+
+    def leave(*_: Any) -> None:
+        _handle(signal.SIG_IGN, signal.SIGTERM, signal.SIGHUP)
+        sys.exit(code)
+
+    _handle(leave, signal.SIGTERM, signal.SIGHUP)
 
 
 def _handle(handler: _Handler, *numbers: signal.Signals) -> dict[signal.Signals, Any]:
