@@ -139,7 +139,7 @@ class RunFolder:
         """Find the checkpoint that `path` is or lies in; of the run itself the newest; None for other files."""
         path = path.resolve()
         if path == self.path:
-            return self.latest
+            return self.newest
         if path.is_file() and path.parent == self.checkpoints and path.name in _NAMES:
             return self._named(path.name)
         folders = (folder for folder in (path, *path.parents) if folder.parent == self.checkpoints)
@@ -153,16 +153,18 @@ class RunFolder:
     @property
     def latest(self) -> Checkpoint | None:
         """Find the newest whole checkpoint, or the newest if none is whole; None before the first."""
-        return next((one for one in reversed(self.all_checkpoints) if one.is_whole), self._newest)
+        return next((one for one in reversed(self.all_checkpoints) if one.is_whole), self.newest)
 
     @property
-    def _newest(self) -> Checkpoint | None:
+    def newest(self) -> Checkpoint | None:
+        """Find the newest checkpoint, whole or not: what is read is never another one without a word."""
         return self.all_checkpoints[-1] if self.all_checkpoints else self._named("latest")
 
     @property
     def best(self) -> Checkpoint | None:
         """Find the checkpoint that measured best; None where none was measured."""
-        step = self.latest.best_step if self.latest else None
+        latest = self.latest
+        step = latest.best_step if latest else None
         best = self._named("best") if step is None else self.checkpoint(step)
         return best if best and best.is_one else None
 
@@ -189,14 +191,11 @@ class RunFolder:
                 shutil.rmtree(copy) if home.exists() else copy.rename(home)
 
     def require(self) -> Checkpoint:
-        """Find the newest checkpoint, whole or not: what is measured is never another one without a word.
-
-        Raises UserError for a folder that is no run, or a run without a checkpoint.
-        """
+        """Find `newest`. Raises UserError for a folder that is no run, or a run without a checkpoint."""
         if not self.config.is_file():
             remedy = "name a folder made by python -m vjepa.train"
             raise UserError(f"{self.path}: not a run folder, it has no config.yaml; {remedy}")
-        newest = self._newest
+        newest = self.newest
         if newest is None:
             command = f"python -m vjepa.train --config {self.config}"
             raise UserError(f"{self.path}: no checkpoint yet; train it first with {command}")

@@ -35,6 +35,7 @@ from vjepa.data.plan_training import TrainPlan
 from vjepa.data.quarantine import put_in_quarantine
 from vjepa.data.reader import Reader, ReadFrames
 from vjepa.data.sources import TrainSource
+from vjepa.data.stops import outlive_stops
 from vjepa.errors import UserError
 from vjepa.records import ClipBatch
 
@@ -281,6 +282,7 @@ def context() -> Any:
 
 def _work(answers: Connection, lifeline: Connection, reader: Reader, memory: Sequence[Any], beat: Any) -> None:
     """Make batches until the other end of the pipe is closed."""
+    outlive_stops()  # the fork server may have been started by someone else
     _die_with(lifeline)
     torch.set_num_threads(1)
     reader.watch.beat = beat

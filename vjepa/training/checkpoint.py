@@ -124,7 +124,7 @@ def load_weights(path: Path, method: Method) -> None:
     """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit."""
     path = followed(path)
     run = RunFolder(path)
-    load_networks(run.latest if run.latest else Checkpoint(path), method)
+    load_networks(run.newest or Checkpoint(path), method)
 
 
 def load_networks(checkpoint: Checkpoint, method: Method) -> None:

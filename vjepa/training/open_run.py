@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import torch
 import yaml
@@ -56,41 +56,61 @@ def sole_writer(run: RunFolder) -> Iterator[None]:
     """Keep a run folder to this process; the kernel lets go of it when the process ends, however.
 
     Raises UserError that names the other process where one trains there. A file system that cannot lock is believed
-    where it names a process of this host that lives.
+    where it names a process of this host that lives. In a folder that nobody may write to there is nothing to keep.
     """
-    try:
-        opened = run.lock.open("a+", encoding="utf-8")
-    except OSError:  # nobody writes here; a finished run can still be shown
+    if not os.access(run.path, os.W_OK):
         yield
         return
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _held(run) from None
-        except OSError:
-            if _is_alive(run):
-                raise _held(run) from None
+    with _locked(run) as file:
         file.truncate(0)
         file.write(f"{platform.node()} {os.getpid()}\n")
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            run.lock.unlink(missing_ok=True)
 
 
-def _held(run: RunFolder) -> UserError:
-    host, pid = _holder(run)
-    return UserError(f"{run.path}: process {pid} on {host} trains here now; wait for it, or choose another run.dir=...")
+def _locked(run: RunFolder) -> TextIO:
+    """Open the lock of a run and hold it; another than the one that a process has just removed."""
+    while True:
+        file = run.lock.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = False
+        except BlockingIOError:
+            is_held = True
+        except OSError:  # no locks here
+            is_held = _is_alive(run)
+        if is_held:
+            file.close()
+            host, pid = _holder(run)
+            raise UserError(
+                f"{run.path}: process {pid} on {host} trains here now; wait for it, or choose another run.dir=..."
+            )
+        if run.lock.is_file() and os.path.samestat(run.lock.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
 
 
 def _holder(run: RunFolder) -> tuple[str, str]:
-    host, _, pid = run.lock.read_text(encoding="utf-8").strip().partition(" ")
+    """Read host and number of the process that wrote the lock last."""
+    text = run.lock.read_text(encoding="utf-8") if run.lock.is_file() else ""
+    host, _, pid = text.strip().partition(" ")
     return host or "some host", pid or "?"
 
 
 def _is_alive(run: RunFolder) -> bool:
     host, pid = _holder(run)
-    return host == platform.node() and pid != str(os.getpid()) and Path("/proc", pid).is_dir()
+    if host != platform.node() or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is someone else's
+        return True
+    return True
 
 
 def environment() -> dict[str, Any]:
