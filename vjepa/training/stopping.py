@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -40,6 +41,7 @@ def exit_when_stopped(code: int) -> None:
 
     def leave(*_: Any) -> None:
         _handle(signal.SIG_IGN, signal.SIGTERM, signal.SIGHUP)
+        os.write(2, b"\nstopped; the same command goes on from there\n")  # print may be what was interrupted
         sys.exit(code)
 
     _handle(leave, signal.SIGTERM, signal.SIGHUP)
