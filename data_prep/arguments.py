@@ -20,7 +20,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
-    """Add the option --where, for `parse_where` of vjepa.data.row_filter."""
+    """Add the option --where, for `parse_where` of vjepa.config.row_filter."""
     meaning = "rows that are meant: of several values of one column any, of several columns all"
     metavar = "COLUMN=VALUE[,VALUE]"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar=metavar, help=meaning)

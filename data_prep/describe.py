@@ -11,8 +11,8 @@ from data_prep.looking.description import text
 from data_prep.looking.findings import describe, usable_rows
 from data_prep.looking.page import check_page, page
 from vjepa.command import run
+from vjepa.config.row_filter import parse_where
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 from vjepa.files import write_text
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vjepa.config.row_filter import Where, quoted
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.row_filter import Where
 
 
 def matching(index: ClipIndex, where: Where) -> np.ndarray:
@@ -18,9 +18,9 @@ def matching(index: ClipIndex, where: Where) -> np.ndarray:
 
 def written(where: Where) -> str:
     """Write a filter as it is given on a command line."""
-    return " ".join(f"{name}={','.join(_values(where, name))}" for name in where)
+    return " ".join(f"{name}={','.join(map(quoted, _values(where, name)))}" for name in where)
 
 
 def _values(where: Where, name: str) -> list[str]:
     wanted = where[name]
-    return [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+    return wanted if isinstance(wanted, list) else [wanted]

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.arguments import OneLineParser, add_where
 from data_prep.copying.shard import ShardOptions, make_shards
 from vjepa.command import run
-from vjepa.data.row_filter import parse_where
+from vjepa.config.row_filter import parse_where
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from data_prep.arguments import OneLineParser, add_options, add_where, options_o
 from data_prep.copying.job import CopyOptions
 from data_prep.copying.transcode import transcode
 from vjepa.command import run
-from vjepa.data.row_filter import parse_where
+from vjepa.config.row_filter import parse_where
 
 _OPTION_HELP: Final = {
     "short_side_px": "short side of a copy at most; none is enlarged",

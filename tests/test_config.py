@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from vjepa import command, config
+from vjepa.config import reading
 
 pytestmark = pytest.mark.fast
 MINIMAL = "data: {train: a.parquet}\noptim: {total_steps: 10, lr: 1e-4}\n"
@@ -39,7 +40,7 @@ def test_overrides_reach_every_depth(load) -> None:
     )
     assert settings.model.encoder.width == 48
     assert [mask.ratio for mask in settings.masks] == [0.5, 0.25]
-    assert settings.data.train == config.Source(index="a.parquet", where={"fold": [0, 1]})
+    assert settings.data.train == config.Source(index="a.parquet", where={"fold": ["0", "1"]})
     assert settings.data.val == config.Source(index="b.parquet")
 
 
@@ -100,6 +101,44 @@ def test_mask_sets_are_told_apart_by_kind_and_are_tubes_without_one(load) -> Non
     assert settings.masks[0] == config.TubeMask(num_blocks=2)
     assert settings.masks[2].temporal_scale == (0.5, 1.0)
     assert config.validate(yaml.safe_load(config.dump(settings)), "again") == settings
+
+
+AS_WRITTEN = ["01", "010", "1_2", "12:30", "no", "1.0", "2024-01-01", "~", "null", "0x1f", "1e3"]
+
+
+def test_rows_are_named_by_text_as_it_is_written(load) -> None:
+    listed = ", ".join(AS_WRITTEN)
+    for settings in (
+        load(text=f"data: {{train: {{index: a, where: {{01: [{listed}], no: 010}}}}}}\noptim: {{total_steps: 9}}"),
+        load("data.train=a", f"data.train.where.01=[{listed}]", "data.train.where.no=010"),
+        load("data.train=a", f"data.train.where.01={listed}", "data.train.where={01: [" + listed + "], no: 010}"),
+        load(f"data.train={{index: a, where: {{01: [{listed}], no: 010}}}}"),
+    ):
+        assert settings.data.train == config.Source(index="a", where={"01": AS_WRITTEN, "no": "010"})
+        assert config.validate(reading.parse(config.dump(settings)), "again") == settings
+    assert load("data.train.where.my.col=a.b").data.train.where == {"my.col": "a.b"}
+    assert load("data.train.where.label='a, b',c").data.train.where == {"label": ["a, b", "c"]}
+    assert load("data.train.where.label=[]", "data.train.where.fold=[0]").data.train.where == {
+        "label": [],
+        "fold": ["0"],
+    }
+    assert config.Source(index="a", where={"fold": 0}) == config.Source(index="a", where={"fold": "0"})
+
+
+def test_paths_and_names_are_text_whatever_they_look_like(load) -> None:
+    settings = load("run.dir=2024-06-01", "eval.labels=[01, no]", "data.val=010", "data.selection=null")
+    assert (settings.run.dir, settings.eval.labels, settings.data.val) == (
+        "2024-06-01",
+        ["01", "no"],
+        config.Source(index="010"),
+    )
+    assert settings.data.selection is None
+    assert load(text="data: {train: 1_0}\nrun:\n  dir: 12:30\noptim: {total_steps: 9}").run.dir == "12:30"
+
+
+def test_a_quote_that_does_not_close_is_one_line(load) -> None:
+    with pytest.raises(config.ConfigError, match=r'where.label="a.*opens with a quote that does not close'):
+        load('data.train.where.label="a')
 
 
 def test_dump_reads_back_the_same(load, tmp_path) -> None:

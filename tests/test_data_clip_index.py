@@ -66,9 +66,9 @@ def test_columns_are_text_and_extra_ones_are_kept(index):
     [
         ({}, [0, 1, 3]),
         ({"split": "train"}, [0, 3]),
-        ({"fold": 2}, [1, 3]),
-        ({"fold": [1, "2"], "split": ["train"]}, [0, 3]),
-        ({"label_id": 1}, [1]),
+        ({"fold": "2"}, [1, 3]),
+        ({"fold": ["1", "2"], "split": ["train"]}, [0, 3]),
+        ({"label_id": "1"}, [1]),
     ],
 )
 def test_select_gives_usable_rows_that_match(index, where, rows):

@@ -1,5 +1,7 @@
 """Plans are arithmetic: what a batch has is known without a decode, and one reader does what any plan says."""
 
+import json
+import random
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import yaml
 from PIL import Image
 
 from vjepa import config
+from vjepa.config.row_filter import parse_where, quoted
 from vjepa.data.augment import crop_resize
 from vjepa.data.clip_index import SCHEMA, ClipIndex, write_index
 from vjepa.data.decode import READERS
@@ -20,7 +23,6 @@ from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.plan_training import MAX_ATTEMPTS, TrainPlan
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
 from vjepa.data.reader import Reader
-from vjepa.data.row_filter import parse_where
 from vjepa.data.sources import open_sources
 from vjepa.errors import UserError
 
@@ -165,9 +167,52 @@ def test_rows_are_written_as_columns_with_values():
     assert parse_where(["a=1", "a=2,3"], "where") == {"a": ["1", "2", "3"]}
     assert parse_where([r"label=tench\, Tinca,eel"], "where") == {"label": ["tench, Tinca", "eel"]}
     assert parse_where([], "where") == {} and parse_where(["group="], "where") == {"group": [""]}
+    written = """label="a, ""b\\" ",'it''s, c',d"e ,, f"""
+    assert parse_where([written], "where") == {"label": ['a, "b" ', "it's, c", 'd"e', "", "f"]}
+    for text, said in (
+        ('a="b', "does not close"),
+        ("a='b'c", "does not close"),
+        (r'a="\d"', "backslash is written twice"),
+    ):
+        with pytest.raises(UserError, match=f"--val {re.escape(text)}: .*{said}"):
+            parse_where([text], "val")
     for bad in ("split", "=train"):
         with pytest.raises(UserError, match=f"--val {bad}: rows are written COLUMN=VALUE"):
             parse_where([bad], "val")
+
+
+SIGNS = [
+    *" ,\"'\\[]{}#:-=~&*!|>%@`?.\t\n01e_xnoéß漢𝄞\u0301\u200b",
+    "12:30",
+    "010",
+    "null",
+    "1.0",
+    "2024-01-01",
+    "a, but b",
+]
+
+
+def test_rows_of_random_texts_are_found_from_files_and_command_lines(tmp_path):
+    draw = random.Random(0)
+    texts = sorted({"".join(draw.choices(SIGNS, k=draw.randrange(1, 5))) for _ in range(260)})[:200]
+    labels, path = [draw.choice(texts) for _ in range(1000)], tmp_path / "config.yaml"
+    write_index(tmp_path / "x.parquet", [{"uri": "a.mp4", "status": "ok", "label": label} for label in labels])
+    index = ClipIndex.open(tmp_path / "x.parquet")
+    assert len(texts) == 200
+    for text in texts:
+        wanted = [row for row, label in enumerate(labels) if label == text]
+        rows = {"index": str(index.path), "where": {"label": text}}
+        path.write_text(yaml.safe_dump({"data": {"train": rows}, "optim": {"total_steps": 1}}, allow_unicode=True))
+        in_quotes = (quoted(text), json.dumps(text), "'" + text.replace("'", "''") + "'")
+        wheres = [
+            config.load(str(path)).data.train.where,
+            *(config.load(str(path), [f"data.train.where.label={one}"]).data.train.where for one in in_quotes),
+            *(parse_where([f"label={one}"], "where") for one in in_quotes),
+        ]
+        for where in wheres:
+            found = index.select(where) if len(wanted) else []
+            assert list(found) == wanted, (text, where)
+            assert where["label"] in (text, [text])
 
 
 def test_the_reference_page_has_every_column_and_its_examples_run(make_index, monkeypatch):

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from data_prep.listing.places import first
 from data_prep.rows import matching
 from data_prep.scanning.answers import counted
+from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import SCHEMA, ClipIndex
-from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 from vjepa.files import remove_partials, write_text
 

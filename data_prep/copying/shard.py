@@ -23,9 +23,9 @@ from data_prep.copying import output
 from data_prep.copying.tar_shard import Member, Place, write_shard
 from data_prep.scanning.answers import counted
 from vjepa.command import progress_bar
+from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import ClipIndex, resolve, write_index
 from vjepa.data.order import sample_row
-from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 
 _MARKER: Final = ".shard.json"

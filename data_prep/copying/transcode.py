@@ -24,8 +24,8 @@ from data_prep.listing.places import bytes_at_hand
 from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
+from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
-from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
 

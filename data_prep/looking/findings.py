@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from data_prep.looking.description import Description, Table, shorten
 from data_prep.rows import matching, written
+from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import SCHEMA, ClipIndex
-from vjepa.data.row_filter import Where
 from vjepa.errors import UserError
 
 _QUANTILES: Final = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}

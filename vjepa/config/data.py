@@ -5,23 +5,34 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from vjepa.config.row_filter import Where
 from vjepa.config.section import Section, check_ranges
+
+
+def _text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
 
 
 class Source(Section):
     """Name rows of a clip index. A plain path means all of its rows."""
 
     index: str = Field(description="clip index (Parquet) made by data_prep.index; relative to the working directory")
-    where: dict[str, str | int | list[str | int]] = Field(
-        {}, description="keep rows whose column equals the value, or one of the values"
-    )
+    where: Where = Field({}, description="keep rows whose column equals the text, or one of the texts")
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"index": value} if isinstance(value, str) else value
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _as_text(cls, where: Any) -> Any:
+        """Take whole numbers too, which Python and earlier runs give."""
+        if not isinstance(where, dict):
+            return where
+        return {name: [_text(one) for one in of] if isinstance(of, list) else _text(of) for name, of in where.items()}
 
 
 class MixedSource(Source):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vjepa.config import reading
 from vjepa.config.aliases import ALIASES
 from vjepa.config.masks import MASK_KINDS
 from vjepa.config.model import Backbone
@@ -22,26 +22,6 @@ _MAKE_AN_INDEX = (
     "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images "
     "(ImageNet's train/); give data.train=x.parquet"
 )
-
-
-class _Loader(yaml.SafeLoader):
-    """Read YAML 1.1 without its traps: `1e-4` is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - it is a SafeLoader
 
 
 def config_path(name: str) -> Path:
@@ -67,7 +47,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = config_path(name)
     try:
-        tree = _parse(path.read_text(encoding="utf-8")) or {}
+        tree = reading.parse(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -158,18 +138,21 @@ def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"{override!r}: an override is written section.key=value")
-    try:
-        value = _parse(text)
-    except (yaml.YAMLError, ConfigError):
-        raise ConfigError(f"{override!r}: {text!r} is not a YAML value") from None
     first, dot, rest = path.partition(".")
-    _set(tree, ALIASES.get(first, first) + dot + rest, value, repr(override))
+    path = ALIASES.get(first, first) + dot + rest
+    try:
+        value = reading.parse(text, reading.split_path(path))
+    except ConfigError as error:
+        raise ConfigError(f"{override!r}: {error}") from None
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: {text!r} is not a YAML value") from None
+    _set(tree, path, value, repr(override))
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:
     """Put `value` at `path`, making the sections on the way; `origin` opens the line of a ConfigError."""
     node: Any = tree
-    *parents, last = path.split(".")
+    *parents, last = reading.split_path(path)
     for key in parents:
         if isinstance(node, list):
             node = _place(node, key, origin)

@@ -240,14 +240,14 @@ class ClipIndex:
         values: list[str | None] = self._text(name).to_pylist()
         return values
 
-    def select(self, where: Mapping[str, str | int | list[str | int]]) -> np.ndarray:
+    def select(self, where: Mapping[str, str | list[str]]) -> np.ndarray:
         """List the usable rows (status ok) whose columns have the wanted values: int64 [n], n >= 1.
 
         Values are compared as text. Raises UserError for an unknown column, or where no row matches.
         """
         keep = pc.equal(self._text("status"), "ok")
         for name, wanted in where.items():
-            values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+            values = wanted if isinstance(wanted, list) else [wanted]
             keep = pc.and_(keep, pc.is_in(self._text(name), value_set=pa.array(values, pa.string())))
         rows = np.flatnonzero(np.asarray(keep)).astype(np.int64)
         if not len(rows):

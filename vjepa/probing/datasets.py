@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 
 from vjepa.config import Data
 from vjepa.config import Source as IndexSource
+from vjepa.config.row_filter import parse_where
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.images import ReadImages
 from vjepa.data.loader import plan_loader
 from vjepa.data.plan_rows import Passes, RowPlan, Views
-from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 from vjepa.probing.banks import SampleSource
 from vjepa.probing.datasets_images import IMAGE_SETS, ImageSet, open_images

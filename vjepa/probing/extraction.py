@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from vjepa import command
+from vjepa.config.row_filter import parse_where
 from vjepa.data.augment import normalise
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
 from vjepa.data.loader import plan_loader
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
-from vjepa.data.row_filter import parse_where
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import Pooling

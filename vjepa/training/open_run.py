@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import torch
-import yaml
 
 from vjepa import __version__, config, files
+from vjepa.config import reading
 from vjepa.errors import UserError
 from vjepa.run_folder import RunFolder
 
@@ -133,7 +133,7 @@ def differences(stored: str, wanted: str) -> list[str]:
 
     A setting that a run did not know when it began is one too: the default of today is not what it was made with.
     """
-    before, after = (_flat(yaml.safe_load(text)) for text in (stored, wanted))
+    before, after = (_flat(reading.parse(text)) for text in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
     keys = sorted((before.keys() | after.keys()) - ignored)
     return [f"{key} was {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
