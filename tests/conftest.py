@@ -37,6 +37,18 @@ def level(i):
     return 20 + i * 17 % 43 * 5
 
 
+def brightest_quarter(frame):
+    """Name the quarter of a picture [H, W] that is brightest."""
+    y, x = frame.shape[0] // 4, frame.shape[1] // 4
+    quarters = {
+        "top left": frame[:y, :x],
+        "top right": frame[:y, -x:],
+        "bottom left": frame[-y:, :x],
+        "bottom right": frame[-y:, -x:],
+    }
+    return max(quarters, key=lambda place: quarters[place].mean())
+
+
 @pytest.fixture
 def make_video(tmp_path):
     """make_video("a/b.mp4", num_frames) writes grey frames whose brightness is `level(i)` and returns the path.

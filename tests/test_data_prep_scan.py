@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import struct
 import textwrap
 import time
 from fractions import Fraction
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from conftest import level
+from conftest import brightest_quarter, level
 from PIL import Image
 
 from data_prep.listing.entry import Entry
@@ -29,6 +30,7 @@ from vjepa.data.frame_times import frame_ids_at
 from vjepa.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+TENTHS = np.arange(30) / 10
 
 
 def entry(path, **changes):
@@ -127,7 +129,110 @@ def test_keeps_the_times_of_a_variable_rate(make_video):
     ],
 )
 def test_times_ascend_whatever_the_container_says(seconds, expected):
-    assert measure_module.true_times(np.array(seconds, float), 10.0).tolist() == pytest.approx(expected)
+    times, clock_starts = measure_module.true_times(np.array(seconds, float), 10.0)
+    assert times.tolist() == pytest.approx(expected) and clock_starts == []
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("seconds", "starts", "expected"),
+    [
+        ([*TENTHS, *TENTHS], [30], [*TENTHS, *(3 + TENTHS)]),  # `cat a.ts b.ts`
+        ([*(9 + TENTHS), *TENTHS, *(50 + TENTHS)], [30, 60], [*(9 + TENTHS), *(12 + TENTHS), *(62 + TENTHS)]),
+        ([*TENTHS, *(12.9 + TENTHS)], [30], [*TENTHS, *(12.9 + TENTHS)]),  # a pause
+        ([*TENTHS, *(3.9 + TENTHS)], [], [*TENTHS, *(3.9 + TENTHS)]),  # a second is no pause
+        (np.cumsum([0.1, 0.1, 2.0] * 9), [], np.cumsum([0.1, 0.1, 2.0] * 9)),  # a screen that often stands still
+        ([0.0, 5.0, 10.0, 15.0], [], [0.0, 5.0, 10.0, 15.0]),
+        ([0.0, 0.0, 0.0], [], [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_clock_that_jumps_begins_a_stretch(seconds, starts, expected):
+    times, found = measure_module.true_times(np.array(seconds, float), 10.0)
+    assert found == starts and times.tolist() == pytest.approx(list(expected))
+
+
+@pytest.mark.fast
+def test_no_clip_crosses_the_seam_of_two_recordings(make_video, row_of, tmp_path):
+    parts = [make_video(f"{name}.ts", 30, fps=10, mark=mark) for name, mark in (("a", True), ("b", False))]
+    seam = tmp_path / "seam.ts"
+    seam.write_bytes(b"".join(part.read_bytes() for part in parts))
+    rows = scan(Entry(str(seam), seam.name), ScanOptions())
+    assert [(row["first_frame"], row["num_frames"], row["cut_at"]) for row in rows] == [
+        (0, 30, None),
+        (30, 30, "clock"),
+    ]
+    for row, part in zip(rows, parts, strict=True):
+        assert row["fps"] == pytest.approx(10) and row["end_s"] - row["start_s"] == pytest.approx(3)
+        whole = scan_file(part)
+        pictures = [
+            decode.read_frames(row_of(path, found), np.arange(30)) for path, found in ((seam, row), (part, whole))
+        ]
+        assert np.array_equal(*pictures)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("pause_s", [10, 60, 3600])
+def test_no_clip_waits_through_a_pause_of_the_recording(make_video, row_of, pause_s):
+    times_ms = [100 * i + (1000 * pause_s if i >= 20 else 0) for i in range(40)]
+    path = make_video("a.mkv", 40, fps=10, times_ms=times_ms)
+    rows = scan(Entry(str(path), path.name), ScanOptions())
+    assert [(row["first_frame"], row["cut_at"], row["decoder"]) for row in rows] == [
+        (0, None, "decord"),
+        (20, "clock", "decord"),
+    ]
+    for row in rows:
+        assert row["end_s"] - row["start_s"] == pytest.approx(2, abs=0.01) and row["fps"] == pytest.approx(10, rel=1e-2)
+        frames = decode.read_frames(row_of(path, row), np.arange(20))
+        levels = [level(row["first_frame"] + i) for i in range(20)]
+        assert frames.mean((1, 2, 3)) == pytest.approx(levels, abs=4)
+
+
+def mirror(path):
+    """Let the display matrix of an MP4 mirror left and right before it rotates."""
+    file = bytearray(path.read_bytes())
+    place = file.index(b"tkhd") + 4 + 40  # behind times, duration, layer and volume of version 0
+    a, b = struct.unpack_from(">2i", file, place)
+    struct.pack_into(">2i", file, place, -a, -b)
+    path.write_bytes(file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rotation", "corner"), [(90, "top left"), (-90, "bottom right"), (180, "bottom left"), (0, "top right")]
+)
+@pytest.mark.parametrize("size", [None, (48, 32)])
+@pytest.mark.fast
+def test_mirrored_frames_are_mirrored_and_upright(make_video, row_of, rotation, corner, size):
+    path = mirror(make_video("a.mp4", 4, size=(96, 64), rotation=rotation, mark=True))
+    found = scan_file(path)
+    assert (found["rotation"], found["decoder"]) == (360 + rotation % 360, "pyav_seek")
+    for name in ("pyav", "pyav_seek"):
+        frame = decode.read_frames(row_of(path, found | {"decoder": name}), np.array([0]), size)[0, ..., 0]
+        assert frame.shape == (size or ((96, 64) if rotation % 180 else (64, 96)))
+        assert brightest_quarter(frame) == corner
+
+
+@pytest.mark.fast
+def test_frozen_is_a_share_of_the_time(make_video):
+    times_ms = [0, 100, 200, 1100, 1200, 1300]  # the third frame stays .9 s, .8 of them beyond its time
+    assert scan_file(make_video("a.mkv", 6, times_ms=times_ms))["frozen_ratio"] == pytest.approx(0.8 / 1.3, abs=0.01)
+
+
+@pytest.mark.fast
+def test_of_several_pictures_in_a_file_the_first_is_used_and_it_is_said(tmp_path):
+    pictures = [Image.new("RGB", (16, 12), (value, 0, 0)) for value in (10, 100, 200)]
+    for name in ("a.webp", "a.png", "a.tiff"):
+        pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
+        assert scan_file(tmp_path / name)["codec"] == f"{name[2:]} (first of several)"
+    pictures[0].save(tmp_path / "b.png")
+    assert scan_file(tmp_path / "b.png")["codec"] == "png"
+
+
+@pytest.mark.fast
+@pytest.mark.skipif(not (SHARED / "odd_cases").is_dir(), reason="shared/data/odd_cases is not beside the checkout")
+def test_a_cover_is_no_video():
+    assert scan_file(SHARED / "odd_cases" / "song_with_cover.mp4")["status"] == "no video stream"
+    assert scan_file(SHARED / "odd_cases" / "video_with_cover.mp4")["num_frames"] == 40
 
 
 @pytest.mark.fast

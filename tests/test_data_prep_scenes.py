@@ -25,6 +25,7 @@ def frames_of(times_s, end_s=None, keyframes=(0,), **changes):
         "changes": np.append(np.nan, np.full(n - 1, 0.1)),
         "sizes": [(0, 64, 48)],
         "scene_starts": [],
+        "clock_starts": [],
     }
     return Frames(**facts | changes)
 

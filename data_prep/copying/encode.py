@@ -25,7 +25,7 @@ from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import open_video, read_image
+from vjepa.data.decode import open_video, read_image, turned
 from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError, open_media, plain
 from vjepa.files import whole_file
@@ -190,7 +190,7 @@ class _Copy:
             threads=1,
         )
         if self.row.rotation:
-            picture = _turned(picture, self.row.rotation // 90)
+            picture = _turned(picture, self.row.rotation)
         picture.pict_type = _ANY_TYPE  # a keyframe of the source would become one of the copy
         return picture
 
@@ -218,20 +218,20 @@ def _open(row: IndexRow) -> str | BinaryIO:
     return open_media(row.uri, row.offset, row.length)
 
 
-def _turned(picture: Any, quarters: int) -> Any:
-    """Turn a yuv420p picture of even sides by quarter turns, counter-clockwise."""
+def _turned(picture: Any, rotation: int) -> Any:
+    """Bring a yuv420p picture of even sides upright, by `rotation` as the clip index has it."""
     width, height = picture.width, picture.height
     samples = picture.to_ndarray().ravel()
     luma, chroma = (
         samples[: width * height].reshape(height, width),
         samples[width * height :].reshape(2, height // 2, width // 2),
     )
-    planes = [np.rot90(luma, quarters), *(np.rot90(plane, quarters) for plane in chroma)]
-    turned = type(picture).from_ndarray(
+    planes = [turned(luma, rotation), *(turned(plane, rotation) for plane in chroma)]
+    copy = type(picture).from_ndarray(
         np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1]), format="yuv420p"
     )
-    turned.colorspace = picture.colorspace
-    return turned
+    copy.colorspace = picture.colorspace
+    return copy
 
 
 def _ascending(ticks: np.ndarray) -> np.ndarray:

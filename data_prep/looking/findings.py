@@ -206,6 +206,7 @@ def _common(rows: _Rows) -> list[_Part]:
         "pixels not square": pc.greater(not_square, 1e-3),
         "more than 8 bits a sample": pc.greater(rows.column("bit_depth"), 8),
         "clips that begin inside of their file": pc.greater(rows.column("first_frame"), 0),
+        "clips behind a jump of the timestamps": pc.equal(rows.column("cut_at"), "clock"),
         "in shards": rows.column("offset").is_valid(),
     }
     counts = {name: pc.sum(is_odd).as_py() or 0 for name, is_odd in odd.items()}

@@ -33,12 +33,12 @@ from data_prep.scanning.answers import (
 )
 from data_prep.scanning.engines import ENGINES, Work, check_engine
 from data_prep.scanning.journal import Journal
-from data_prep.scanning.options import DEADLINE_S, ScanOptions
+from data_prep.scanning.options import DEADLINE_S, FIRST_OF_SEVERAL, ScanOptions
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
 from vjepa.errors import UserError
 
-ANSWERS_VERSION: Final = 1  # raise it where a scan of the same file with the same options gives other rows
+ANSWERS_VERSION: Final = 2  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
 _NUM_NAMED: Final = 3
 
@@ -192,6 +192,7 @@ class _IndexRows:
     def __init__(self, answers: Answers, folder: Path) -> None:
         self.num_rows = 0
         self.num_duplicates = 0
+        self.num_images = self.num_first_of_several = self.num_jumping = 0  # files
         self._answers, self._folder = answers, os.path.join(folder, "")
         entries = answers.entries
         labels = sorted({entry.columns.get("label") or "" for entry in entries} - {""})
@@ -212,6 +213,9 @@ class _IndexRows:
                 columns["duplicate_of"] = None if original == file else original[0]
                 self.num_duplicates += original != file
             self.num_rows += len(rows)
+            self.num_images += rows[0].get("decoder") == "image"
+            self.num_first_of_several += str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
+            self.num_jumping += any(row.get("cut_at") == "clock" for row in rows)
             yield from (row | columns for row in rows)
 
     def _columns(self, entry: Entry) -> dict[str, Any]:
@@ -233,8 +237,20 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
             f"files with the content of another: {rows.num_duplicates}; they stay usable, the column "
             "duplicate_of names the first"
         )
+    if rows.num_jumping:
+        lines.append(
+            f"files whose timestamps jump (several recordings in one, pauses): {rows.num_jumping}; no clip crosses a "
+            "jump, the column cut_at says clock"
+        )
+    if rows.num_first_of_several:
+        lines.append(
+            f"images with several frames or pages: {rows.num_first_of_several}; the first is used, the column codec "
+            "says so"
+        )
     statuses, num_files = answers.statuses, len(answers.entries)
     filtered, unusable = _some(statuses, is_filtered), _some(statuses, is_unusable)
+    if 0 < rows.num_images < num_files - unusable.total():
+        lines.append(f"images beside videos: {rows.num_images} of {num_files} files; each is a clip of one frame")
     clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
     line = f"{num_files} files{clips}: {statuses['ok']} ok"
     if filtered:

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from time import monotonic
 from typing import Any, Final
 
@@ -14,12 +15,16 @@ import numpy as np
 
 from data_prep.scanning.random_access import Samples, mean_differences
 from data_prep.scanning.scenes import Frames, SceneDetector, rate
-from vjepa.data.decode import Media, open_video, upright
+from vjepa.data.decode import Media, open_video, rotation_of, upright
 from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
 _PROGRESS_S: Final = 1.0
+# a clock has jumped where it goes back by so many of the longest usual gaps between frames, or ahead by as many and 3 s
+_JUMP_FRAMES: Final = 10.0
+_JUMP_S: Final = 3.0
+_USUAL_SHARE: Final = 0.9  # of the gaps, the longest of which is still usual: recordings of screens have many long ones
 _BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted, as timestamps may run backwards
 
 
@@ -74,7 +79,7 @@ class _Meter:
     def __init__(self, stream: Any, frame: Any, scene_threshold: float | None) -> None:
         """Take the first frame, which tells what holds for all."""
         aspect = float(stream.sample_aspect_ratio or 1)
-        self.rotation, self.aspect = round(frame.rotation / 90) * 90 % 360, aspect if 0.1 < aspect < 10 else 1.0
+        self.rotation, self.aspect = rotation_of(frame), aspect if 0.1 < aspect < 10 else 1.0
         self.columns = {
             "codec": stream.codec_context.codec.canonical_name,
             "bit_depth": max(part.bits for part in frame.format.components),
@@ -112,8 +117,8 @@ class _Meter:
     def result(self, header_fps: float, stopped: bool) -> Measurement:
         self.samples.end()
         seconds = np.array(self.seconds)
-        times = true_times(seconds, header_fps)
-        fps = rate(times, header_fps or _FALLBACK_FPS)
+        times, clock_starts = true_times(seconds, header_fps)
+        fps = rate(times, header_fps or _FALLBACK_FPS, clock_starts)
         frames = Frames(
             times_s=times,
             end_s=float(times[-1]) + 1 / fps,
@@ -123,6 +128,7 @@ class _Meter:
             changes=np.array(self.changes),
             sizes=self._sizes,
             scene_starts=self._scenes.starts if self._scenes else [],
+            clock_starts=clock_starts,
         )
         in_order = bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any())
         return Measurement(frames, self.columns, self.samples, in_order, None if stopped else len(times))
@@ -139,13 +145,33 @@ class _Meter:
         return picture
 
 
-def true_times(seconds: np.ndarray, header_fps: float) -> np.ndarray:
-    """Tell when each frame comes on screen: float64 [n], ascending, from timestamps float64 [n], nan where missing.
+def true_times(seconds: np.ndarray, header_fps: float) -> tuple[np.ndarray, list[int]]:
+    """Tell when each frame comes on screen, from timestamps float64 [n], nan where missing: float64 [n], ascending, and
+    the numbers of the frames at which the clock has jumped.
 
-    Timestamps that run backwards belong to frames in the right order (packed B-frames), so the instants are sorted
-    and the frames are not. Where a timestamp is missing, the rate of the header is all there is.
+    Timestamps that run a little backwards belong to frames in the right order (packed B-frames), so the instants are
+    sorted and the frames are not. Where the clock starts again, another recording follows in the same file: it comes on
+    screen behind the one before. Where it leaps ahead, nothing was recorded. Where a timestamp is missing, the rate of
+    the header is all there is.
     """
     known = seconds[~np.isnan(seconds)]
-    if len(known) == len(seconds):
-        return np.sort(seconds)
-    return (known[0] if len(known) else 0.0) + np.arange(len(seconds)) / (header_fps or _FALLBACK_FPS)
+    if len(known) < len(seconds):
+        first_s = known[0] if len(known) else 0.0
+        return first_s + np.arange(len(seconds)) / (header_fps or _FALLBACK_FPS), []
+    starts, frame_s = _jumps(seconds)
+    stretches, shift_s = [np.sort(part) for part in np.split(seconds, starts)], 0.0
+    for before, stretch in pairwise(stretches):
+        shift_s = max(shift_s, before[-1] + frame_s - stretch[0]) if stretch[0] + shift_s <= before[-1] else shift_s
+        stretch += shift_s
+    return np.concatenate(stretches), starts
+
+
+def _jumps(seconds: np.ndarray) -> tuple[list[int], float]:
+    """Find the frames before which timestamps jump by much more than a frame lasts, and how long one does."""
+    gaps_s = np.diff(seconds)
+    ahead_s = gaps_s[gaps_s > 0]
+    if not len(ahead_s):
+        return [], 0.0
+    much_s = _JUMP_FRAMES * float(np.quantile(ahead_s, _USUAL_SHARE))
+    jumps = (gaps_s > max(_JUMP_S, much_s)) | (gaps_s < -much_s)
+    return (np.flatnonzero(jumps) + 1).tolist(), float(np.median(ahead_s))

@@ -14,6 +14,7 @@ from vjepa.data.decode import open_decord, read_frames, torchcodec_library
 from vjepa.data.media import DecodeError, open_media
 
 CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
+TURNING: Final = ("decord", "torchcodec")  # by themselves, and they know of no mirrors
 _NUM_CENTRES: Final = 8  # frames spread over the file, and keyframes, that are kept with their neighbours
 _NEIGHBOURS: Final = 3  # decoders are known to be 1 to 3 frames early on packed B-frames
 _NUM_RUNS: Final = 3  # about so many clips of consecutive frames around keyframes are read

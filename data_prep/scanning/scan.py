@@ -19,11 +19,11 @@ from data_prep.child import Message, Say, serve
 from data_prep.listing.entry import IMAGE_EXTENSIONS, Entry
 from data_prep.listing.places import file_facts, is_address, suffix
 from data_prep.scanning.measure import Measurement, measure
-from data_prep.scanning.options import ScanOptions
-from data_prep.scanning.random_access import exact_decoder, keyframe_decoder
+from data_prep.scanning.options import FIRST_OF_SEVERAL, ScanOptions
+from data_prep.scanning.random_access import TURNING, exact_decoder, keyframe_decoder
 from data_prep.scanning.scenes import BLACK_BELOW, cut, filter_status
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import read_image
+from vjepa.data.decode import MIRRORED, holds_several, read_image
 from vjepa.data.media import DecodeError, open_media, plain
 
 _REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
@@ -112,12 +112,12 @@ def _at_hand(entry: Entry) -> Iterator[_Bytes]:
 
 def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dict[str, Any]]:
     """Take a still for a video of one frame that lasts one second; it is not left out for its length."""
-    picture = read_image(media.open())
+    picture, several = read_image(media.open()), FIRST_OF_SEVERAL if holds_several(media.open()) else ""
     height, width, _ = picture.shape
     row = {
         "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0,
         "keyframes_s": [0.0], "width": width, "height": height,
-        "codec": extension[1:], "bit_depth": 8, "decoder": "image",
+        "codec": extension[1:] + several, "bit_depth": 8, "decoder": "image",
         "motion_ratio": None, "black_ratio": float(picture.mean() / 255 < BLACK_BELOW), "frozen_ratio": None,
     }  # fmt: skip
     return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
@@ -132,6 +132,7 @@ def _scan_video(
     decoders: dict[str, Any] = {"decoder": "pyav", "keyframe_decoder": None}
     if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
         row, say = _whole(media, measured), lambda name: announce(trying=name)
+        excluded = {*excluded, *(TURNING if row.rotation >= MIRRORED else ())}
         row = replace(row, decoder=exact_decoder(row, measured.samples, measured.num_total, excluded, say))
         decoders = {"decoder": row.decoder, "keyframe_decoder": keyframe_decoder(row, measured.samples, excluded, say)}
     return [measured.columns | clip | decoders for clip in clips]
@@ -139,7 +140,8 @@ def _scan_video(
 
 def _whole(media: _Bytes, measured: Measurement) -> IndexRow:
     """Describe the file as one clip."""
-    columns = cut(measured.frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
+    frames = replace(measured.frames, clock_starts=[])
+    columns = cut(frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
     columns |= {"keyframe_decoder": None, "uri": media.uri, "offset": media.offset, "length": media.length}
     times_s = columns["times_s"]
     columns["times_s"] = None if times_s is None else np.array(times_s)

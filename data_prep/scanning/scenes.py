@@ -5,6 +5,7 @@ Everything works on the few numbers for each frame that decoding in order left, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -34,6 +35,7 @@ class Frames:
     changes: np.ndarray  # float64 [n], mean absolute change from the frame before as a share of white; the first is nan
     sizes: list[tuple[int, int, int]]  # (first frame that has it, width, height), upright, square pixels
     scene_starts: list[int]  # numbers of the frames at which the scene changes
+    clock_starts: list[int]  # numbers of the frames before which the timestamps jump
 
 
 class SceneDetector:
@@ -60,19 +62,26 @@ def cut(
     Raises DecodeError where the part has no frame.
     """
     first, end = _part(frames, start_s, end_s)
-    inner = {start for start, _, _ in frames.sizes} | set(frames.scene_starts)
-    stretches = list(pairwise([first, *sorted(i for i in inner if first < i < end), end]))
+    cuts: dict[int, str | None] = dict.fromkeys(frames.scene_starts, "scene")
+    cuts |= {start: "size" for start, _, _ in frames.sizes}
+    cuts |= dict.fromkeys(frames.clock_starts, "clock")
+    stretches = list(pairwise([first, *sorted(i for i in cuts if first < i < end), end]))
     if options.max_s:
         stretches = [clip for stretch in stretches for clip in _equal_parts(frames, *stretch, options.max_s)]
     if options.window_s:
         stretches = [clip for stretch in stretches for clip in _windows(frames, *stretch, options.window_s)]
-    return [_row(frames, options, *stretch) for stretch in stretches]
+    cuts |= {start: "window" for start, _ in stretches if start not in cuts} | {first: None}
+    return [_row(frames, options, *stretch) | {"cut_at": cuts[stretch[0]]} for stretch in stretches]
 
 
-def rate(times: np.ndarray, fallback_fps: float) -> float:
-    """Give the mean frames per second of float64 [n] ascending times; `fallback_fps` where they do not tell."""
-    span_s = float(times[-1] - times[0])
-    return (len(times) - 1) / span_s if span_s > 0 else fallback_fps
+def rate(times: np.ndarray, fallback_fps: float, clock_starts: Sequence[int] = ()) -> float:
+    """Give the mean frames per second of float64 [n] ascending times; `fallback_fps` where they do not tell.
+
+    clock_starts: numbers of the frames before which nothing was recorded for a while.
+    """
+    stretches = np.split(times, clock_starts)
+    span_s = float(sum(stretch[-1] - stretch[0] for stretch in stretches))
+    return (len(times) - len(stretches)) / span_s if span_s > 0 else fallback_fps
 
 
 def _part(frames: Frames, start_s: float | None, end_s: float | None) -> tuple[int, int]:
@@ -90,11 +99,14 @@ def _part(frames: Frames, start_s: float | None, end_s: float | None) -> tuple[i
 
 
 def _leaves_s(frames: Frames, i: int) -> float:
-    """Tell when frame `i` leaves the screen: later than it came, also where the next has the same timestamp."""
+    """Tell when frame `i` leaves the screen: later than it came, also where the next has the same timestamp.
+
+    Before a jump of the clock it stays as long as any.
+    """
     if i == len(frames.times_s) - 1:
         return frames.end_s
     comes_s, next_s = float(frames.times_s[i]), float(frames.times_s[i + 1])
-    return next_s if next_s > comes_s else comes_s + 1 / frames.fps
+    return next_s if next_s > comes_s and i + 1 not in frames.clock_starts else comes_s + 1 / frames.fps
 
 
 def _windows(frames: Frames, first: int, end: int, window_s: float) -> list[tuple[int, int]]:
@@ -126,9 +138,21 @@ def _row(frames: Frames, options: ScanOptions, first: int, end: int) -> dict[str
         "keyframes_s": frames.times_s[keys].tolist(), "width": width, "height": height,
         "motion_ratio": float(changes.mean()) if len(changes) else None,
         "black_ratio": float((frames.levels[first:end] < BLACK_BELOW).mean()),
-        "frozen_ratio": float((changes < FROZEN_BELOW).mean()) if len(changes) else None,
+        "frozen_ratio": _frozen(changes, np.diff(times)) if len(changes) else None,
     }  # fmt: skip
     return row | {"status": filter_status(row, options)}
+
+
+def _frozen(changes: np.ndarray, gaps_s: np.ndarray) -> float:
+    """Measure the share of the time in which nothing moves: float64 [n] changes, and [n] seconds up to each of them.
+
+    It is that up to a frame that equals the one before, and what a frame stays on screen beyond its usual time.
+    """
+    if not gaps_s.any():
+        return float((changes < FROZEN_BELOW).mean())
+    usual_s = float(np.median(gaps_s))
+    held_s = np.where(gaps_s > 2 * usual_s, gaps_s - usual_s, 0.0)
+    return float(np.where(changes < FROZEN_BELOW, gaps_s, held_s).sum() / gaps_s.sum())
 
 
 def filter_status(row: dict[str, Any], options: ScanOptions) -> str:

@@ -45,6 +45,7 @@ SCHEMA: Final = pa.schema(
         ("offset", pa.int64()),  # bytes at which the file lies in a shard; null: `uri` is the file
         ("length", pa.int64()),
         ("first_frame", pa.int64()),  # number in the file of the first frame; 0 unless a longer video was cut
+        ("cut_at", pa.string()),  # why it begins inside of its file: clock, size, scene, window; null: it does not
         ("start_s", pa.float64()),  # time of the first frame
         ("end_s", pa.float64()),  # when the last frame leaves the screen
         ("num_frames", pa.int32()),  # that can be decoded, whatever the header says
@@ -53,7 +54,8 @@ SCHEMA: Final = pa.schema(
         ("keyframes_s", pa.list_(pa.float64())),  # times of the keyframes of this clip
         ("width", pa.int32()),  # px, upright, square pixels
         ("height", pa.int32()),
-        ("rotation", pa.int32()),  # degrees, counter-clockwise, that bring a stored picture upright: 0, 90, 180, 270
+        # degrees, counter-clockwise, that bring a stored picture upright: 0, 90, 180, 270; 360 more: mirrored first
+        ("rotation", pa.int32()),
         ("sample_aspect", pa.float64()),  # width over height of a stored pixel
         ("codec", pa.string()),
         ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
@@ -66,7 +68,7 @@ SCHEMA: Final = pa.schema(
         ("group", pa.string()),
         ("motion_ratio", pa.float32()),  # mean change from frame to frame, as a share of white
         ("black_ratio", pa.float32()),  # share of frames that are black
-        ("frozen_ratio", pa.float32()),  # share of frames that equal the one before
+        ("frozen_ratio", pa.float32()),  # share of the time in which nothing changes
         ("content_hash", pa.string()),  # sha256 of the file, hex
         ("duplicate_of", pa.string()),  # uri of the first file with the same content
         # size and change of the file when it was scanned: a new scan skips what is as it was

@@ -7,6 +7,8 @@ backwards while the frames are right. The others read at random, and are wrong o
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import av
+import av.stream
 import av.video.reformatter
 import decord
 import numpy as np
@@ -43,6 +46,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the picture upright
 _FIRST_TURNED: Final = 5  # of the EXIF orientations, which are numbered to 8: width and height change places
+MIRRORED: Final = 360  # degrees; a whole turn, so that what counts quarters need not know
+_UPRIGHT_MATRIX: Final = struct.pack("=9i", 1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
 # how far before a frame to seek, until a keyframe at or before it is found
 _BACK_S: Final = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)
@@ -125,8 +130,8 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
     """
     try:
         with av.open(_rewound(media), metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            if stream is None:
+            stream = container.streams.best("video")  # the cover of a song only where there is nothing else
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise DecodeError("no video stream")
             if stream.codec_context is None:  # FFmpeg has no decoder for it, or none is known by its damaged tag
                 raise DecodeError("no decoder for its codec")
@@ -136,10 +141,22 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
         raise DecodeError(plain(error)) from None
 
 
+def rotation_of(frame: Any) -> int:
+    """Read how a PyAV frame is brought upright from its display matrix, as the column `rotation` has it.
+
+    Degrees, counter-clockwise, in whole quarters; and MIRRORED more where left and right change places first.
+    """
+    sides = (bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX")
+    a, b, _, c, d, *_ = struct.unpack("=9i", next(sides, _UPRIGHT_MATRIX))
+    is_mirrored = a * d - b * c < 0
+    degrees = -math.degrees(math.atan2(-b, -a) if is_mirrored else math.atan2(b, a))
+    return round(degrees / 90) * 90 % 360 + (MIRRORED if is_mirrored else 0)
+
+
 def upright(reformatter: Any, frame: Any, rotation: int, sample_aspect: float, size: Size | None = None) -> np.ndarray:
     """Turn a PyAV frame upright: uint8 [H, W, 3], scaled to `size` in the same pass.
 
-    Pixels are made square by stretching, never by losing any, then the picture is rotated.
+    Pixels are made square by stretching, never by losing any, then the picture is mirrored and rotated.
 
     swscale's bilinear filter, PyAV's default, widens with the reduction: of its filters that do not alias it is the
     nearest to PyTorch's antialiased bilinear. Mean levels away from it, 720p film to 128 px high: bilinear 0.93, area
@@ -150,7 +167,12 @@ def upright(reformatter: Any, frame: Any, rotation: int, sample_aspect: float, s
         height, width = width, height
     scaled = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
     picture: np.ndarray = scaled.to_ndarray()
-    return np.rot90(picture, rotation // 90) if rotation else picture
+    return turned(picture, rotation) if rotation else picture
+
+
+def turned(picture: np.ndarray, rotation: int) -> np.ndarray:
+    """Bring [H, W, ...] upright, by `rotation` as the clip index has it."""
+    return np.rot90(picture[:, ::-1] if rotation >= MIRRORED else picture, rotation // 90)
 
 
 def _upright_size(frame: Any, rotation: int, sample_aspect: float) -> Size:
@@ -343,6 +365,12 @@ def image_size(media: Media) -> Size:
     with _open_image(media) as image:
         is_turned = _orientation(image) >= _FIRST_TURNED
         return image.size if is_turned else (image.height, image.width)
+
+
+def holds_several(media: Media) -> bool:
+    """Tell whether a still is the first of several in its file (animations, pages), of which it alone is read."""
+    with _open_image(media) as image:
+        return getattr(image, "n_frames", 1) > 1
 
 
 @contextmanager
