@@ -142,3 +142,16 @@ def test_many_groups_of_rows_are_one_index(tmp_path, monkeypatch):
     assert len(index) == 40 and [index.row(i).num_frames for i in range(40)] == list(range(1, 41))
     assert [index.row(i).times_s is None for i in range(40)] == [bool(i % 3) for i in range(40)]
     assert index.row(39).times_s.tolist() == list(range(40)) and index.select({}).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("beside_the_link", [False, True])
+def test_an_index_used_through_a_link_finds_its_files(tmp_path, beside_the_link):
+    store, work = tmp_path / "store", tmp_path / "work"
+    store.mkdir()
+    work.mkdir()
+    write_index(store / "x.parquet", [{"uri": "v/a.mp4", "status": "ok"}])
+    (work / "y.parquet").symlink_to(store / "x.parquet")
+    folder = work if beside_the_link else store
+    (folder / "v").mkdir()
+    (folder / "v" / "a.mp4").touch()
+    assert ClipIndex.open(work / "y.parquet").uri(0) == str(folder / "v" / "a.mp4")

@@ -258,10 +258,7 @@ def test_auto_takes_no_label_from_folders(tree):
 def test_auto_knows_published_annotations_and_labels_turn_it_off(tree, tmp_path, layout):
     folder = tree(PUBLISHED[layout])
     named, by_sign = columns(folder, layout), columns(folder)
-    if layout == "ssv2":  # labels/train.json may be anything
-        assert all(of_file == {} for of_file in by_sign[0].values())
-    else:
-        assert by_sign[0] == named[0] and f"read as layout {layout}" in by_sign[1]
+    assert by_sign[0] == named[0] and f"read as layout {layout}" in by_sign[1]
     name = next(iter(named[0]))
     (tmp_path / "l.csv").write_text(f"file,label\n{name},mine\n")
     for given, kept in (("auto", {}), (layout, named[0][name])):

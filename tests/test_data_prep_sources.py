@@ -545,6 +545,50 @@ def test_labels_by_relative_or_absolute_path(tree, tmp_path):
         ]
 
 
+def test_spaces_around_the_cells_of_a_table_are_no_part_of_them(tree):
+    folder = tree("a.mp4", "b.mp4", "c.mp4")
+    table = write(folder, "labels.csv", 'file, label, take\na.mp4, cat,1\nb.mp4,cat , 2\nc.mp4, "a cat, sitting", 3\n')
+    manifest = write(folder, "m.csv", table.read_text())
+    for found in (list_entries([str(folder)], labels=str(table)), list_entries([str(manifest)])):
+        said = [(entry.columns["label"], entry.columns["take"]) for entry in found.entries]
+        assert said == [("cat", "1"), ("cat", "2"), ("a cat, sitting", "3")]
+
+
+def test_accents_may_be_joined_in_the_list_and_apart_on_disk_and_the_other_way_round(tree):
+    apart, joined = "caf\u0065\u0301.mp4", "ma\u00f1ana.mp4"
+    folder = tree(apart, joined)
+    text = "file,label\ncaf\u00e9.mp4,a\nman\u0303ana.mp4,b\n"
+    for found in (
+        list_entries([str(folder)], labels=str(write(folder, "labels.csv", text))),
+        list_entries([str(write(folder, "m.csv", text))]),
+    ):
+        assert {entry.uri: entry.columns["label"] for entry in found.entries} == {
+            str(folder / apart): "a",
+            str(folder / joined): "b",
+        }
+
+
+def test_labels_that_look_like_none_are_classes_and_it_is_said(tree):
+    folder = tree("a.mp4", "b.mp4", "c.mp4")
+    table = write(folder, "labels.csv", "file,label\na.mp4,NaN\nb.mp4,nan\nc.mp4,cat\n")
+    found = list_entries([str(folder)], labels=str(table))
+    assert [entry.columns["label"] for entry in found.entries] == ["NaN", "nan", "cat"]
+    assert "labels that are taken for classes: NaN x1, nan x1; leave the cell empty" in "\n".join(found.notes)
+    assert "taken for classes" not in notes(folder)
+
+
+def test_dots_in_the_names_of_members_tell_samples_apart(tmp_path):
+    members = {"a.1.mp4": b"x", "a.1.cls": b"one", "a.2.mp4": b"x", "a.2.json": b'{"label": "two"}'}
+    members |= {"b.left.mp4": b"x", "b.cls": b"three"}
+    shard(tmp_path / "x.v1.0.tar", members.items())
+    found = list_entries([str(tmp_path / "x.v1.0.tar")])
+    assert {entry.name: entry.columns["label"] for entry in found.entries} == {
+        "x.v1.0.tar/a.1.mp4": "one",
+        "x.v1.0.tar/a.2.mp4": "two",
+        "x.v1.0.tar/b.left.mp4": "three",
+    }
+
+
 def test_labels_of_members_and_of_manifests(tree, tmp_path):
     path = shard(tmp_path / "s.tar", [("k.mp4", b"video"), ("k.cls", b"old"), ("k.json", b'{"scene": "park"}')])
     (entry,) = list_entries([str(path)], labels=str(write(tmp_path, "l.csv", "file,label\ns.tar/k.mp4,new\n"))).entries

@@ -136,6 +136,10 @@ def test_a_folder_of_classes_is_cut_by_the_names_of_its_files(folder, tmp_path_f
     root = folder(("cat", 10), ("dog", 20))
     found = open_images(str(root))
     assert {name: len(rows) for name, rows in found.splits.items()} == {"train": 18, "selection": 6, "val": 6}
+    for hidden in (".ipynb_checkpoints/0.png", "cat/._0.png"):
+        (root / hidden).parent.mkdir(exist_ok=True)
+        shutil.copy(root / "cat/0.png", root / hidden)
+    assert open_images(str(root)).names == ("cat", "dog") and open_images(str(root)).data_hash == found.data_hash
     moved = shutil.copytree(root, tmp_path_factory.mktemp("moved") / "x")
     assert {name: rows.tolist() for name, rows in open_images(str(moved)).splits.items()} == {
         name: rows.tolist() for name, rows in found.splits.items()

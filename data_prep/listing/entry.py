@@ -8,9 +8,10 @@ from typing import Final
 
 VIDEO_EXTENSIONS: Final = frozenset({
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg",
-    ".m2ts", ".mts", ".ts", ".3gp", ".wmv", ".flv", ".ogv", ".gif",
+    ".m2ts", ".mts", ".ts", ".3gp", ".3g2", ".wmv", ".asf", ".flv", ".ogv",
+    ".ogg", ".vob", ".mxf", ".dv", ".y4m", ".gif",
 })  # fmt: skip
-IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
 MEDIA_EXTENSIONS: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 
 

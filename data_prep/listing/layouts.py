@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from data_prep.listing.places import base_name, first, join, read_text, shown
+from data_prep.listing.places import base_name, composed, first, join, read_text, shown
 from vjepa.errors import UserError
 
 Columns = dict[str, str | None]
@@ -22,6 +22,7 @@ _SPLITS: Final = {
     "train": "train", "training": "train", "val": "val", "valid": "val",
     "validate": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+_SSV2_LIST: Final = r"(something-something-v2-)?(train|validation|test)\.json"
 _SYNSET: Final = re.compile(r"n\d{8}")
 
 
@@ -42,7 +43,7 @@ class Tree:
         return [name for name in self.others if wanted.fullmatch(posixpath.basename(name).lower())]
 
     def read_text(self, name: str) -> str:
-        return read_text(join(self.root, name))
+        return composed(read_text(join(self.root, name)))
 
     def read_json(self, name: str, kind: type) -> Any:
         """Read a file that holds `kind`, list or dict. Raises UserError where it holds anything else."""
@@ -175,6 +176,9 @@ def _ssv2(tree: Tree) -> Annotated | None:
 
     A label is the template without its brackets, as in labels.json.
     """
+    lists = tree.find(_SSV2_LIST)
+    if not any('"template"' in tree.read_text(name) for name in lists):
+        return None  # many data sets have a train.json
     rows: dict[str, Columns] = {}
     class_ids = {
         label: str(number)
@@ -187,7 +191,7 @@ def _ssv2(tree: Tree) -> Annotated | None:
         for line in tree.read_text(name).splitlines()
         if ";" in line
     )
-    for name in tree.find(r"(something-something-v2-)?(train|validation|test)\.json"):
+    for name in lists:
         split = _split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
         for item in _items(tree, name, "id"):
             label = re.sub(r"[\[\]]", "", str(item.get("template") or "")) or answers.get(str(item["id"]))
@@ -343,7 +347,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "ssv2": Layout(
         _ssv2,
         "labels/train.json, validation.json or something-something-v2-*.json",
-        r"something-something-v2-(train|validation)\.json",
+        _SSV2_LIST,
     ),
     "ucf101": Layout(_ucf101, "ucfTrainTestlist/trainlist01.txt, testlist01.txt", _UCF101_LIST),
     "hmdb51": Layout(_hmdb51, "testTrainMulti_7030_splits/*_test_split1.txt", _HMDB51_LIST),

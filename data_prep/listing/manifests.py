@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.listing.entry import MEDIA_EXTENSIONS
-from data_prep.listing.places import is_address, open_bytes, open_text, reaching, shown
+from data_prep.listing.places import composed, is_address, open_bytes, open_text, reaching, shown
 from vjepa.data.clip_index import SCHEMA
 from vjepa.errors import UserError
 
@@ -86,10 +86,10 @@ def read_labels(place: str) -> dict[str, dict[str, str | None]]:
         for number, cells in lines:
             if len(cells) != len(header):
                 raise UserError(f"{shown(place)}: line {number} has {len(cells)} cells, the header has {len(header)}")
-            key = plain_path(cells[0])
+            key = composed(plain_path(cells[0]))
             if key in table:
                 raise UserError(f"{shown(place)}: line {number} names {shown(cells[0])} a second time")
-            table[key] = {column: cell or None for column, cell in zip(header[1:], cells[1:], strict=True)}
+            table[key] = {column: cell.strip() or None for column, cell in zip(header[1:], cells[1:], strict=True)}
     if not table:
         raise UserError(f"{shown(place)}: needs a header (file, label, split, group, ...) and one line for each file")
     return table
@@ -267,9 +267,10 @@ def _number(place: str, where: str, name: str, value: Any) -> float | None:
 
 
 def _as_text(value: Any) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
+    is_nested = isinstance(value, dict | list)
+    return (json.dumps(value, ensure_ascii=False, default=str) if is_nested else str(value).strip()) or None
 
 
 def _file_key(names: Iterable[str]) -> str | None:
@@ -286,7 +287,7 @@ def _numbered(place: str, text: IO[str]) -> Iterator[tuple[int, str]]:
 
 
 def _csv_lines(place: str, text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(text)
+    reader = csv.reader(text, skipinitialspace=True)
     try:
         for cells in reader:
             if cells:

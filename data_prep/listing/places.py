@@ -11,6 +11,7 @@ import io
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,6 +89,17 @@ def shown(name: str) -> str:
 
 def first(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:_NUM_NAMED])) + (", ..." if len(names) > _NUM_NAMED else "")
+
+
+def composed(name: str) -> str:
+    """Write a name with composed letters (Unicode's NFC): macOS stores accents apart, and lists have them joined."""
+    return unicodedata.normalize("NFC", name)
+
+
+def on_disk(place: str) -> str:
+    """Give the path of a file that is there under this name, its accents joined or apart; else the name as it is."""
+    forms = (place, composed(place), unicodedata.normalize("NFD", place))
+    return place if is_address(place) else next(filter(os.path.lexists, forms), place)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ nothing is left.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from data_prep.listing import places
 from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
 from data_prep.listing.layouts import LAYOUTS, Tree, annotate
 from data_prep.listing.manifests import plain_path, read_labels, read_manifest
-from data_prep.listing.places import first, shown
+from data_prep.listing.places import composed, first, shown
 from data_prep.listing.tar_members import list_members
 from vjepa.errors import UserError
 
@@ -26,6 +27,7 @@ LAYOUT_NAMES: Final = ("auto", *LAYOUTS)
 
 _TAR: Final = ".tar"
 _LABELS_NAME: Final = "labels.csv"
+_NOTHING: Final = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "-", "?"))
 _NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place: each question is a request
 
 
@@ -60,13 +62,15 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
         found = _find(source)
         if not found.entries:
             raise UserError(f"{shown(source)}: {'; '.join([found.empty, *found.notes[:1]])}")
-        annotated = annotate(layout, Tree(found.root, [entry.name for entry in found.entries], found.others))
+        names = [composed(entry.name) for entry in found.entries]
+        annotated = annotate(layout, Tree(found.root, names, found.others))
         notes += [*found.notes, *annotated.notes, *_ignored(found, labels)]
         entries += _with_layout(found.entries, annotated.columns)
     entries = _once(_storable(entries, notes), notes)
     if labels:
         entries = _with_labels(entries, table, labels, notes)
     _check_text(entries)
+    notes += _doubtful_labels(entries)
     return Listing(entries, notes)
 
 
@@ -159,7 +163,7 @@ def _named(manifest: str, notes: list[str]) -> list[Entry]:
     ignored: set[str] = set()
     entries, own_rows = [], []
     for row in read_manifest(manifest, ignored):
-        uri = places.join(folder, plain_path(row.path))
+        uri = places.on_disk(places.join(folder, plain_path(row.path)))
         if uri == manifest:
             own_rows.append(row.where)
         else:
@@ -208,7 +212,8 @@ def _with_layout(entries: list[Entry], columns: Mapping[str, Mapping[str, str | 
         return entries
     said = ({name: value for name, value in entry.columns.items() if value is not None} for entry in entries)
     return [
-        replace(entry, columns={**columns.get(entry.name, {}), **own}) for entry, own in zip(entries, said, strict=True)
+        replace(entry, columns={**columns.get(composed(entry.name), {}), **own})
+        for entry, own in zip(entries, said, strict=True)
     ]
 
 
@@ -244,7 +249,7 @@ def _with_labels(
     used: dict[str, str] = {}
     labelled, without = [], []
     for entry in entries:
-        key = next((key for key in (entry.uri, entry.name) if key in table), None)
+        key = next((key for key in map(composed, (entry.uri, entry.name)) if key in table), None)
         if key is None:
             without.append(entry.name)
         elif used.setdefault(key, entry.uri) != entry.uri:
@@ -263,6 +268,14 @@ def _with_labels(
     if without:
         notes.append(f"{shown(labels)}: files without a row: {len(without)} ({first(without)})")
     return labelled
+
+
+def _doubtful_labels(entries: Sequence[Entry]) -> list[str]:
+    """Note labels that may be meant as none: they are classes all the same, for a class may be called so."""
+    counts = Counter(str(entry.columns.get("label")) for entry in entries if entry.columns.get("label"))
+    doubtful = {label: count for label, count in counts.items() if label.lower() in _NOTHING}
+    named = ", ".join(f"{shown(label)} x{count}" for label, count in sorted(doubtful.items()))
+    return [f"labels that are taken for classes: {named}; leave the cell empty where there is no label"] * bool(named)
 
 
 def _check_text(entries: Sequence[Entry]) -> None:

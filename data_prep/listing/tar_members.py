@@ -14,7 +14,7 @@ from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
 from data_prep.listing.manifests import text_columns
 from data_prep.listing.places import first, shown
 
-_COMPANIONS: Final = ("json", "cls", "txt")  # of a WebDataset sample: columns, label, and text that describes it
+_COMPANIONS: Final = (".json", ".cls", ".txt")  # of a WebDataset sample: columns, label, and text that describes it
 _COMPANION_BYTES: Final = 1 << 20
 
 
@@ -23,7 +23,7 @@ def list_members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
 
     shard_name: the place of the shard as names of its members open with it.
     """
-    entries: dict[str, tuple[str, Entry]] = {}
+    entries: dict[str, tuple[str, str, Entry]] = {}
     companions: dict[str, dict[str, str | None]] = {}
     left_out: dict[str, list[str]] = {}
     ignored: set[str] = set()
@@ -32,16 +32,17 @@ def list_members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in _headers(tar):
                     name = posixpath.normpath(member.name)
-                    key, extension = _sample(name)
+                    key, extension = posixpath.splitext(name)
                     if reason := _unusable(member) or ("named a second time" if name in entries else None):
                         left_out.setdefault(reason, []).append(member.name)
                     elif member.isdir() or any(part.startswith(".") for part in name.split("/")):
                         continue
                     elif places.suffix(name) in MEDIA_EXTENSIONS:
-                        entries[name] = key, Entry(shard, f"{shard_name}/{name}", member.offset_data, member.size)
-                    elif extension not in _COMPANIONS:
+                        entry = Entry(shard, f"{shard_name}/{name}", member.offset_data, member.size)
+                        entries[name] = key, _sample(name), entry
+                    elif extension.lower() not in _COMPANIONS:
                         left_out.setdefault("other extensions", []).append(member.name)
-                    elif (columns := _companion(tar, member, extension, ignored)) is None:
+                    elif (columns := _companion(tar, member, extension.lower(), ignored)) is None:
                         left_out.setdefault("cannot be read as what they say of a video", []).append(member.name)
                     else:
                         companions.setdefault(key, {}).update(columns)
@@ -57,7 +58,8 @@ def list_members(shard: str, shard_name: str, notes: list[str]) -> list[Entry]:
         notes.append(
             f"{shown(shard)}: columns that the index measures itself, ignored: {shown(', '.join(sorted(ignored)))}"
         )
-    return [replace(entry, columns=companions[key]) if key in companions else entry for key, entry in entries.values()]
+    said = (companions.get(key) or companions.get(sample) or {} for key, sample, _ in entries.values())
+    return [replace(entry, columns=columns) for (_, _, entry), columns in zip(entries.values(), said, strict=True)]
 
 
 def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -80,11 +82,10 @@ def _unusable(member: tarfile.TarInfo) -> str | None:
     return "stored with holes" if member.issparse() else None
 
 
-def _sample(name: str) -> tuple[str, str]:
-    """Split a name into key and extension as WebDataset does: the base name is cut at its first dot."""
+def _sample(name: str) -> str:
+    """Give the key of a sample as WebDataset does: the base name is cut at its first dot."""
     folder, base = posixpath.split(name)
-    stem, _, extension = base.partition(".")
-    return posixpath.join(folder, stem), extension.lower()
+    return posixpath.join(folder, base.partition(".")[0])
 
 
 def _companion(
@@ -96,8 +97,8 @@ def _companion(
         return None
     try:
         text = file.read().decode()
-        name = "label" if extension == "cls" else "text"
-        cells: Any = json.loads(text) if extension == "json" else {name: text.strip()}
+        name = "label" if extension == ".cls" else "text"
+        cells: Any = json.loads(text) if extension == ".json" else {name: text.strip()}
     except (ValueError, RecursionError):
         return None
     return text_columns(cells, ignored) if isinstance(cells, dict) else None

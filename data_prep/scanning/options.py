@@ -9,8 +9,8 @@ from typing import Final
 
 from vjepa.errors import UserError
 
-# without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
 FIRST_OF_SEVERAL: Final = " (first of several)"  # at the end of `codec`: images with several frames or pages
+# without a sign of progress: a second of frames in order, or a clip by a decoder that is tried on random access
 DEADLINE_S: Final = 60.0
 
 

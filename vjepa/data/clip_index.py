@@ -136,7 +136,7 @@ class ClipIndex:
 
     def __init__(self, path: Path, pages: mmap.mmap) -> None:
         self.path = path
-        self._folder = str(path.parent)
+        self._folder = _folder_of(path)
         self._pages = pages
         self._file = pa.ipc.open_file(pa.py_buffer(pages))
         # of each batch, and the number of rows
@@ -273,6 +273,24 @@ class ClipIndex:
         if name not in texts:
             raise UserError(f"{self.path}: no column {name!r}; it has {', '.join(texts)}")
         return pc.cast(self.arrow(name), pa.string())
+
+
+def _folder_of(path: Path) -> str:
+    """Find the folder that relative paths in an index begin at: that of the file, or of the link to it where they lie
+    there.
+    """
+    if path.is_symlink() and not _lies_beside(path):
+        return str(path.resolve().parent)
+    return str(path.parent)
+
+
+def _lies_beside(path: Path) -> bool:
+    """Tell whether the first file with a relative path is there, from the folder of `path` on."""
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1024, columns=["uri"]):
+        for uri in batch.column(0).to_pylist():
+            if uri and "://" not in uri and not os.path.isabs(uri):
+                return os.path.lexists(os.path.join(path.parent, uri))
+    return True
 
 
 def resolve(uri: str, folder: str) -> str:

@@ -158,14 +158,19 @@ def _folder(name: str, root: Path) -> ImageSet:
 
 
 def _listed(root: Path) -> list[tuple[str, str]]:
-    """List (path, class) of every image under `root`/CLASS."""
+    """List (path, class) of every image under `root`/CLASS, but what is hidden (`.ipynb_checkpoints`, `._a.jpg`)."""
     try:
         folder = _torchvision().ImageFolder(str(root), allow_empty=True)
     except FileNotFoundError:
         raise UserError(f"{root}: no folders of classes; images lie in {root}/CLASS/") from None
-    if not folder.samples:
+    seen = [
+        (path, folder.classes[number])
+        for path, number in folder.samples
+        if not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
+    ]
+    if not seen:
         raise UserError(f"{root}: no image in the folders of its classes")
-    return [(path, folder.classes[number]) for path, number in folder.samples]
+    return seen
 
 
 def _held_out(keys: Sequence[bytes], labels: Sequence[str]) -> dict[str, np.ndarray]:
