@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small_runs import losses, metrics, same_weights, settings, weights
 
 from vjepa import command, config, load_encoder, probe
+from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.errors import UserError
 from vjepa.reporting.tables import closing_table
 from vjepa.training.pretraining import train
@@ -164,6 +165,43 @@ def test_a_run_leaves_evidence_and_is_only_shown_again(clips) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert train(run, progress=False) == summary
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_a_run_is_measured_by_may_change_and_is_measured_again(clips, capsys) -> None:
+    source = {"index": str(clips)}
+    data = {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}
+    first = train(settings(clips, "run", data=data, eval={"baselines": []}), progress=False)
+    run = settings(clips, "run", data=data, eval={"baselines": ["pixels"]})
+    again = train(run, progress=False)
+    assert first is not None and again is not None and again["final_loss"] == first["final_loss"]
+    assert again["probes"]["label"]["knn"]["accuracy"] == first["probes"]["label"]["knn"]["accuracy"]
+    assert list(again["probes"]["label"]["knn"]["baselines"]) == ["pixels"]
+    said = "summary.json: is of fewer steps, other clips, labels or eval settings; measured again"
+    assert said in capsys.readouterr().err
+    assert config.load(str(Path(str(run.run.dir), "config.yaml"))) == run
+
+    rows = [{**row, "label": "ab"[number // 2 % 2]} for number, row in enumerate(ClipIndex.open(clips).records())]
+    write_index(clips, rows)  # the same clips, labelled otherwise
+    relabelled = train(run, progress=False)
+    assert relabelled is not None and relabelled["evidence"] != again["evidence"] and said in capsys.readouterr().err
+    assert train(run, progress=False) == relabelled and said not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"run: made with another config \(optim.lr was"):
+        train(settings(clips, "run", data=data, optim={"lr": 1.0}), progress=False)
+
+
+def test_labels_that_no_probe_can_learn_are_an_error_before_the_first_step(clips) -> None:
+    source = {"index": str(clips)}
+    data = {"selection": {**source, "where": {"split": "selection"}}, "val": {**source, "where": {"split": "val"}}}
+    records = list(ClipIndex.open(clips).records())
+    write_index(clips, [{**row, "one": "x", "few": row["uri"] if row["split"] != "val" else None} for row in records])
+    for label, said in (
+        ("one", r"data\.train: every one of its clips is 'x'; a probe needs two classes"),
+        ("few", r"data\.val: none of its clips has a value in few"),
+    ):
+        run = settings(clips, "run", data=data, eval={"labels": ["label", label]})
+        with pytest.raises(UserError, match=said):
+            train(run, progress=False)
+        assert not Path(str(run.run.dir)).exists()
 
 
 def test_an_unreadable_file_is_counted_named_and_replaced(clips) -> None:

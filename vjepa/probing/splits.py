@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
@@ -62,7 +63,34 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
                 f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give "
                 f"other rows, e.g. where: {{split: val}}"
             )
+    for label in labels:
+        _check_classes(splits, label)
     return Splits(train, selection, val)
+
+
+def fingerprint(splits: Splits) -> str:
+    """Hash what probes would see: which clips, by their content where it is known, and their labels: sha256."""
+    digest = hashlib.sha256()
+    for split in (splits.train, splits.selection, splits.val):
+        columns = [split.index.column(name) for name in ("uri", "content_hash", "first_frame", "num_frames")]
+        for row in split.rows:
+            uri, content, *part = (values[row] for values in columns)
+            labels = [values[row] for values in split.labels.values()]
+            digest.update(json.dumps([content or uri, *part, *labels]).encode())
+    return digest.hexdigest()
+
+
+def _check_classes(splits: Mapping[str, Split], label: str) -> None:
+    """Raise UserError where a probe of `label` would have nothing to learn, to choose on or to be measured on."""
+    for name, split in splits.items():
+        found = sorted({str(split.labels[label][row]) for row in split.rows if split.labels[label][row] is not None})
+        if not found:
+            raise UserError(f"data.{name}: none of its clips has a value in {label}; give others, or other eval.labels")
+        if len(found) == 1 and name in ("train", "labelled"):
+            raise UserError(
+                f"data.{name}: every {label} of its clips is {found[0]!r}; a probe needs two classes or more, so give "
+                "clips of others, or other eval.labels"
+            )
 
 
 def hold_out(train: Split, column: str) -> tuple[Split, Split]:

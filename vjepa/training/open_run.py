@@ -27,22 +27,27 @@ EXECUTION: Final = {
     "data": {"workers", "prefetch", "deadline_s"},
     "monitor": {"every_steps", "stop_on", "wandb"},
 }
+# Settings of the evidence alone: a run may go on with other values, and is measured again.
+EVIDENCE: Final = ("eval.", "data.labelled", "data.selection", "data.val")
 _LIBRARIES: Final = ("torch", "torchvision", "decord", "av", "numpy", "pyarrow", "scikit-learn", "safetensors")
 
 
 def open_run(settings: config.Config) -> RunFolder:
-    """Make the run folder, or accept one that the same config made.
+    """Make the run folder, or accept one that the same config made; what it is measured by may have changed.
 
     Raises UserError, and touches nothing, for a folder of another config or of something else.
     """
     run = settings.run.folder
     if run.config.is_file():
-        different = differences(run.config.read_text(encoding="utf-8"), config.dump(settings))
+        stored, wanted = run.config.read_text(encoding="utf-8"), config.dump(settings)
+        different = [line for line in differences(stored, wanted) if not line.startswith(EVIDENCE)]
         if different:
             raise UserError(
                 f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "
                 "nothing was changed"
             )
+        if differences(stored, wanted):
+            files.write_text(run.config, wanted)
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise UserError(f"{run.path}: exists and is not a run folder; choose another run.dir=..., nothing was changed")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import statistics
@@ -28,7 +29,7 @@ from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
-from vjepa.probing.splits import Split, read_splits
+from vjepa.probing.splits import Split, fingerprint, read_splits
 from vjepa.reporting import pictures, tables
 from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
@@ -115,16 +116,19 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
     What is measured is what best.pth holds: the best checkpoint, or the last where none was measured during training.
     A finished run is only shown again.
     """
-    path = run.folder.summary
-    if path.is_file():
-        summary = tables.read_summary(run.folder)
-    else:
+    path, evidence = run.folder.summary, _evidence(run.settings)
+    summary = tables.read_summary(run.folder) if path.is_file() else {}
+    if summary and not _is_of(summary, state, evidence):
+        print(f"{path}: is of fewer steps, other clips, labels or eval settings; measured again", file=sys.stderr)
+        summary = {}
+    if not summary:
         measured = run.folder.best or run.folder.require()
         checkpoint.load_networks(measured, method)
         method.requires_grad_(False).eval()
         rows = run_log.read_metrics(run.folder)
         summary = _facts(run, state, rows) | _measure(run, method, measured)
         summary |= {"verdict": asdict(_verdict(run, state)), "ended_early": state.step < run.total_steps}
+        summary |= {"evidence": evidence}
         _draw(run, method, rows)
         own.write(own.read(measured.path, run.settings.eval.encoder), run.folder.best_file)
         files.write_json(path, summary)
@@ -132,6 +136,23 @@ def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, 
         print("\n" + tables.closing_table(summary))
         print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
     return summary
+
+
+def _evidence(settings: config.Config) -> str | None:
+    """Name by a hash what a run is measured by: clips, labels and settings; None where there is nothing to measure on.
+
+    Labels, groups, baselines and encoder count; how often and on how many clips the online probe looked does not.
+    """
+    if settings.data.val is None:
+        return None
+    splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
+    wanted = settings.eval.model_dump_json(exclude={"batch", "every_steps", "online_clips"})
+    return hashlib.sha256(f"{wanted} {fingerprint(splits)}".encode()).hexdigest()
+
+
+def _is_of(summary: dict[str, Any], state: TrainingState, evidence: str | None) -> bool:
+    """Tell whether a summary is that of a run as it is now; earlier versions did not name their evidence."""
+    return bool(summary["steps"] == state.step and summary.get("evidence", evidence) == evidence)
 
 
 def _learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state: TrainingState, stop: int) -> bool:
