@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -42,6 +43,36 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word(body: str) -> None:
     finally:
         os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y"), "/x/y: cannot be written: No space left on device"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "/x"), "/x: cannot be written: Read-only file system"),
+        (RuntimeError("writing: No space left on device (os error 28)"), "cannot be written: No space left on device"),
+    ],
+)
+def test_a_disk_that_keeps_nothing_is_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as ended:
+        command.run(main)
+    written = capsys.readouterr().err
+    assert ended.value.code == 2 and written.startswith(f"error: {told}") and written.count("\n") == 1
+
+
+def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(arguments: object) -> int:
+        raise OSError(errno.ENOENT, "no such file", "/x")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(FileNotFoundError):
+        command.run(main)
 
 
 def test_another_broken_pipe_is_an_error_as_any_other() -> None:

@@ -589,6 +589,19 @@ def test_dots_in_the_names_of_members_tell_samples_apart(tmp_path):
     }
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_tables_of_spreadsheets_are_read_whatever_their_encoding(tree, encoding):
+    folder = tree("é.mp4", "b.mp4")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    for name in ("labels.csv", "m.csv"):
+        (folder / name).write_bytes(f"{mark}file,label\né.mp4,naïve\nb.mp4,b\n".encode(encoding))
+    for found in (
+        list_entries([str(folder)], labels=str(folder / "labels.csv")),
+        list_entries([str(folder / "m.csv")]),
+    ):
+        assert {entry.name: entry.columns["label"] for entry in found.entries} == {"é.mp4": "naïve", "b.mp4": "b"}
+
+
 def test_labels_of_members_and_of_manifests(tree, tmp_path):
     path = shard(tmp_path / "s.tar", [("k.mp4", b"video"), ("k.cls", b"old"), ("k.json", b'{"scene": "park"}')])
     (entry,) = list_entries([str(path)], labels=str(write(tmp_path, "l.csv", "file,label\ns.tar/k.mp4,new\n"))).entries
@@ -605,7 +618,8 @@ def test_labels_of_members_and_of_manifests(tree, tmp_path):
         ("file,fps\na.mp4,3\n", "column names .*fps"),
         ("file,label,\na.mp4,3,4\n", "column names"),
         ("file,label\na.mp4\n", "line 2 has 1 cells"),
-        ("file,label\na.mp4,x\n./a.mp4,y\n", "line 3 names ./a.mp4 a second time"),
+        ("file,label\na.mp4,x\n./a.mp4,y\n", "line 3 names ./a.mp4 a second time; --labels has one line for each file"),
+        ("file,,label\na.mp4,0,x\n", "column 2 of its first line has no name"),
         ("", "needs a header"),
         ("file,label\n", "needs a header"),
         ("file,label\na.mp4,x\n", "a.mp4 is in two sources"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,14 @@ def test_a_folder_is_whole_or_as_before(tmp_path: Path) -> None:
     with files.whole_folder(path) as partial:
         (partial / "y").write_text("third")
     assert everything(tmp_path) == {"a/folder/y": "third"}
+
+
+def test_who_has_no_home_has_a_cache_among_temporary_files(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert files.cache_folder().is_relative_to(tempfile.gettempdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert files.cache_folder() == Path("/x/vjepa")

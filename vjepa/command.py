@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from vjepa import config
 from vjepa.errors import UserError
 
+_OF_DISKS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # no fault of the program
 # of the option --encoder of every command that reads weights
 ENCODERS: Final = ("encoder", "target_encoder")
 UNREAD: Final = 128 + 13  # exit code of a tool whose reader has gone (SIGPIPE)
@@ -166,7 +168,22 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         if not _is_unread("\n"):  # what failed to be written is forgotten, so that a flush alone would not tell
             raise
         code = UNREAD
+    except Exception as error:
+        reason = _of_disk(error)
+        if reason is None:
+            raise
+        print(f"error: {reason}; make room there, or choose another place", file=sys.stderr)
+        code = 2
     sys.exit(UNREAD if _is_unread() else code)
+
+
+def _of_disk(error: Exception) -> str | None:
+    """Say in one line what a disk refused to keep; None for an error of another kind. Libraries wrap those of disks."""
+    if isinstance(error, OSError) and error.errno in _OF_DISKS:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"{place}cannot be written: {error.strerror}"
+    known = (os.strerror(number) for number in _OF_DISKS)
+    return next((f"cannot be written: {reason} ({error})" for reason in known if reason in str(error)), None)
 
 
 def _is_unread(line: str = "") -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,18 @@ def sync(path: Path) -> None:
     """Wait until the disk has the bytes of a file: a rename may outlive what it names."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def cache_folder() -> Path:
+    """Name the folder of what can be made again: $XDG_CACHE_HOME/vjepa, else ~/.cache/vjepa; who has no home has one
+    among temporary files.
+    """
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given, "vjepa")
+    try:
+        return Path.home() / ".cache" / "vjepa"
+    except RuntimeError:  # no $HOME, and the user has no name
+        return Path(tempfile.gettempdir(), f"vjepa-{os.getuid()}")
 
 
 def _partial(path: Path) -> Path:

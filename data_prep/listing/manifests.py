@@ -88,7 +88,10 @@ def read_labels(place: str) -> dict[str, dict[str, str | None]]:
                 raise UserError(f"{shown(place)}: line {number} has {len(cells)} cells, the header has {len(header)}")
             key = composed(plain_path(cells[0]))
             if key in table:
-                raise UserError(f"{shown(place)}: line {number} names {shown(cells[0])} a second time")
+                raise UserError(
+                    f"{shown(place)}: line {number} names {shown(cells[0])} a second time; --labels has one line for "
+                    f"each file; for parts of files give the table as the source: data_prep.index {shown(place)}"
+                )
             table[key] = {column: cell.strip() or None for column, cell in zip(header[1:], cells[1:], strict=True)}
     if not table:
         raise UserError(f"{shown(place)}: needs a header (file, label, split, group, ...) and one line for each file")
@@ -102,12 +105,15 @@ def plain_path(path: str) -> str:
 def _check_header(place: str, header: list[str]) -> None:
     if not header:
         raise UserError(f"{shown(place)}: needs a header (file, label, split, group, ...) and one line for each file")
-    clash = [name for name in header[1:] if name in RESERVED]
-    if clash or len(set(header[1:])) < len(header) - 1 or not all(header):
-        wrong = ", ".join(clash or sorted(RESERVED))
+    if not all(header):
         raise UserError(
-            f"{shown(place)}: column names must be unique, not empty, and none that the index has itself ({wrong})"
+            f"{shown(place)}: column {header.index('') + 1} of its first line has no name; write one, or leave it "
+            "out (pandas: index=False)"
         )
+    clash = [name for name in header[1:] if name in RESERVED]
+    if clash or len(set(header[1:])) < len(header) - 1:
+        wrong = ", ".join(clash or sorted(RESERVED))
+        raise UserError(f"{shown(place)}: column names must be unique, and none that the index has itself ({wrong})")
 
 
 def _text_lines(place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

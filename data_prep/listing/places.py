@@ -6,6 +6,7 @@ A place is an absolute local path or an address. Names of files in a place are r
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
 import os
@@ -176,15 +177,16 @@ def open_bytes(place: str) -> IO[bytes]:
 
 @contextmanager
 def open_text(place: str) -> Iterator[IO[str]]:
-    """Open a place as UTF-8, a byte order mark dropped.
+    """Open a place as UTF-8, or as UTF-16 where it opens with the mark of that (Excel); the mark is dropped.
 
     Other bytes, as paths may have, come through as Python has them in paths.
     """
-    with (
-        open_bytes(place) as file,
-        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        yield text
+    with open_bytes(place) as file:
+        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        file.seek(0)
+        encoding, errors = ("utf-16", "replace") if is_wide else ("utf-8-sig", "surrogateescape")
+        with io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="") as text:
+            yield text
 
 
 def read_text(place: str) -> str:

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vjepa.errors import UserError
-from vjepa.files import whole_file
+from vjepa.files import cache_folder, whole_file
 
 SCHEMA_VERSION: Final = 3
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
@@ -353,8 +353,7 @@ def _mappable_copy(path: Path) -> Path:
     source = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
     beside = path.with_name(f".{path.name}.arrow")
     name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa")
-    places = [beside, cache / name, Path(tempfile.gettempdir(), f"vjepa-{os.getuid()}", name)]
+    places = [beside, cache_folder() / name, Path(tempfile.gettempdir(), f"vjepa-{os.getuid()}", name)]
     for copy in places:
         if _source_of(copy) == source:
             return copy

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from vjepa import files
 from vjepa.data.images import ArrayImages, FileImages, Images, handwritten_digits
 from vjepa.errors import UserError
 
@@ -70,7 +71,7 @@ def _digits(name: str, data_root: Path | None) -> ImageSet:
 
 def _cifar(name: str, data_root: Path | None) -> ImageSet:
     loader = getattr(_torchvision(), name.upper())
-    root = data_root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "datasets")
+    root = data_root or files.cache_folder() / "datasets"
     train, val = (_downloaded(loader, root, is_train) for is_train in (True, False))
     names = tuple(train.classes)
     labels = [names[i] for i in (*train.targets, *val.targets)]

@@ -158,7 +158,7 @@ def fit_probe(
     Raises UserError for fewer than two classes in train.
     """
     if len(np.unique(train.classes)) < 2:
-        raise UserError(f"{train.name}: every clip is {train.classes[0]!r}; a probe needs two classes")
+        raise UserError(f"{train.name}: every clip is {str(train.classes[0])!r}; a probe needs two classes")
     if method.mode == "attentive":
         found = _attentive(method, train, selection, tests, watch)
     else:

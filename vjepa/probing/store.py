@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.files import sync, whole_folder
+from vjepa.files import cache_folder, sync, whole_folder
 from vjepa.probing.banks import Bank, Banks, Extractor, SampleViews, Values, check_finite, extract, nothing_readable
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
@@ -240,7 +240,7 @@ class _Writer:
 
 def default_folder() -> Path:
     """Name the folder of banks for users who name none."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vjepa", "features")
+    return cache_folder() / "features"
 
 
 def _size(num_bytes: int) -> str:
