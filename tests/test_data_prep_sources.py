@@ -616,7 +616,7 @@ def test_labels_of_members_and_of_manifests(tree, tmp_path):
     [
         ("file,label\nz.mp4,x\n", "none of its files is in the sources: z.mp4"),
         ("file,fps\na.mp4,3\n", "column names .*fps"),
-        ("file,label,\na.mp4,3,4\n", "column names"),
+        ("file,label,\na.mp4,3,4\n", "column 3 of its first line has no name"),
         ("file,label\na.mp4\n", "line 2 has 1 cells"),
         ("file,label\na.mp4,x\n./a.mp4,y\n", "line 3 names ./a.mp4 a second time; --labels has one line for each file"),
         ("file,,label\na.mp4,0,x\n", "column 2 of its first line has no name"),
