@@ -141,6 +141,18 @@ def test_a_quote_that_does_not_close_is_one_line(load) -> None:
         load('data.train.where.label="a')
 
 
+def test_embeddings_are_scaled_where_features_themselves_have_to_agree(load) -> None:
+    assert load().objective.initial_std == 0.07
+    assert load("objective.initial_std=.5").objective.initial_std == 0.5
+    for other in (
+        "{view_invariance: 0}",
+        "{projector_widths: [8]}",
+        "{sigreg: .02}",
+        "{vicreg_variance: 0, sigreg: .02}",
+    ):
+        assert load(f"objective={other}").objective.initial_std == 0
+
+
 def test_dump_reads_back_the_same(load, tmp_path) -> None:
     settings = load("data.clip_fps=2.5", "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1}]")
     (tmp_path / "again.yaml").write_text(config.dump(settings))

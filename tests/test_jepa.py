@@ -411,6 +411,25 @@ def test_sigreg_keeps_one_encoder_from_collapsing() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("contrast", [1.0, 0.01])
+def test_embeddings_begin_with_one_deviation_whatever_the_contrast_and_keep_the_factor(contrast: float) -> None:
+    settings = variant(objective={"reversal": 1, "view_invariance": 1, "initial_std": 0.13})
+    model = build(settings)
+    video, masks = step_inputs(model, 0)
+    video = 0.5 + contrast * video
+    views = torch.stack([model.encoder(video, mask.context_ids).mean(1) for mask in masks])
+    factor = 0.13 / views.mean(0).var(0).mean().sqrt()
+    first = model(video, masks)
+    assert list(model.memory.values()) == pytest.approx([factor.item()], rel=1e-5)
+    torch.testing.assert_close(first["covariance"], vicreg.covariance(factor * views))
+    before, (other, other_masks) = dict(model.memory), step_inputs(model, 1)
+    again = model(other, other_masks)
+    assert model.memory == before and torch.isfinite(again["loss"])
+    model.memory = {name: 2 * value for name, value in before.items()}
+    torch.testing.assert_close(model(video, masks)["reversal_covariance"], 16 * first["reversal_covariance"])
+
+
+@pytest.mark.fast
 def test_what_a_clip_played_backwards_does_not_change_is_no_part_of_the_reversed_terms() -> None:
     """Against a plain twin; a clip that stands still has an odd part of 0, and an image has no such terms."""
     settings = variant(objective={"reversal": 0.5, "view_invariance": 1})

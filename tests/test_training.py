@@ -107,7 +107,7 @@ def test_checkpoint_gives_back_every_bit(tmp_path) -> None:
     model, other = build(settings()), build(settings(run={"dir": "unused", "seed": 1}))
     optimizer, other_optimizer = (optim.make_optimizer(each, settings().optim) for each in (model, other))
     trained(model, optimizer, 3)
-    state = checkpoint.TrainingState(step=3)
+    state = checkpoint.TrainingState(step=3, memory={"embedding_unit": 0.1 + 0.2})
     state.note(ClipBatch(torch.empty(0), torch.empty(0), ((7, "empty file"), (7, "empty file")), num_replaced=2))
     checkpoint.save(RunFolder(tmp_path), model, optimizer, state, keep=2)
     assert checkpoint.restore(RunFolder(tmp_path), other, other_optimizer) == state

@@ -34,6 +34,8 @@ from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
 from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask
 
+_UNIT: Final = "embedding_unit"  # in `Jepa.memory`
+_LEAST_STD: Final = 1e-4  # of clips that can be told apart: less is that of equal ones
 MONITOR_VIEWS: Final = 3  # masks under which the monitor sees each of its clips; more where there are more sets
 
 
@@ -56,6 +58,7 @@ class Jepa(nn.Module):
         averaged = objective.targets == "ema"
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False) if averaged else teacher
         self.distance = partial(prediction_loss, objective.loss, huber_delta=objective.huber_delta)
+        self.memory: dict[str, float] = {}
         self.shadow: ema.Shadow | None = None
         self.dtype, self.total_steps = torch.float32, 1
 
@@ -175,10 +178,11 @@ class Jepa(nn.Module):
         means = self._prediction_means(patches, contexts, masks) if self.objective.predicts else {}
         if self.objective.embeds:
             views = self._embeddings(contexts)
-            means |= embedding_terms(self.objective, views, directions)
+            unit = self._unit(views)
+            means |= embedding_terms(self.objective, unit * views, directions)
             if self.objective.reversal and video.shape[2] > 1:
                 odd = self._time_odd(video, masks, views)
-                terms = embedding_terms(self.objective, odd, directions)
+                terms = embedding_terms(self.objective, unit * odd, directions)
                 means |= {f"reversal_{name}": term for name, term in terms.items()}
         weights = {"context": context_weight, **self.objective.weights}
         return {"loss": torch.stack([weights[name] * mean for name, mean in means.items()]).sum(), **means}
@@ -192,6 +196,20 @@ class Jepa(nn.Module):
         views = rearrange(pooled, "m (b c) d -> (m c) b d", c=self.settings.data.clips_per_decode)
         embeddings: Tensor = self.projector(views)
         return embeddings
+
+    def _unit(self, views: Tensor) -> float:
+        """Give the factor of embeddings [M C, B, E]: that which brought those of the first step to `initial_std`.
+
+        How far clips lie apart before any training depends on their contrast alone, by two orders of magnitude from
+        data to data, and a covariance goes with its square.
+        """
+        wanted = self.objective.initial_std
+        if not wanted:
+            return 1.0
+        if _UNIT not in self.memory:
+            std = views.detach().float().mean(dim=0).var(dim=0).mean().sqrt().item()
+            self.memory[_UNIT] = wanted / max(std, _LEAST_STD)
+        return self.memory[_UNIT]
 
     def _time_odd(self, video: Tensor, masks: Sequence[TokenMask], views: Tensor) -> Tensor:
         """Give the part of embeddings, [M C, B, E], that changes its sign when the clip is played backwards.

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from vjepa.errors import UserError
 
-FORMAT_VERSION: Final = 3  # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`
+FORMAT_VERSION: Final = 4  # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`
 _NAMES: Final = ("latest", "best")
 
 

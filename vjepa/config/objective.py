@@ -60,6 +60,13 @@ class Objective(Section):
         description="weight of the terms over embeddings for what changes in them when a clip is played backwards: a "
         "scene that stands still cannot satisfy them; of a single frame there are none",
     )
+    initial_std: float | None = Field(
+        None,
+        ge=0,
+        description="deviation over clips that embeddings are scaled to at the first step, by a factor that stays, so "
+        "that weights mean the same on any data; 0: as they are; null: .07 where features themselves have to agree and "
+        "VICReg keeps them apart, else 0",
+    )
     vicreg_invariance: float = Field(
         0.0, ge=0, description="weight of the squared distance of predictions to targets (VICReg eq. 5)"
     )

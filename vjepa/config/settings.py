@@ -136,7 +136,7 @@ class Config(Section):
         self._check_choices()
         self._check_views()
         self._check_sizes()
-        return self._with_view_invariance()._with_lr()._with_out_width()
+        return self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
 
     def _check_choices(self) -> None:
         """Check that what one section asks for is there in the others."""
@@ -212,6 +212,15 @@ class Config(Section):
                 "masks a second set"
             )
         changed = objective.model_copy(update={"view_invariance": 0.05 if agree else 0.0})
+        return self.model_copy(update={"objective": changed})
+
+    def _with_initial_std(self) -> Self:
+        """Set the deviation that embeddings begin with where none is given; see `Objective.initial_std`."""
+        objective = self.objective
+        if objective.initial_std is not None:
+            return self
+        scaled = objective.view_invariance and objective.vicreg_variance and not objective.projector_widths
+        changed = objective.model_copy(update={"initial_std": 0.07 if scaled and not objective.sigreg else 0.0})
         return self.model_copy(update={"objective": changed})
 
     def _with_lr(self) -> Self:

@@ -33,6 +33,7 @@ class TrainingState:
     best_knn: the best k-NN accuracy so far, where that is measured.
     best_step: of the checkpoint that is the best so far, by that or by the monitor.
     dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
+    memory: that of the method, shared with it.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class TrainingState:
     best_knn: float | None = None
     best_step: int | None = None
     dtype: str | None = None
+    memory: dict[str, float] = field(default_factory=dict)
 
     def note(self, batch: ClipBatch) -> None:
         """Count the clips of a batch that stand in for another, and remember by name what could not be read."""

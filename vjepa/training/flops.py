@@ -25,7 +25,8 @@ def step_flops(settings: config.Config, teacher: config.Model | None = None) -> 
     tables of positions and the optimizer are left out. teacher: settings of the frozen target encoder, where that is
     one.
     """
-    data = settings.data
+    data, objective = settings.data, settings.objective.model_copy(update={"initial_std": 0.0})  # which asks for values
+    settings = settings.model_copy(update={"objective": objective})
     with torch.device("meta"):  # no initial weights are drawn
         method = build(settings, make_encoder(teacher) if teacher else None)
     for block in (module for module in method.modules() if isinstance(module, Block)):

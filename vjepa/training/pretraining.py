@@ -57,6 +57,7 @@ def _go_on(run: TrainingRun, method: Jepa, stop_at_step: int | None) -> dict[str
     settings, progress = run.settings, run.progress
     optimizer = make_optimizer(method, settings.optim)
     state = checkpoint.restore(run.folder, method, optimizer)
+    method.memory = state.memory
     stop = run.total_steps if stop_at_step is None else min(stop_at_step, run.total_steps)
     if progress:
         where = f"{run.device}, {_name(run.dtype)}"

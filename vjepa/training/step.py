@@ -16,6 +16,8 @@ from vjepa.training.optim import set_schedules
 class Method(Protocol):
     """State what the loop needs of a method: `jepa.Jepa` is one. It is a module that holds all that is trained."""
 
+    memory: dict[str, float]  # numbers that a checkpoint keeps beside the networks
+
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """Name the networks that a checkpoint holds, each a file of its own."""
