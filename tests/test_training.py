@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from vjepa.models import ema
 from vjepa.models.state import load_strictly, read_tensors
 from vjepa.records import ClipBatch
 from vjepa.run_folder import RunFolder
-from vjepa.training import checkpoint, optim, run_log
+from vjepa.training import checkpoint, optim, run_log, stopping
 from vjepa.training.open_run import open_run
 
 pytestmark = pytest.mark.fast
@@ -293,3 +294,19 @@ def test_a_teacher_is_cast_once_and_stays_as_it_is() -> None:
     assert all(step(number, batch_of(clips))["loss"].isfinite() for number in range(2))
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name].to(tensor.dtype)), name
+
+
+@pytest.mark.fast
+def test_a_stop_whose_exit_a_library_swallowed_ends_the_run_all_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(stopping, "_unheeded", [])
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        stopping.exit_when_stopped(75)
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+        assert left.value.code == 75
+        with stopping.interruptible() as received:
+            assert received == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,6 +13,8 @@ from typing import Any
 
 _Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
+_unheeded: list[int] = []  # signals whose exit did not end this process, or not yet
+
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
@@ -21,7 +23,7 @@ def interruptible() -> Iterator[list[int]]:
     Another Ctrl-C ends at once; of the others several may come: to the process, to its group, from its parent. In
     another thread than the main one no signal arrives, and none is waited for.
     """
-    received: list[int] = []
+    received = _unheeded[:]
 
     def note(number: int, _frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
@@ -37,10 +39,14 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def exit_when_stopped(code: int) -> None:
-    """Have the first SIGTERM or SIGHUP end this process with an exit code of its own, as `sys.exit` does."""
+    """Have the first SIGTERM or SIGHUP end this process with an exit code of its own, as `sys.exit` does.
 
-    def leave(*_: Any) -> None:
+    Python drops what a handler raises inside of a callback of a library; then `interruptible` ends the run.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
         _handle(signal.SIG_IGN, signal.SIGTERM, signal.SIGHUP)
+        _unheeded.append(number)
         os.write(2, b"\nstopped; the same command goes on from there\n")  # print may be what was interrupted
         sys.exit(code)
 
