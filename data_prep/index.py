@@ -22,7 +22,7 @@ _OPTION_HELP: Final = {
     "min_s": "leave out shorter clips; whatever is left out keeps its row, with the reason in its status",
     "min_motion": "leave out clips with less change from frame to frame, as a share of white",
     "max_black": "leave out clips with a larger share of black frames",
-    "max_frozen": "leave out clips with a larger share of frames that equal the one before",
+    "max_frozen": "leave out clips in which nothing changes for a larger share of the time",
 }
 
 

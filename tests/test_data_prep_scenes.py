@@ -126,7 +126,7 @@ def test_filters_write_a_reason_and_keep_the_row():
     assert statuses(min_s=1.0) == ["ok"] * 4 + ["filtered: shorter than 1 s"]
     assert statuses(min_motion=0.05) == ["ok", "ok", "filtered: motion below 0.05", "filtered: motion below 0.05", "ok"]
     assert statuses(max_black=0.5) == ["filtered: more than 50% of the frames are black"] + ["ok"] * 4
-    assert statuses(max_frozen=0.9) == ["ok", "ok", "filtered: more than 90% of the frames are frozen", "ok", "ok"]
+    assert statuses(max_frozen=0.9) == ["ok", "ok", "filtered: more than 90% of the time is frozen", "ok", "ok"]
 
 
 def textures(tmp_path, num_frames=30):

@@ -187,7 +187,7 @@ def _quantiles(rows: _Rows) -> _Part:
         "frames per keyframe": gop,
         "motion, share of white": _numbers(rows.column("motion_ratio")),
         "black frames, share": _numbers(rows.column("black_ratio")),
-        "frozen frames, share": _numbers(rows.column("frozen_ratio")),
+        "frozen, share of the time": _numbers(rows.column("frozen_ratio")),
     }
     shown = tuple(
         (name, *(f"{value:.4g}" for value in np.quantile(values, list(_QUANTILES.values()))))

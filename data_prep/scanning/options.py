@@ -28,7 +28,7 @@ class ScanOptions:
     min_s: float = 0.0  # seconds; shorter clips are left out
     min_motion: float = 0.0  # share of white in [0, 1]; clips of less mean change from frame to frame are left out
     max_black: float = 1.0  # share of frames in [0, 1]; clips with more black ones are left out
-    max_frozen: float = 1.0  # share of frames in [0, 1]; clips with more frames that equal the one before are left out
+    max_frozen: float = 1.0  # share of the time in [0, 1]; clips in which nothing changes for longer are left out
 
     def __post_init__(self) -> None:
         for name in ("window_s", "max_s", "scene_threshold"):

@@ -165,5 +165,5 @@ def filter_status(row: dict[str, Any], options: ScanOptions) -> str:
     if row["black_ratio"] > options.max_black:
         return f"filtered: more than {options.max_black:.0%} of the frames are black"
     if frozen is not None and frozen > options.max_frozen:
-        return f"filtered: more than {options.max_frozen:.0%} of the frames are frozen"
+        return f"filtered: more than {options.max_frozen:.0%} of the time is frozen"
     return "ok"

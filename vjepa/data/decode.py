@@ -368,9 +368,12 @@ def image_size(media: Media) -> Size:
 
 
 def holds_several(media: Media) -> bool:
-    """Tell whether a still is the first of several in its file (animations, pages), of which it alone is read."""
+    """Tell whether a still is the first of several in its file (animations, pages), of which it alone is read.
+
+    What phones keep beside a photograph in its JPEG (depth, brightness; MPO) does not count.
+    """
     with _open_image(media) as image:
-        return getattr(image, "n_frames", 1) > 1
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 @contextmanager
