@@ -142,7 +142,7 @@ def test_a_quote_that_does_not_close_is_one_line(load) -> None:
 
 
 def test_embeddings_are_scaled_where_features_themselves_have_to_agree(load) -> None:
-    assert load().objective.initial_std == 0.07
+    assert load().objective.initial_std == 0.1
     assert load("objective.initial_std=.5").objective.initial_std == 0.5
     for other in (
         "{view_invariance: 0}",

@@ -64,7 +64,7 @@ class Objective(Section):
         None,
         ge=0,
         description="deviation over clips that embeddings are scaled to at the first step, by a factor that stays, so "
-        "that weights mean the same on any data; 0: as they are; null: .07 where features themselves have to agree and "
+        "that weights mean the same on any data; 0: as they are; null: .1 where features themselves have to agree and "
         "VICReg keeps them apart, else 0",
     )
     vicreg_invariance: float = Field(

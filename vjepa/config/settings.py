@@ -220,7 +220,7 @@ class Config(Section):
         if objective.initial_std is not None:
             return self
         scaled = objective.view_invariance and objective.vicreg_variance and not objective.projector_widths
-        changed = objective.model_copy(update={"initial_std": 0.07 if scaled and not objective.sigreg else 0.0})
+        changed = objective.model_copy(update={"initial_std": 0.1 if scaled and not objective.sigreg else 0.0})
         return self.model_copy(update={"objective": changed})
 
     def _with_lr(self) -> Self:
