@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
@@ -63,8 +63,6 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
                 f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give "
                 f"other rows, e.g. where: {{split: val}}"
             )
-    for label in labels:
-        _check_classes(splits, label)
     return Splits(train, selection, val)
 
 
@@ -80,16 +78,16 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def _check_classes(splits: Mapping[str, Split], label: str) -> None:
+def check_classes(splits: Splits, label: str) -> None:
     """Raise UserError where a probe of `label` would have nothing to learn, to choose on or to be measured on."""
-    for name, split in splits.items():
+    for name, split in vars(splits).items():
         found = sorted({str(split.labels[label][row]) for row in split.rows if split.labels[label][row] is not None})
         if not found:
             raise UserError(f"data.{name}: none of its clips has a value in {label}; give others, or other eval.labels")
-        if len(found) == 1 and name in ("train", "labelled"):
+        if len(found) == 1 and name == "train":
             raise UserError(
-                f"data.{name}: every {label} of its clips is {found[0]!r}; a probe needs two classes or more, so give "
-                "clips of others, or other eval.labels"
+                f"data.train (or data.labelled): every {label} of its clips is {found[0]!r}; a probe needs two classes "
+                "or more, so give clips of others, or other eval.labels"
             )
 
 
