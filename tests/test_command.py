@@ -66,12 +66,15 @@ def test_a_disk_that_keeps_nothing_is_one_line(
     assert ended.value.code == 2 and written.startswith(f"error: {told}") and written.count("\n") == 1
 
 
-def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_an_error_of_another_kind_is_not_hidden(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not be read is no disk that keeps nothing."""
+
     def main(arguments: object) -> int:
-        raise OSError(errno.ENOENT, "no such file", "/x")
+        raise OSError(number, os.strerror(number), "/x")
 
     monkeypatch.setattr(sys, "argv", ["x"])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match="/x"):
         command.run(main)
 
 

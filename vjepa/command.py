@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vjepa import config
 from vjepa.errors import UserError
 
-_OF_DISKS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # no fault of the program
+_OF_DISKS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no fault of the program
 # of the option --encoder of every command that reads weights
 ENCODERS: Final = ("encoder", "target_encoder")
 UNREAD: Final = 128 + 13  # exit code of a tool whose reader has gone (SIGPIPE)
@@ -182,8 +182,8 @@ def _of_disk(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _OF_DISKS:
         place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return f"{place}cannot be written: {error.strerror}"
-    known = (os.strerror(number) for number in _OF_DISKS)
-    return next((f"cannot be written: {reason} ({error})" for reason in known if reason in str(error)), None)
+    told, known = " ".join(str(error).split()), (os.strerror(number) for number in _OF_DISKS)
+    return next((f"cannot be written: {reason} ({told})" for reason in known if reason in told), None)
 
 
 def _is_unread(line: str = "") -> bool:
