@@ -153,6 +153,13 @@ def test_embeddings_are_scaled_where_features_themselves_have_to_agree(load) -> 
         assert load(f"objective={other}").objective.initial_std == 0
 
 
+def test_a_config_made_in_python_is_resolved_as_one_from_a_file(load) -> None:
+    settings = load("optim.lr=null")
+    made = config.Config(data={"train": "a.parquet"}, optim={"total_steps": 10}, run={"dir": settings.run.dir})
+    assert made.optim.lr == settings.optim.lr == made.optim.peak_lr
+    assert made == settings
+
+
 def test_dump_reads_back_the_same(load, tmp_path) -> None:
     settings = load("data.clip_fps=2.5", "data.mix=[{index: i.parquet, ratio: .1, num_frames: 1}]")
     (tmp_path / "again.yaml").write_text(config.dump(settings))

@@ -136,7 +136,9 @@ class Config(Section):
         self._check_choices()
         self._check_views()
         self._check_sizes()
-        return self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
+        resolved = self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
+        self.__dict__.update(resolved.__dict__)  # `Config(...)` gives itself, whatever a validator returns
+        return self
 
     def _check_choices(self) -> None:
         """Check that what one section asks for is there in the others."""
