@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +164,36 @@ def test_checkpoints_are_rotated_and_a_crash_leaves_the_last_one(tmp_path, monke
         checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(4), keep=2)
     monkeypatch.undo()
     assert checkpoint.restore(RunFolder(tmp_path), model, optimizer).step == 3
+
+
+def test_an_old_checkpoint_that_is_still_read_elsewhere_does_not_end_a_run(tmp_path, monkeypatch) -> None:
+    """NFS and FUSE keep an open file in its folder, which then is not empty."""
+    model = build(settings())
+    optimizer = optim.make_optimizer(model, settings().optim)
+    trained(model, optimizer)
+    run, names = RunFolder(tmp_path), lambda: sorted(os.listdir(tmp_path / "checkpoints"))
+
+    def is_busy(path: str, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    checkpoint.save(run, model, optimizer, checkpoint.TrainingState(1), keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", is_busy)
+        checkpoint.save(run, model, optimizer, checkpoint.TrainingState(2), keep=1)
+    left, *whole = names()
+    assert left.startswith(".partial-") and whole == ["latest", "step-00000002"]
+    checkpoint.save(run, model, optimizer, checkpoint.TrainingState(3), keep=1)
+    assert names() == ["latest", "step-00000003"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the kernel does not say what is mapped")
+def test_a_run_that_goes_on_holds_no_file_of_its_checkpoint(tmp_path) -> None:
+    model = build(settings())
+    optimizer = optim.make_optimizer(model, settings().optim)
+    trained(model, optimizer)
+    checkpoint.save(RunFolder(tmp_path), model, optimizer, checkpoint.TrainingState(1), keep=1)
+    checkpoint.restore(RunFolder(tmp_path), model, optimizer)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path) -> None:

@@ -49,6 +49,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Take a folder from its readers at once; what somebody still reads of it over a network, or through FUSE, stays
+    beside it as `.partial-*`, for the next process that clears these.
+    """
+    gone = _partial(path)
+    os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def remove_partials(folder: Path, name: str = "*") -> None:
     """Remove the files that killed writers of `name`, a pattern, left in a folder in which nobody writes now."""
     for partial in folder.glob(f".partial-*-{name}"):

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from vjepa import files
 from vjepa.errors import UserError
 
 FORMAT_VERSION: Final = 4  # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`
@@ -188,7 +188,7 @@ class RunFolder:
         for copy in (self.checkpoints / name for name in _NAMES):
             if copy.is_dir() and not copy.is_symlink():
                 home = self.checkpoint(Checkpoint(copy).read_state()["step"]).path
-                shutil.rmtree(copy) if home.exists() else copy.rename(home)
+                files.remove_folder(copy) if home.exists() else copy.rename(home)
 
     def require(self) -> Checkpoint:
         """Find `newest`. Raises UserError for a folder that is no run, or a run without a checkpoint."""

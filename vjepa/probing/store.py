@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.files import cache_folder, sync, whole_folder
+from vjepa.files import cache_folder, remove_folder, sync, whole_folder
 from vjepa.probing.banks import Bank, Banks, Extractor, SampleViews, Values, check_finite, extract, nothing_readable
 from vjepa.ranks import Ranks
 from vjepa.records import ClipBatch
@@ -94,7 +94,7 @@ class Store:
         if readable:
             self.say(f"{len(readable)} clips that could not be read can be read now: features are made anew")
         for key in (key for key, ids in lacking.items() if ids & readable):
-            shutil.rmtree(self._place(key))
+            remove_folder(self._place(key))
 
     def _make(
         self,

@@ -91,7 +91,7 @@ def save(
     kept = {checkpoint.path.resolve() for checkpoint in (final, best) if checkpoint}
     for checkpoint in run.all_checkpoints[:-keep]:
         if checkpoint.path.resolve() not in kept:
-            shutil.rmtree(checkpoint.path)
+            files.remove_folder(checkpoint.path)
     return final
 
 
@@ -113,7 +113,8 @@ def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) ->
         if f"{name}/step" not in moments:  # no step has used it yet
             continue
         kinds = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device) for kind in kinds}
+        # copies: a file that is mapped into memory cannot be removed from NFS or FUSE
+        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device, copy=True) for kind in kinds}
     return state
 
 
