@@ -78,7 +78,7 @@ class Trial:
         for label, probes in summary["probes"].items():
             file = path / f"attentive-{label}.json"
             if file.is_file():
-                probes["attentive"] = json.loads(file.read_text())["probes"][label]["attentive"]
+                (probes["attentive"],) = json.loads(file.read_text())
         return summary
 
 
