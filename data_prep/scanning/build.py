@@ -7,6 +7,7 @@ replaced, and has not changed since, is not scanned again.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -71,6 +72,8 @@ def build_index(
         raise UserError(f"workers {workers}: at least 1 is needed")
     if not 0 < deadline_s < math.inf:
         raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
+    if importlib.util.find_spec("av") is None:
+        raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
     check_engine(engine)
     _check_out(out)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
