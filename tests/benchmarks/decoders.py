@@ -7,7 +7,8 @@ pip install --no-deps --target OTHER decord2. --files: of each folder, evenly. -
 
 A file is read in a process that is killed after 60 s without a sign of life: frames by themselves, and clips of 16
 frames, each by a decoder that is opened anew, as training does. A frame is right if it is like PyAV's of that number,
-decoded in order from the start, and like none of its neighbours, as the index has it. The decoders alternate by file.
+decoded in order from the start, and like none of its neighbours, as the index has it. Times are of all cores together,
+which a busy machine changes little; the decoders alternate by file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -50,10 +51,10 @@ def answer(request: Message, say: Say) -> None:
     stride = 2 if num > 2 * NUM_FRAMES else 1
     starts = np.linspace(0, max(0, num - stride * NUM_FRAMES), NUM_CLIPS).astype(int).tolist()
     for ids in (*singles, *(list(range(start, num, stride))[:NUM_FRAMES] for start in starts)):
-        begin_s = perf_counter()
+        begin_s = process_time()
         try:
             frames = read_frames(row, np.array(ids))
-            taken_s = perf_counter() - begin_s
+            taken_s = process_time() - begin_s
             right = sum(is_right(i, frame, true) for i, frame in zip(ids, frames, strict=True))
             say(frames=len(ids), right=right, clip_ms=1e3 * taken_s if len(ids) > 1 else None)
         except DecodeError as error:
@@ -121,7 +122,7 @@ class Reader:
         if how == "right":
             self.clip_ms[path] = took_ms
         reason = f"; {len(refused)} reads refused: {refused[0]}" if refused else f"; {lost}" if lost else ""
-        return f"{how}: {right} of {frames} frames, {took_ms:.1f} ms a clip{reason}"
+        return f"{how}: {right} of {frames} frames are right, {took_ms:.1f} ms a clip{reason}"
 
 
 def files_of(folder: Path, most: int | None) -> list[Path]:
@@ -151,14 +152,14 @@ def main() -> None:
             print(
                 path.name, *(f"  {reader.name}: {words}" for reader, words in zip(readers, said, strict=True)), sep="\n"
             )
-    common = set.intersection(*(set(reader.clip_ms) for reader in readers))
+    common, first = set.intersection(*(set(reader.clip_ms) for reader in readers)), readers[0]
     for reader in readers:
         reader.child.close()
-        took_ms = median([reader.clip_ms[path] for path in common]) if common else 0.0
+        ratio = median([reader.clip_ms[path] / first.clip_ms[path] for path in common]) if common else float("nan")
         counts = ", ".join(f"{count} {how}" for how, count in reader.counts.items())
         print(
-            f"{reader.name}: files {counts}; {reader.frames_right} of {reader.frames} frames right; {took_ms:.1f} ms a "
-            f"clip, median of the {len(common)} files that all read right"
+            f"{reader.name}: files {counts}; {reader.frames_right} of {reader.frames} frames right; {ratio:.2f} of the "
+            f"time of {first.name} a clip, median of the {len(common)} files that all read right"
         )
 
 

@@ -104,11 +104,11 @@ class Rotation:
     def __call__(self, heads: Tensor) -> Tensor:
         """Turn [B, K, h, head_width], in fp32 -> the same shape and dtype.
 
-        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers and
-        exporters, which do not know complex numbers, get the real ones.
+        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers,
+        exporters and MPS, which do not know all of complex numbers, get the real ones.
         """
         pairs = rearrange(heads.float(), "b k h (d two) -> b k h d two", two=2)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or heads.device.type == "mps":
             turned = self._real(*pairs.unbind(-1))
         else:
             numbers = torch.view_as_complex(pairs)
