@@ -72,9 +72,9 @@ def build_index(
         raise UserError(f"workers {workers}: at least 1 is needed")
     if not 0 < deadline_s < math.inf:
         raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
+    check_engine(engine)
     if importlib.util.find_spec("av") is None:
         raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
-    check_engine(engine)
     _check_out(out)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     listing = list_entries(names, layout, os.fspath(labels) if labels else None)
