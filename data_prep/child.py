@@ -174,14 +174,15 @@ class Say(Protocol):
 def serve(answer: Callable[[Message, Say], None], memory_bytes: int = MEMORY_BYTES) -> None:
     """Answer requests, in a program that `Child` runs, until standard input ends or the parent dies.
 
-    answer: takes a request, and a function that says a message. memory_bytes: what the program may hold at most.
+    answer: takes a request, and a function that says a message. memory_bytes: what the program may hold at most; on
+    Linux, as other kernels do not count what is mapped.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children itself
-    if sys.platform == "linux":  # a decoder that spins would outlive a parent that was killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a decoder that spins would outlive its parent
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print must not mix with the answers
 

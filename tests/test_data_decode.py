@@ -364,13 +364,29 @@ def test_an_address_needs_its_library(monkeypatch):
         open_media("memory://decode/missing.mp4")
 
 
-@pytest.mark.fast
-def test_torchcodec_is_optional(make_video, monkeypatch):
-    row = row_of(make_video("a.mp4", 3), decoder="torchcodec")
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("name", FILMS)
+def test_a_decoder_that_is_not_installed_is_replaced_by_one_that_gives_the_same_frames(
+    films, monkeypatch, decoder, name
+):
+    pictures, row = films(name)
+    monkeypatch.setattr(decode, "decord", None)
     monkeypatch.setattr(decode, "torchcodec_library", lambda: None)
-    assert np.array_equal(
-        read_frames(row, np.array([0, 2])), read_frames(dataclasses.replace(row, decoder="pyav"), np.array([0, 2]))
-    )
+    assert not decode.is_installed(decoder) and decode.is_installed("pyav") and decode.is_installed("image")
+    n = len(pictures)
+    for ids in ([0], [n - 1], range(n - 9, n), [1, n // 3, n // 2, n // 2 + 1]):
+        frames = read_frames(dataclasses.replace(row, decoder=decoder), np.array(ids))
+        assert all((frame == pictures[i]).all() for i, frame in zip(ids, frames, strict=True)), ids
+
+
+@pytest.mark.fast
+def test_where_the_replacement_cannot_seek_the_file_is_read_in_order(make_video, monkeypatch):
+    row = row_of(make_video("a.mp4", 20), decoder="decord")
+    monkeypatch.setattr(decode, "decord", None)
+    wrong = dataclasses.replace(row, times_s=row.times() + 0.06)  # at which there is no frame
+    with pytest.raises(DecodeError, match="no frame at"):
+        read_frames(dataclasses.replace(wrong, decoder="pyav_seek"), np.array([3]))
+    assert numbers(read_frames(wrong, np.array([3, 17]))) == [3, 17]
 
 
 @pytest.mark.parametrize(("start", "most"), [(0, 35), (25, 60), (29, 65), (30, 35)])

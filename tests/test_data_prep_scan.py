@@ -372,6 +372,14 @@ def test_the_quickest_exact_decoder_is_chosen(make_video, monkeypatch):
         assert chosen(wrong_ids) != "decord"
 
 
+@pytest.mark.fast
+def test_a_decoder_that_is_not_installed_is_not_tried(make_video, monkeypatch):
+    path, opened = make_video("a.mp4", 20, gop=10), []
+    monkeypatch.setattr(decode, "decord", None)
+    monkeypatch.setattr(decode, "open_decord", opened.append)
+    assert scan_file(path)["decoder"] == "pyav_seek" and not opened
+
+
 def test_clips_from_keyframes_have_a_quicker_decoder_where_it_is_exact_there(make_video, monkeypatch):
     """Twins of a decoder that is wrong in other ways; away from keyframes it is not asked."""
     path = make_video("a.mp4", 40, gop=10)

@@ -150,9 +150,17 @@ def test_no_process_is_left_when_the_reader_goes_away(index):
     pids = [worker.process.pid for worker in batches.gi_frame.f_locals["self"].workers]
     batches.close()
     deadline = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
+    while any(map(exists, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(pids) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert len(pids) == 2 and not any(map(exists, pids))
+
+
+def exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 TRAINER = """

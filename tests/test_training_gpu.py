@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steps import batch_of, step_of
+from steps import OBJECTIVES, batch_of, built, step_of
 
 from vjepa import config
-from vjepa.jepa import build
 from vjepa.training.step import TrainingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 CLIPS = torch.randint(256, (4, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-# Every kind of target and every term.
-OBJECTIVES: dict[str, dict] = {
-    "ema": {"cycle": 0.1, "vicreg_invariance": 0.1},
-    "frozen": {"targets": "frozen", "teacher": "elsewhere", "loss": "huber"},
-    "pixels": {"targets": "pixels", "loss": "mse"},
-    "none": {"targets": "none", "sigreg": 0.05, "vicreg_variance": 0.1, "vicreg_covariance": 0.1},
-    "views": {"targets": "none", "prediction": 0, "view_invariance": 1.0, "sigreg": 0.05, "projector_widths": [64, 32]},
-}
 
 
 def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: str = "ema") -> TrainingStep:
@@ -44,9 +33,7 @@ def step_on(device: str, dtype: torch.dtype, compiled: bool = False, objective: 
         },
         "test",
     )
-    teacher = build(settings).encoder.requires_grad_(False).eval() if objective == "frozen" else None
-    model = build(settings, teacher).to(device)
-    return step_of(settings, model, dtype)
+    return step_of(settings, built(settings).to(device), dtype)
 
 
 def losses(step: TrainingStep) -> list[float]:

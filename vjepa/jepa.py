@@ -32,7 +32,7 @@ from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
-from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask
+from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask, sent
 
 _UNIT: Final = "embedding_unit"  # in `Jepa.memory`
 _LEAST_STD: Final = 1e-4  # of clips that can be told apart: less is that of equal ones
@@ -102,7 +102,7 @@ class Jepa(nn.Module):
         """
         settings, device = self.settings, next(self.parameters()).device
         seed, objective = settings.run.seed, self.objective
-        video = normalise(batch.video.to(device, non_blocking=True), self.dtype)
+        video = normalise(sent(batch.video, device), self.dtype)
         drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
         masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps)
         torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
@@ -110,8 +110,7 @@ class Jepa(nn.Module):
         directions = None
         if objective.sigreg:
             directions = sigreg.directions(seed, step, objective.sigreg_slices, self.embedding_width)
-            directions = directions.pin_memory() if device.type == "cuda" else directions
-            directions = directions.to(device, non_blocking=True)
+            directions = sent(directions, device)
         terms: dict[str, Tensor] = self(video, [mask.to(device) for mask in masks], context_weight, directions)
         return terms
 
@@ -127,7 +126,7 @@ class Jepa(nn.Module):
         Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
         each mask set.
         """
-        video = normalise(video.to(next(self.parameters()).device, non_blocking=True), self.dtype)
+        video = normalise(sent(video, next(self.parameters()).device), self.dtype)
         patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
         seed = int(generator(self.settings.run.seed, "monitor", 0).integers(1 << 63))
         drawn = plan(self.settings.masks, patches.grid)

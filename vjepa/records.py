@@ -111,14 +111,22 @@ class TokenMask:
     num_targets: int = 1
 
     def to(self, device: torch.device) -> TokenMask:
-        """Copy to `device`; a copy to a GPU starts from pinned memory, so that the host need not wait for it."""
-        context, target = self.context_ids, self.target_ids
-        if device.type == "cuda":
-            context, target = context.pin_memory(), target.pin_memory()
-        return TokenMask(context.to(device, non_blocking=True), target.to(device, non_blocking=True), self.num_targets)
+        """Copy to `device`, as `sent` does."""
+        return TokenMask(sent(self.context_ids, device), sent(self.target_ids, device), self.num_targets)
 
     def expand(self, num_clips: int) -> TokenMask:
         """Give the mask of one clip to `num_clips` clips."""
         return TokenMask(
             self.context_ids.expand(num_clips, -1), self.target_ids.expand(num_clips, -1), self.num_targets
         )
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to `device`; to a GPU of CUDA from pinned memory, so that the host need not wait for it.
+
+    Elsewhere the copy is there at the return: MPS would go on reading memory of the host that is given to others by
+    then (pytorch/pytorch#189690).
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -7,6 +7,7 @@ replaced, and has not changed since, is not scanned again.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -72,6 +73,8 @@ def build_index(
     if not 0 < deadline_s < math.inf:
         raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
     check_engine(engine)
+    if importlib.util.find_spec("av") is None:
+        raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
     _check_out(out)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     listing = list_entries(names, layout, os.fspath(labels) if labels else None)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import open_decord, read_frames, torchcodec_library
+from vjepa.data.decode import is_installed, open_decord, read_frames
 from vjepa.data.media import DecodeError, open_media
 
 CANDIDATES: Final = ("decord", "torchcodec", "pyav_seek")  # the quickest first
@@ -158,7 +158,7 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
     """Tell whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
     try:
         announce(row.decoder)
-        if row.decoder == "torchcodec" and torchcodec_library() is None:
+        if not is_installed(row.decoder):
             return False
         # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other
         # ones

@@ -16,19 +16,28 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-import av
-import av.stream
-import av.video.reformatter
-import decord
 import numpy as np
 from PIL import ExifTags, Image
 
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.errors import UserError
+
+try:
+    import av
+    import av.stream
+    import av.video.reformatter
+except (ImportError, OSError) as error:  # it tells what a file holds, whichever decoder reads it later
+    raise UserError(f"no decoder: PyAV cannot be loaded ({error}); pip install 'av>=17,<19'") from None
+try:
+    import decord
+except (ImportError, OSError, RuntimeError):  # not every machine has a wheel of it; the last two: nor its library
+    decord = None
 
 if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
-decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
+if decord is not None:
+    decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
 av.logging.set_level(None)
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
@@ -92,6 +101,13 @@ def torchcodec_library() -> tuple[Any, Any] | None:
     except (ImportError, OSError, RuntimeError):
         return None
     return decoders.VideoDecoder, transforms.Resize
+
+
+def is_installed(decoder: str) -> bool:
+    """Tell whether a decoder of `READERS` can be used on this machine; PyAV and Pillow always can."""
+    if decoder == "torchcodec":
+        return torchcodec_library() is not None
+    return decoder != "decord" or decord is not None
 
 
 def open_decord(media: Media, size: Size | None = None) -> Any:
@@ -198,6 +214,8 @@ def _wanted_size(row: IndexRow, size: Size | None) -> Size | None:
 
 
 def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
+    if decord is None:  # the index was made where it is installed
+        return _read_exactly(row, ids, size)
     target = _wanted_size(row, size)
     if target is None or target[1] >= _DECORD_LEAST_PX:
         return decord_frames(open_decord(_open(row), target), row.first_frame + ids)
@@ -209,8 +227,8 @@ def _read_decord(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarra
 
 def _read_torchcodec(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
     library = torchcodec_library()
-    if library is None:  # the index was made where it is installed; in order from the start is exact too
-        return _read_pyav(row, ids, size)
+    if library is None:  # the index was made where it is installed
+        return _read_exactly(row, ids, size)
     VideoDecoder, Resize = library
     target = _wanted_size(row, size)
     try:
@@ -262,6 +280,18 @@ def _read_pyav_seek(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.nda
     with open_video(_open(row)) as (container, stream):
         seeker = _Seeker(container, stream)
         return np.stack(_pictures(row, map(seeker.frame_at, *_times(row, ids)), size))
+
+
+def _read_exactly(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
+    """Read in place of a decoder that is not installed: the same frames.
+
+    Of frames that come in the order of their times, as in a file that another decoder reads exactly, PyAV finds the
+    right one from the keyframe before, or none. Then it reads in order from the start.
+    """
+    try:
+        return _read_pyav_seek(row, ids, size)
+    except DecodeError:
+        return _read_pyav(row, ids, size)
 
 
 def _times(row: IndexRow, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

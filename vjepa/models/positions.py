@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import torch
 from einops import rearrange
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa.records import TokenGrid
+
+_WITHOUT_COMPLEX: Final = frozenset({"mps"})  # types of devices that do not know all of complex numbers
 
 
 class SinCos(nn.Module):
@@ -104,11 +107,11 @@ class Rotation:
     def __call__(self, heads: Tensor) -> Tensor:
         """Turn [B, K, h, head_width], in fp32 -> the same shape and dtype.
 
-        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers and
-        exporters, which do not know complex numbers, get the real ones.
+        Complex products are ten times faster than real ones over shuffled pairs on a CPU (RESULTS.md); compilers
+        and exporters, which do not know complex numbers, and devices that do not, get the real ones.
         """
         pairs = rearrange(heads.float(), "b k h (d two) -> b k h d two", two=2)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or heads.device.type in _WITHOUT_COMPLEX:
             turned = self._real(*pairs.unbind(-1))
         else:
             numbers = torch.view_as_complex(pairs)

@@ -54,7 +54,7 @@ class MeanTokens:
             normed = [functional.layer_norm(tokens.float(), tokens.shape[-1:], eps=_EPS) for tokens in views]
             means.append(torch.stack([tokens.mean(1) for tokens in normed], 1).cpu())
             stride = -(-normed[0].shape[1] // _TOKENS)
-            few = torch.cat([tokens[:, ::stride].flatten(0, 1) for tokens in normed]).double().cpu()
+            few = torch.cat([tokens[:, ::stride].flatten(0, 1) for tokens in normed]).cpu().double()  # MPS has no fp64
             if not num:
                 total, squares = torch.zeros_like(few[0]), torch.zeros_like(few.T @ few)
             num, total, squares = num + len(few), total + few.sum(0), squares + few.T @ few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -108,6 +109,8 @@ def alternating_medians(runs: Mapping[str, Callable[[int], Any]], times: int, wh
 
 def moment(where: torch.device) -> Any:
     """Mark now, for `seconds_between`: on a GPU, when it has done all that was asked of it before."""
+    if where.type == "mps":
+        torch.mps.synchronize()
     if where.type != "cuda":
         return perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -134,10 +137,16 @@ def matmul_peak(where: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory_bytes(where: torch.device) -> int:
-    """Read the most memory so far: allocated on the GPU, or resident in this process with all its libraries."""
+    """Read the most memory so far: allocated on the GPU, or resident in this process with all its libraries.
+
+    MPS knows no maximum, but it keeps what it has freed: what its driver holds now comes near it.
+    """
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if where.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -> dict[str, float]:

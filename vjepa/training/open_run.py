@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -29,7 +29,11 @@ EXECUTION: Final = {
 }
 # Settings of the evidence alone: a run may go on with other values, and is measured again.
 EVIDENCE: Final = ("eval.", "data.labelled", "data.selection", "data.val")
-_LIBRARIES: Final = ("torch", "torchvision", "decord", "av", "numpy", "pyarrow", "scikit-learn", "safetensors")
+# those that are installed are named: decord is decord2 on some machines, and missing on others
+_LIBRARIES: Final = (
+    *("torch", "torchvision", "decord", "decord2", "av", "torchcodec"),
+    *("numpy", "pyarrow", "scikit-learn", "safetensors"),
+)
 
 
 def open_run(settings: config.Config) -> RunFolder:
@@ -129,8 +133,16 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "libraries": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def differences(stored: str, wanted: str) -> list[str]:
