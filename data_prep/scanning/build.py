@@ -41,6 +41,7 @@ from vjepa.errors import UserError
 
 ANSWERS_VERSION: Final = 3  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
+_SAMPLE_KEY: Final = b"vjepa_sample"  # what an index is a sample of; empty where it is none
 _NUM_NAMED: Final = 3
 
 AnyPath = str | os.PathLike[str]
@@ -58,10 +59,11 @@ def build_index(
     deadline_s: float = DEADLINE_S,
     engine: str = "processes",
     rescan: bool = False,
+    sample: int | None = None,
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels: see `list_entries`. workers: files scanned at a time; None: as many as there are cores.
+    sources, layout, labels, sample: see `list_entries`. workers: files scanned at a time; None: one for each core.
     rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
     UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
@@ -73,9 +75,9 @@ def build_index(
     if not 0 < deadline_s < math.inf:
         raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
     check_engine(engine)
-    _check_out(out)
+    _check_out(out, sample)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    listing = list_entries(names, layout, os.fspath(labels) if labels else None)
+    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample)
     version = f"{SCHEMA_VERSION}.{ANSWERS_VERSION}"
     header = {"version": version, "options": asdict(options)}
     with (
@@ -97,7 +99,8 @@ def build_index(
             raise UserError(_none_usable(names, answers))
         rows = _IndexRows(answers, out.parent)
         try:
-            write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
+            metadata = {_HEADER_KEY: json.dumps(header).encode(), _SAMPLE_KEY: listing.sample.encode()}
+            write_index(out, rows, extra=rows.text_columns, metadata=metadata)
         except OSError as error:
             raise UserError(
                 f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
@@ -105,17 +108,19 @@ def build_index(
             ) from None
         journal.remove()
     if progress:
-        print("\n".join(_summary(answers, rows)))
+        print("\n".join(_summary(answers, rows, listing.sample)))
     return ClipIndex.open(out)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, sample: int | None) -> None:
     """Raise UserError where `out` cannot be written: before the scan, because that may take hours."""
     try:
         if out.is_dir() or (out.exists() and index_version(out) is None):
             raise UserError(
                 f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out"
             )
+        if sample and out.exists() and not index_metadata(out).get(_SAMPLE_KEY):
+            raise UserError(f"{shown(str(out))}: is an index of all files; choose another --out for a sample of them")
         parent = next(place for place in out.parents if place.exists())
     except OSError as error:
         raise UserError(f"{shown(str(out))}: {error.strerror}; choose another --out") from None
@@ -255,8 +260,8 @@ class _IndexRows:
         }
 
 
-def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
-    lines = []
+def _summary(answers: Answers, rows: _IndexRows, sample: str) -> list[str]:
+    lines = [f"this is a sample: {sample}; without --sample the same command scans the others"] if sample else []
     if rows.num_duplicates:
         lines.append(
             f"files with the content of another: {rows.num_duplicates}; they stay usable, the column "
