@@ -29,12 +29,14 @@ def list_embedded(place: str, name: str, notes: list[str]) -> list[Entry] | None
     name: the place as names of its files open with it. Split: the column, else the name (train-00000-of-00004.parquet).
     Raises UserError where a file cannot be read in place.
     """
-    with places.open_bytes(place) as file, places.reaching(place):
+    with places.open_bytes(place) as file:
         try:
             table = pq.ParquetFile(file)
             column = _column(table.schema_arrow)
             return None if column is None else list(_entries(table, file, place, name, column, notes))
-        except pa.ArrowException as error:
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names or text that are not UTF-8
             words = shown(" ".join(str(error).split()))
             raise UserError(f"{shown(place)}: cannot be read as Parquet: {words}") from None
 
@@ -56,7 +58,7 @@ def _entries(
     classes, ignored = _classes(table.schema_arrow), set[str]()
     split, number = split_of(posixpath.basename(name).split("-")[:1]), 0
     for group in range(table.num_row_groups):
-        begin, stored = _stored(table, file, place, group, column)
+        (begin, stored), end = _stored(table, file, place, group, column), 0
         for record in table.read_row_group(group).to_pylist():
             media, number = record.pop(column), number + 1
             cells = {key: _named(classes.get(key), value) for key, value in record.items() if not _is_bytes(value)}
@@ -64,9 +66,11 @@ def _entries(
             if media is None or media["bytes"] is None:
                 raise UserError(f"{shown(place)}: row {number} has no bytes in {column}; give the files that it names")
             content = media["bytes"]
-            at = stored.find(len(content).to_bytes(4, "little") + content)
+            wanted = len(content).to_bytes(4, "little") + content
+            at = max(stored.find(wanted, end), stored.find(wanted))  # behind the one before, or stored once for several
             if at < 0:
                 raise UserError(f"{shown(place)}: row {number} of {column} is not stored in one piece; {_REMEDY}")
+            end = at + len(wanted)
             path = media["path"] or f"{number - 1:06d}{_extension(content)}"
             yield Entry(place, f"{name}/{path}", begin + at + 4, len(content), columns=columns)
     if ignored:

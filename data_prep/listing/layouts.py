@@ -366,7 +366,6 @@ _HMDB51_LIST: Final = r".+_test_split[123]\.txt"
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "flat": Layout(_flat, "", ""),
     "imagefolder": Layout(_imagefolder, "", ""),
-    "videofolder": Layout(_videofolder, "metadata.csv, metadata.jsonl or metadata.parquet", _METADATA),
     "kinetics": Layout(
         _kinetics, "train.csv, val.csv or test.csv with columns label, youtube_id, time_start, time_end", _KINETICS_CSV
     ),
@@ -385,4 +384,5 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         "folders of synsets (n01440764), LOC_val_solution.csv",
         r"loc_(val_solution\.csv|synset_mapping\.txt)",
     ),
+    "videofolder": Layout(_videofolder, "metadata.csv, metadata.jsonl or metadata.parquet", _METADATA),
 }
