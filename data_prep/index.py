@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are."
     )
     add = parser.add_argument
-    sources = "folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address"
+    sources = "folder, glob, CSV, JSONL, Parquet or shards; a path or an fsspec address"
     add("sources", nargs="+", metavar="SOURCE", help=sources)
     out = "the clip index to write; an index there is brought up to date"
     add("--out", required=True, metavar="x.parquet", help=out)

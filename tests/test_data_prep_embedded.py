@@ -77,10 +77,6 @@ def test_videos_that_cannot_be_read_in_place_are_refused(tmp_path):
     pq.write_table(table([None], ["a.mp4"], [0]), place, compression="none")
     with pytest.raises(UserError, match="row 1 has no bytes in video; give the files that it names"):
         list_entries([str(place)])
-    (tmp_path / "folder").mkdir()
-    place.rename(tmp_path / "folder/x.parquet")
-    with pytest.raises(UserError, match=r"has \.parquet files; to take what is in them, give .*\*\*/\*\.parquet"):
-        list_entries([str(tmp_path / "folder")])
 
 
 @pytest.mark.fast
@@ -136,4 +132,20 @@ def test_a_sample_of_shards_opens_no_more_than_it_takes(tmp_path, monkeypatch):
     listing = list_entries([f"{tmp_path}/*.tar"], sample=2)
     assert opened == ["1.tar", "4.tar"] and len(listing.entries) == 2
     assert any("a sample: 2 of 6 shards, the others are not opened" in note for note in listing.notes)
-    assert len(list_entries([f"{tmp_path}/*.tar"]).entries) == 18
+    assert len(list_entries([f"{tmp_path}/*.tar"]).entries) == len(list_entries([str(tmp_path)]).entries) == 18
+    assert len(list_entries([str(tmp_path)], sample=4).entries) == 4
+
+
+@pytest.mark.fast
+def test_a_folder_of_parquet_shards_is_a_source_and_a_manifest_in_it_is_none(tmp_path):
+    for split in ("train", "test"):
+        shard = tmp_path / f"data/{split}-00000-of-00001.parquet"
+        shard.parent.mkdir(exist_ok=True)
+        pq.write_table(table([b"abc", b"defg"], ["a.mp4", "b.mp4"], [0, 1]), shard, compression="none")
+    pq.write_table(pa.table({"file": ["a.mp4"]}), tmp_path / "list.parquet")
+    entries = list_entries([str(tmp_path)]).entries
+    assert [(entry.name, entry.columns["split"]) for entry in entries] == [
+        (f"data/{split}-00000-of-00001.parquet/{name}.mp4", split) for split in ("test", "train") for name in "ab"
+    ]
+    (tmp_path / "data/x.mp4").touch()  # of a folder with videos the videos are meant
+    assert [entry.name for entry in list_entries([str(tmp_path)]).entries] == ["data/x.mp4"]

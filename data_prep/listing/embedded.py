@@ -41,6 +41,15 @@ def list_embedded(place: str, name: str, notes: list[str]) -> list[Entry] | None
             raise UserError(f"{shown(place)}: cannot be read as Parquet: {words}") from None
 
 
+def has_embedded(place: str) -> bool:
+    """Tell whether files lie in a Parquet file; by its schema alone, and not where it cannot be read."""
+    with places.open_bytes(place) as file:
+        try:
+            return _column(pq.read_schema(file)) is not None
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+
+
 def _column(schema: pa.Schema) -> str | None:
     return next((field.name for field in schema if _is_media(field.type)), None)
 

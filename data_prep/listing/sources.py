@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Final
 
 from data_prep.listing import places
-from data_prep.listing.embedded import list_embedded
+from data_prep.listing.embedded import has_embedded, list_embedded
 from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
 from data_prep.listing.layouts import LAYOUTS, Tree, annotate
 from data_prep.listing.manifests import plain_path, read_labels, read_manifest
@@ -51,12 +51,12 @@ def list_entries(
 ) -> Listing:
     """List every video and image of `sources`, in their order, and what they are labelled.
 
-    A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
-    tar shards (train-*.tar), on disk or at an fsspec address. Files are sorted within a source; manifests and shards
-    keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the data sets with annotation files, and takes no
-    label from folders. labels: CSV whose first column is a name relative to the source (or an absolute path); its
-    columns stand above those of layouts and manifests. sample: files to take, evenly among all; of more tar shards than
-    that, as many are opened. Raises UserError where nothing can be listed.
+    A source is a folder of videos, images or shards, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv,
+    .txt, .jsonl, .parquet) or shards (train-*.tar, .parquet with videos in it), on disk or at an fsspec address. Files
+    are sorted within a source; manifests and shards keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the
+    data sets with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative
+    to the source (or an absolute path); its columns stand above those of layouts and manifests. sample: files to take,
+    evenly among all; of more shards than that, as many are opened. Raises UserError where nothing can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
@@ -107,7 +107,7 @@ class _Found:
 def _find(source: str, sample: int | None) -> _Found:
     if not places.is_address(source):
         if os.path.isdir(source):
-            return _in_folder(source)
+            return _in_folder(source, sample)
         if places.has_pattern(source) and not os.path.lexists(source):
             return _in_pattern(source, sample)
         if not os.path.lexists(source):
@@ -125,7 +125,7 @@ def _find(source: str, sample: int | None) -> _Found:
     if kind == _TAR or kind in MANIFEST_EXTENSIONS:
         return _inside(places.parent(source), [places.base_name(source)], kind)
     if places.is_address(source):
-        return _in_folder(source)
+        return _in_folder(source, sample)
     known = " ".join(sorted(MEDIA_EXTENSIONS))
     raise UserError(
         f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no "
@@ -133,21 +133,35 @@ def _find(source: str, sample: int | None) -> _Found:
     )
 
 
-def _in_folder(folder: str) -> _Found:
-    return _media(
-        places.folder_files(folder), f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}"
-    )
+def _in_folder(folder: str, sample: int | None) -> _Found:
+    files = places.folder_files(folder)
+    found = _media(files, f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}")
+    if found.entries:
+        return found
+    return _in_shards(files, _TAR, sample) or _in_shards(files, _PARQUET, sample) or found
 
 
 def _in_pattern(pattern: str, sample: int | None) -> _Found:
     files = places.matching_files(pattern)
     kind = places.suffix(pattern)
-    if files.names and (kind == _TAR or kind in MANIFEST_EXTENSIONS):
-        names = evenly(files.names, sample) if sample and kind == _TAR else files.names
-        found = _inside(files.root, names, kind)
-        skipped = f"{shown(pattern)}: a sample: {len(names)} of {len(files.names)} shards, the others are not opened"
-        return replace(found, notes=[*found.notes, skipped]) if len(names) < len(files.names) else found
+    if kind == _TAR and (shards := _in_shards(files, kind, sample)):
+        return shards
+    if files.names and kind in MANIFEST_EXTENSIONS:
+        return _inside(files.root, files.names, kind)
     return _media(files, "matches no video or image; a folder is given by its name alone, or its files as FOLDER/**")
+
+
+def _in_shards(files: places.Files, kind: str, sample: int | None) -> _Found | None:
+    """Take what is in the shards among some files; None where there are none. sample: shards to open, evenly."""
+    names = [name for name in files.names if places.suffix(name) == kind]
+    if kind == _PARQUET:  # a manifest or an index is no shard
+        names = [name for name in names if has_embedded(places.join(files.root, name))]
+    if not names:
+        return None
+    opened = evenly(names, sample or len(names))
+    found = _inside(files.root, opened, kind)
+    note = f"{shown(files.root)}: a sample: {len(opened)} of {len(names)} shards, the others are not opened"
+    return replace(found, notes=[*found.notes, *([note] if len(opened) < len(names) else [])])
 
 
 def _media(files: places.Files, empty: str) -> _Found:
@@ -161,9 +175,8 @@ def _media(files: places.Files, empty: str) -> _Found:
     notes, closed = [], files.unreadable
     if closed:
         notes.append(f"{shown(root)}: folders that cannot be read: {len(closed)} ({first(closed)})")
-    for kind in (_TAR, _PARQUET):
-        if any(name.endswith(kind) for name in others) and (kind == _TAR or not entries):
-            notes.append(f"{shown(root)}: has {kind} files; to take what is in them, give {shown(root)}/**/*{kind}")
+    if entries and any(name.endswith(_TAR) for name in others):
+        notes.append(f"{shown(root)}: has {_TAR} files; to take what is in them, give {shown(root)}/**/*{_TAR}")
     return _Found(root, entries, others, notes, empty)
 
 
