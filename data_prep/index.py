@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m data_prep.index", description="Make a clip index of videos and images, wherever they are."
     )
     add = parser.add_argument
-    sources = "folder, glob, CSV, JSONL, Parquet or tar shards; a path or an fsspec address"
+    sources = "folder, glob, CSV, JSONL, Parquet or shards; a path or an fsspec address"
     add("sources", nargs="+", metavar="SOURCE", help=sources)
     out = "the clip index to write; an index there is brought up to date"
     add("--out", required=True, metavar="x.parquet", help=out)
@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=deadline)
     engine = "where to scan: on this machine (default), or on a Ray cluster"
     add("--engine", choices=sorted(ENGINES), default="processes", help=engine)
+    sample = "take so many of the files alone, evenly: a first look, which the full scan then continues"
+    add("--sample", type=int, metavar="N", help=sample)
     rescan = "scan every file, also those that have not changed since the index was made"
     add("--rescan", action="store_true", help=rescan)
     return parser
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         deadline_s=given.deadline_s,
         engine=given.engine,
         rescan=given.rescan,
+        sample=given.sample,
     )
     return 0
 

@@ -16,6 +16,7 @@ from data_prep.scanning import engines
 from data_prep.scanning.build import build_index
 from data_prep.scanning.engines import LOST, Work, scan_in_processes
 from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.track import FileScan
 from vjepa.errors import UserError
 
 WORK = Work(ScanOptions(), deadline_s=60.0, workers=2)
@@ -24,10 +25,9 @@ WORK = Work(ScanOptions(), deadline_s=60.0, workers=2)
 def test_processes_answer_for_every_file_as_it_is_numbered(make_video, tmp_path):
     entries = [Entry(str(make_video(f"{name}.mp4", 3 + i)), name) for i, name in enumerate("abc")]
     entries.insert(1, Entry(str(tmp_path / "none.mp4"), "none"))
-    answers = dict(scan_in_processes(iter(entries), WORK))
-    assert [answers[number][0]["num_frames"] for number in range(4)] == [3, 0, 4, 5] and "No such file" in answers[1][
-        0
-    ]["status"]
+    answers = {number: found.clips(ScanOptions())[0] for number, found in scan_in_processes(iter(entries), WORK)}
+    assert [answers[number]["num_frames"] for number in range(4)] == [3, 0, 4, 5]
+    assert "No such file" in answers[1]["status"]
 
 
 class FakeRay:
@@ -69,7 +69,7 @@ class FakeRay:
         name = ref.entry.name if ref.entry else ""
         if ref.fate == "breaks" or name == "lost":
             raise self.RayError("No module\nnamed 'data_prep'")
-        return [{"status": "ok", "codec": name}]
+        return FileScan({"codec": name})
 
     def kill(self, actor):
         self.killed.append(actor)
@@ -90,17 +90,15 @@ def hand_out(ray, names, workers=None):
 def test_actors_that_have_no_place_or_cannot_start_get_nothing(num_places, broken, workers):
     ray = FakeRay(num_places, broken)
     answers = hand_out(ray, ["a", "b", "c", "d", "e"], workers)
-    assert [answers[number][0]["codec"] for number in range(5)] == ["a", "b", "c", "d", "e"]
+    assert [answers[number].columns["codec"] for number in range(5)] == ["a", "b", "c", "d", "e"]
     assert len(ray.actors) == (workers or 3) and ray.killed == ray.actors
 
 
 @pytest.mark.fast
 def test_a_file_whose_machines_were_lost_has_a_reason_and_is_tried_again_by_a_new_scan():
     answers = hand_out(FakeRay(2), ["a", "lost", "c"])
-    assert [answers[number][0]["status"] for number in (0, 2)] == ["ok", "ok"] and answers[1][0]["status"].startswith(
-        LOST
-    )
-    assert "file_bytes" not in answers[1][0]  # so that it differs from what the file is like
+    assert [answers[number].status for number in (0, 2)] == [None, None] and answers[1].status.startswith(LOST)
+    assert "file_bytes" not in answers[1].columns  # so that it differs from what the file is like
 
 
 @pytest.mark.fast

@@ -107,7 +107,7 @@ def test_several_sources_in_their_order_with_parts_of_videos(make_video, tmp_pat
         assert [(index.row(i).start_s, index.row(i).num_frames) for i in (0, 1)] == [(pytest.approx(2), 10), (0, 10)]
         assert index.column("manifest_part") == ["[2.0, 3.0]", "[0.0, 1.0]", None]
         assert index.column("duplicate_of") == [None] * 3  # parts of one file are no copies
-        assert len(scanned) == 3  # and the second time none is scanned
+        assert scanned == ["far/z.mp4", "a.mp4"]  # each file once, and the second time none
 
 
 def test_clips_of_long_videos_keep_their_file_and_what_is_left_out(make_video, tmp_path, capsys, scanned):

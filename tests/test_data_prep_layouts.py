@@ -332,6 +332,40 @@ def test_layouts_read_from_an_address(tree):
     files.store.clear()
 
 
+def test_videofolder(tree):
+    folder = tree(
+        {
+            "train/metadata.csv": 'file_name,label,caption\na.mp4,run,"one, two"\ndeep/./b.mp4,jump,\n',
+            "validation/metadata.jsonl": '{"file_name": "c.mp4", "label": 3, "at": {"x": 1}, "split": "mine"}\n',
+            "train/a.mp4": "x",
+            "train/deep/b.mp4": "x",
+            "train/d.mp4": "x",
+            "validation/c.mp4": "x",
+        }
+    )
+    found, notes = columns(folder, "auto")
+    assert found == {
+        "train/a.mp4": {"label": "run", "caption": "one, two", "split": "train"},
+        "train/deep/b.mp4": {"label": "jump", "split": "train"},
+        "train/d.mp4": {"split": "train"},
+        "validation/c.mp4": {"label": "3", "at": '{"x": 1}', "split": "mine"},
+    }
+    assert "read as layout videofolder" in notes and "files without an annotation: 1 (train/d.mp4)" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,label\na.mp4,x\na.mp4,y\n", "line 3 names a.mp4 a second time, or a part of it; give this table"),
+        ("file_name,start_s,end_s\na.mp4,0,1\n", "line 2 names a.mp4 a second time, or a part of it"),
+        ("file_name,label\nz.mp4,x\n", "no annotation is about a file in it: files a.mp4; annotations z.mp4"),
+    ],
+)
+def test_a_videofolder_that_cannot_be_used(tree, text, message):
+    with pytest.raises(UserError, match=message):
+        columns(tree({"metadata.csv": text, "a.mp4": "x"}), "videofolder")
+
+
 def test_names_of_layouts():
     assert LAYOUT_NAMES == (
         "auto",
@@ -343,4 +377,5 @@ def test_names_of_layouts():
         "hmdb51",
         "diving48",
         "imagenet",
+        "videofolder",
     )

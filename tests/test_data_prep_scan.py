@@ -19,11 +19,11 @@ from PIL import Image
 
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import file_facts
-from data_prep.scanning import measure as measure_module
 from data_prep.scanning import random_access, scanner
 from data_prep.scanning.engines import Work, scan_in_processes
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
+from data_prep.scanning.track import true_times
 from vjepa.data import decode
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.frame_times import frame_ids_at
@@ -37,10 +37,10 @@ def entry(path, **changes):
     return Entry(**{"uri": str(path), "name": Path(path).name} | changes)
 
 
-def scan_all(entries, workers=1, options=None, deadline_s=60.0):
+def scan_all(entries, workers=1, deadline_s=60.0):
     """The rows of each file, in order, by children that can be killed."""
-    numbered = scan_in_processes(entries, Work(options or ScanOptions(), deadline_s, workers))
-    return [rows for _, rows in sorted(numbered, key=lambda found: found[0])]
+    numbered = scan_in_processes(entries, Work(ScanOptions(), deadline_s, workers))
+    return [found.clips(ScanOptions()) for _, found in sorted(numbered, key=lambda answer: answer[0])]
 
 
 def scan_file(path, **changes):
@@ -129,7 +129,7 @@ def test_keeps_the_times_of_a_variable_rate(make_video):
     ],
 )
 def test_times_ascend_whatever_the_container_says(seconds, expected):
-    times, clock_starts = measure_module.true_times(np.array(seconds, float), 10.0)
+    times, clock_starts = true_times(np.array(seconds, float), 10.0)
     assert times.tolist() == pytest.approx(expected) and clock_starts == []
 
 
@@ -147,7 +147,7 @@ def test_times_ascend_whatever_the_container_says(seconds, expected):
     ],
 )
 def test_a_clock_that_jumps_begins_a_stretch(seconds, starts, expected):
-    times, found = measure_module.true_times(np.array(seconds, float), 10.0)
+    times, found = true_times(np.array(seconds, float), 10.0)
     assert found == starts and times.tolist() == pytest.approx(list(expected))
 
 
@@ -295,22 +295,6 @@ def test_a_member_of_a_shard_and_an_address_are_as_the_file_itself(make_video, t
     (tmp_path / "stills.tar").write_bytes(bytes(512) + (tmp_path / "p.png").read_bytes())
     still = scan_file(tmp_path / "stills.tar", name="p.png", offset=512, length=(tmp_path / "p.png").stat().st_size)
     assert (still["decoder"], still["width"], still["codec"]) == ("image", 9, "png")
-
-
-@pytest.mark.fast
-def test_decoding_stops_behind_the_part_that_is_wanted(make_video, monkeypatch):
-    path, seen = make_video("a.mp4", 60, fps=10), []
-    add = random_access.Samples.add
-    monkeypatch.setattr(random_access.Samples, "add", lambda self, i, frame: seen.append(i) or add(self, i, frame))
-    row = scan_file(path, start_s=0.5, end_s=1.5)
-    assert (row["first_frame"], row["num_frames"], row["start_s"], row["end_s"]) == (
-        5,
-        10,
-        pytest.approx(0.5),
-        pytest.approx(1.5),
-    )
-    assert len(seen) < 30 and row["decoder"] == "decord"
-    assert "no frame from 99 s to its end: it lasts from 0 s to 6 s" in scan_file(path, start_s=99.0)["status"]
 
 
 @pytest.mark.fast
@@ -467,8 +451,8 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
         tmp_path,
         monkeypatch,
         f"""
-        true = module.scan
-        def scan(entry, options, excluded, announce):
+        true = module.look_into
+        def look_into(entry, options, excluded, announce):
             announce(facts={{"file_bytes": 7, "modified_ns": 8}})
             if "hang" in entry.uri:
                 {HOLD_THE_GIL}
@@ -477,7 +461,7 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
             if "raise" in entry.uri:
                 raise KeyError("a bug")
             return true(entry, options, excluded, announce)
-        module.scan = scan
+        module.look_into = look_into
         """,
     )
     start = time.monotonic()
@@ -508,15 +492,8 @@ def test_an_engine_takes_few_entries_ahead_and_can_be_left(make_video):
     path, taken = make_video("a.mp4", 2), []
     entries = (taken.append(i) or entry(path) for i in range(10_000))
     found = scan_in_processes(entries, Work(ScanOptions(), 60.0, workers=1))
-    assert [next(found)[1][0]["status"] for _ in range(3)] == ["ok"] * 3 and len(taken) < 20
+    assert [next(found)[1].status for _ in range(3)] == [None] * 3 and len(taken) < 20
     found.close()
-
-
-def test_options_and_parts_reach_the_children(make_video):
-    path = make_video("a.mp4", 24, fps=8)
-    (rows,) = scan_all([entry(path, start_s=0.5, end_s=2.0)], options=ScanOptions(window_s=1.0))
-    assert [(row["first_frame"], row["num_frames"]) for row in rows] == [(4, 8), (12, 4)]
-    assert dataclasses.asdict(ScanOptions(window_s=1.0))["window_s"] == 1.0
 
 
 def test_slow_progress_is_stopped_and_fast_progress_is_not(make_video, tmp_path, monkeypatch):
@@ -526,13 +503,13 @@ def test_slow_progress_is_stopped_and_fast_progress_is_not(make_video, tmp_path,
         monkeypatch,
         """
         import time
-        true = module.scan
-        def scan(entry, options, excluded, announce):
+        true = module.look_into
+        def look_into(entry, options, excluded, announce):
             for i in range(1, 13):
                 time.sleep(0.25)
                 announce(num_frames=i * 50 if "long" in entry.uri else 1)
             return true(entry, options, excluded, announce)
-        module.scan = scan
+        module.look_into = look_into
         """,
     )
     statuses = [rows[0]["status"] for rows in scan_all(map(entry, paths), 2, deadline_s=2.0)]

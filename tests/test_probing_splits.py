@@ -1,7 +1,5 @@
 """The rows that probes learn from, choose on and are measured on."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -15,6 +13,10 @@ class FakeIndex:
 
     def __init__(self, path="clips.parquet", **columns):
         self.path, self.columns = path, {"group": [None] * len(columns["label"]), **columns}
+        self.parts = [(0, self)]
+
+    def __len__(self):
+        return len(self.columns["label"])
 
     def column(self, name):
         return self.columns[name]
@@ -31,7 +33,7 @@ class FakeIndex:
 
 
 def use(monkeypatch, index):
-    monkeypatch.setattr(splits, "ClipIndex", SimpleNamespace(open=lambda path: index))
+    monkeypatch.setattr(splits, "open_index", lambda paths: index)
 
 
 def data(**sources):

@@ -64,7 +64,7 @@ def transcode(
     facts = output.index_facts(index, where) | asdict(options)
     failed: dict[int, str] = {}
     with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
-        places = {answer.rows[0]["row"]: answer.place for answer in journal.answers()}
+        places = {line.answer["row"]: line.place for line in journal.answers()}
         wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
         encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
         copying = work_off(_jobs(index, wanted, out, options), encoders, partial(_copy, deadline_s=deadline_s))
@@ -77,8 +77,7 @@ def transcode(
                     failed[row] = reason
                     bar.set_postfix(failed=len(failed))
                 else:
-                    key = (copy_name(index.row(row)), None, None, None, None)
-                    places[row] = journal.append(key, [{"row": row, **columns}])
+                    places[row] = journal.append((copy_name(index.row(row)),), {"row": row, **columns})
                 bar.update()
         num_copies = len(rows) - len(failed)
         if not num_copies:
@@ -161,7 +160,7 @@ def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -
     extra = output.extra_columns(index)
     for i, record in enumerate(index.records()):
         if i in places:
-            row, columns = index.row(i), journal.read(places[i])[0]
+            row, columns = index.row(i), journal.read(places[i])
             kept = {name: record.get(name) for name in (*_KEPT, *extra)}
             kept[output.SOURCE] = record.get(output.SOURCE) or row.uri
             name = copy_name(row)

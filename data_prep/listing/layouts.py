@@ -10,9 +10,10 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from data_prep.listing.manifests import read_manifest
 from data_prep.listing.places import base_name, composed, first, join, read_text, shown
 from vjepa.errors import UserError
 
@@ -142,12 +143,35 @@ def _imagefolder(tree: Tree) -> Annotated:
 
 def _of_folders(tree: Tree, name: str) -> Columns:
     *folders, _ = name.split("/")
-    split = _split_of([base_name(tree.root), *folders])
+    split = split_of([base_name(tree.root), *folders])
     return {"label": folders[-1] if folders and folders[-1].lower() not in _SPLITS else None, "split": split}
 
 
-def _split_of(folders: Sequence[str]) -> str | None:
+def split_of(folders: Sequence[str]) -> str | None:
+    """Name the split that the first of some names means, however it is spelt; None where none means one."""
     return next((_SPLITS[folder.lower()] for folder in folders if folder.lower() in _SPLITS), None)
+
+
+def _videofolder(tree: Tree) -> Annotated | None:
+    """Read metadata.csv, .jsonl or .parquet with a column `file_name`, relative to the folder that it lies in.
+
+    Split: the column, else a folder above that is called train, val or test.
+    """
+    tables = tree.find(_METADATA)
+    rows: dict[str, Columns] = {}
+    for name in tables:
+        folder = posixpath.dirname(name)
+        for row in read_manifest(join(tree.root, name), ignored=set()):
+            file = posixpath.normpath(posixpath.join(folder, composed(row.path)))
+            if file in rows or (row.start_s, row.end_s, row.offset) != (None, None, None):
+                wrong = f"{row.where} names {row.path} a second time, or a part of it"
+                raise UserError(f"{shown(join(tree.root, name))}: {shown(wrong)}; give this table as the source")
+            rows[file] = {name: value for name, value in row.columns.items() if value is not None}
+    found = _match(tree, rows, lambda name: name)
+    if found is None:
+        return None
+    splits = {name: split_of([base_name(tree.root), *name.split("/")[:-1]]) for name in tree.media}
+    return replace(found, columns={name: {"split": splits[name]} | found.columns.get(name, {}) for name in tree.media})
 
 
 def _kinetics(tree: Tree) -> Annotated | None:
@@ -166,7 +190,7 @@ def _kinetics(tree: Tree) -> Annotated | None:
             split = line.get("split") or posixpath.basename(name)
             rows[f"{line['youtube_id']}_{start:06d}_{end:06d}"] = {
                 "label": line.get("label") or None,
-                "split": _split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
+                "split": split_of(re.split(r"[^A-Za-z]+", split)), "group": line["youtube_id"],
             }  # fmt: skip
     return _match(tree, rows)
 
@@ -192,7 +216,7 @@ def _ssv2(tree: Tree) -> Annotated | None:
         if ";" in line
     )
     for name in lists:
-        split = _split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
+        split = split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
         for item in _items(tree, name, "id"):
             label = re.sub(r"[\[\]]", "", str(item.get("template") or "")) or answers.get(str(item["id"]))
             if label and class_ids and label not in class_ids:
@@ -254,7 +278,7 @@ def _diving48(tree: Tree) -> Annotated | None:
     vocabulary = [" ".join(map(str, dive)) if isinstance(dive, list) else str(dive) for dive in dives]
     rows: dict[str, Columns] = {}
     for name in lists:
-        split = _split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
+        split = split_of(re.split("[^a-z]+", posixpath.basename(name).lower()))
         for item in _items(tree, name, "vid_name"):
             number = item.get("label")
             if not isinstance(number, int) or not 0 <= number < (len(vocabulary) or number + 1):
@@ -291,7 +315,7 @@ def _imagenet(tree: Tree) -> Annotated | None:
         folders = name.split("/")[:-1]
         synset = next(filter(_SYNSET.fullmatch, reversed(folders)), None) or solution.get(_stem(name))
         if synset:
-            split = _split_of([base_name(tree.root), *folders])
+            split = split_of([base_name(tree.root), *folders])
             columns[name] = {"label": synset, "split": split} | classes.get(synset, {})
     absent = sorted(solution.keys() - set(map(_stem, columns)))
     unannotated = [name for name in tree.media if name not in columns]
@@ -334,6 +358,7 @@ def _split_column(number: str) -> str:
     return "split" if number == "01" else f"split_{number}"
 
 
+_METADATA: Final = r"metadata\.(csv|jsonl|parquet)"
 _KINETICS_CSV: Final = r"(kinetics.*)?(train|val|valid|validate|validation|test)\w*\.csv"
 _UCF101_LIST: Final = r"(train|test)list0[123]\.txt"
 _HMDB51_LIST: Final = r".+_test_split[123]\.txt"
@@ -359,4 +384,5 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         "folders of synsets (n01440764), LOC_val_solution.csv",
         r"loc_(val_solution\.csv|synset_mapping\.txt)",
     ),
+    "videofolder": Layout(_videofolder, "metadata.csv, metadata.jsonl or metadata.parquet", _METADATA),
 }

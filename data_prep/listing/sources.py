@@ -15,10 +15,12 @@ from itertools import chain, islice
 from typing import Final
 
 from data_prep.listing import places
+from data_prep.listing.embedded import has_embedded, list_embedded
 from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
 from data_prep.listing.layouts import LAYOUTS, Tree, annotate
 from data_prep.listing.manifests import plain_path, read_labels, read_manifest
 from data_prep.listing.places import composed, first, shown
+from data_prep.listing.sample import evenly, sample_of_files
 from data_prep.listing.tar_members import list_members
 from vjepa.errors import UserError
 
@@ -26,6 +28,7 @@ MANIFEST_EXTENSIONS: Final = (".csv", ".txt", ".jsonl", ".parquet")
 LAYOUT_NAMES: Final = ("auto", *LAYOUTS)
 
 _TAR: Final = ".tar"
+_PARQUET: Final = ".parquet"
 _LABELS_NAME: Final = "labels.csv"
 _NOTHING: Final = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "-", "?"))
 _NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place: each question is a request
@@ -33,25 +36,34 @@ _NUM_ASKED: Final = 100  # of the files that a manifest names at a remote place:
 
 @dataclass(frozen=True)
 class Listing:
-    """Hold what was found; notes: one line each about files left out, labels without a file, and the like."""
+    """Hold what was found; notes: one line each about files left out, labels without a file, and the like.
+
+    sample: what the entries are a sample of, in words; empty where they are all.
+    """
 
     entries: list[Entry]
     notes: list[str]
+    sample: str = ""
 
 
-def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | None = None) -> Listing:
+def list_entries(
+    sources: Sequence[str], layout: str = "auto", labels: str | None = None, sample: int | None = None
+) -> Listing:
     """List every video and image of `sources`, in their order, and what they are labelled.
 
-    A source is a folder, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv, .txt, .jsonl, .parquet) or
-    tar shards (train-*.tar), on disk or at an fsspec address. Files are sorted within a source; manifests and shards
-    keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the data sets with annotation files, and takes no
-    label from folders. labels: CSV whose first column is a name relative to the source (or an absolute path); its
-    columns stand above those of layouts and manifests. Raises UserError where nothing can be listed.
+    A source is a folder of videos, images or shards, a pattern (videos/**/*.mp4), one video or image, a manifest (.csv,
+    .txt, .jsonl, .parquet) or shards (train-*.tar, .parquet with videos in it), on disk or at an fsspec address. Files
+    are sorted within a source; manifests and shards keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the
+    data sets with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative
+    to the source (or an absolute path); its columns stand above those of layouts and manifests. sample: files to take,
+    evenly among all; of more shards than that, as many are opened. Raises UserError where nothing can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
     if not sources:
         raise UserError("no source is given; name a folder, a pattern, a manifest or tar shards")
+    if sample is not None and sample < 1:
+        raise UserError(f"--sample {sample}: at least 1 file is needed")
     labels = places.absolute(labels) if labels else None
     table = read_labels(labels) if labels else {}
     if layout == "auto" and labels:
@@ -59,7 +71,7 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
     entries: list[Entry] = []
     notes: list[str] = []
     for source in map(places.absolute, sources):
-        found = _find(source)
+        found = _find(source, sample)
         if not found.entries:
             raise UserError(f"{shown(source)}: {'; '.join([found.empty, *found.notes[:1]])}")
         names = [composed(entry.name) for entry in found.entries]
@@ -71,7 +83,11 @@ def list_entries(sources: Sequence[str], layout: str = "auto", labels: str | Non
         entries = _with_labels(entries, table, labels, notes)
     _check_text(entries)
     notes += _doubtful_labels(entries)
-    return Listing(entries, notes)
+    if sample is None:
+        return Listing(entries, notes)
+    taken, num_files = sample_of_files(entries, sample)
+    words = f"{min(sample, num_files)} of {num_files} files, evenly in the order of the list"
+    return Listing(taken, [*notes, f"a sample: {words}"], words)
 
 
 @dataclass(frozen=True)
@@ -88,16 +104,16 @@ class _Found:
     empty: str
 
 
-def _find(source: str) -> _Found:
+def _find(source: str, sample: int | None) -> _Found:
     if not places.is_address(source):
         if os.path.isdir(source):
-            return _in_folder(source)
+            return _in_folder(source, sample)
         if places.has_pattern(source) and not os.path.lexists(source):
-            return _in_pattern(source)
+            return _in_pattern(source, sample)
         if not os.path.lexists(source):
             raise UserError(f"{shown(source)}: no such file or folder; give the folder that holds the videos")
     elif places.has_pattern(source):
-        return _in_pattern(source)
+        return _in_pattern(source, sample)
     kind = places.suffix(source)
     if kind in MEDIA_EXTENSIONS:
         if not places.exists(source):
@@ -109,7 +125,7 @@ def _find(source: str) -> _Found:
     if kind == _TAR or kind in MANIFEST_EXTENSIONS:
         return _inside(places.parent(source), [places.base_name(source)], kind)
     if places.is_address(source):
-        return _in_folder(source)
+        return _in_folder(source, sample)
     known = " ".join(sorted(MEDIA_EXTENSIONS))
     raise UserError(
         f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no "
@@ -117,18 +133,35 @@ def _find(source: str) -> _Found:
     )
 
 
-def _in_folder(folder: str) -> _Found:
-    return _media(
-        places.folder_files(folder), f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}"
-    )
+def _in_folder(folder: str, sample: int | None) -> _Found:
+    files = places.folder_files(folder)
+    found = _media(files, f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}")
+    if found.entries:
+        return found
+    return _in_shards(files, _TAR, sample) or _in_shards(files, _PARQUET, sample) or found
 
 
-def _in_pattern(pattern: str) -> _Found:
+def _in_pattern(pattern: str, sample: int | None) -> _Found:
     files = places.matching_files(pattern)
     kind = places.suffix(pattern)
-    if files.names and (kind == _TAR or kind in MANIFEST_EXTENSIONS):
+    if kind == _TAR and (shards := _in_shards(files, kind, sample)):
+        return shards
+    if files.names and kind in MANIFEST_EXTENSIONS:
         return _inside(files.root, files.names, kind)
     return _media(files, "matches no video or image; a folder is given by its name alone, or its files as FOLDER/**")
+
+
+def _in_shards(files: places.Files, kind: str, sample: int | None) -> _Found | None:
+    """Take what is in the shards among some files; None where there are none. sample: shards to open, evenly."""
+    names = [name for name in files.names if places.suffix(name) == kind]
+    if kind == _PARQUET:  # a manifest or an index is no shard
+        names = [name for name in names if has_embedded(places.join(files.root, name))]
+    if not names:
+        return None
+    opened = evenly(names, sample or len(names))
+    found = _inside(files.root, opened, kind)
+    note = f"{shown(files.root)}: a sample: {len(opened)} of {len(names)} shards, the others are not opened"
+    return replace(found, notes=[*found.notes, *([note] if len(opened) < len(names) else [])])
 
 
 def _media(files: places.Files, empty: str) -> _Found:
@@ -142,7 +175,7 @@ def _media(files: places.Files, empty: str) -> _Found:
     notes, closed = [], files.unreadable
     if closed:
         notes.append(f"{shown(root)}: folders that cannot be read: {len(closed)} ({first(closed)})")
-    if any(name.endswith(_TAR) for name in others):
+    if entries and any(name.endswith(_TAR) for name in others):
         notes.append(f"{shown(root)}: has {_TAR} files; to take what is in them, give {shown(root)}/**/*{_TAR}")
     return _Found(root, entries, others, notes, empty)
 
@@ -153,7 +186,11 @@ def _inside(root: str, names: Sequence[str], kind: str) -> _Found:
     notes: list[str] = []
     for name in names:
         place = places.join(root, name)
-        entries += list_members(place, name, notes) if kind == _TAR else _named(place, notes)
+        if kind == _TAR:
+            entries += list_members(place, name, notes)
+        else:
+            embedded = list_embedded(place, name, notes) if kind == _PARQUET else None
+            entries += _named(place, notes) if embedded is None else embedded
     return _Found(root, entries, [], notes, "holds no video or image" if kind == _TAR else "names no file")
 
 

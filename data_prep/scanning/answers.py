@@ -1,7 +1,7 @@
-"""Which files of a scan have their answer: from an interrupted scan, from the index that was there before, or given
+"""Which entries of a scan have their answer: from an interrupted scan, from the index that was there before, or given
 now.
 
-For each file little more is in memory than its name: the answers lie in the journal.
+For each entry little more is in memory than its name: the answers lie in the journal.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
 
 from data_prep.listing.entry import Entry
-from data_prep.listing.places import file_facts, reaching
-from data_prep.scanning.journal import Journal, Key, Rows
+from data_prep.scanning.file_state import file_of, file_states, is_state
+from data_prep.scanning.journal import Journal, Key
+from data_prep.scanning.known_files import KnownFiles
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.track import FileScan
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
-from vjepa.errors import UserError
+
+Rows = list[dict[str, Any]]  # of one entry
 
 PART: Final = "manifest_part"  # column of an index: [start_s, end_s] that a manifest asks for of a video, as JSON
 _FROM_SOURCES: Final = {"uri", "offset", "length", "label", "label_id", "split", "group", "duplicate_of"}
 _ANSWERED: Final = [name for name in SCHEMA.names if name not in _FROM_SOURCES]
-_NUM_THREADS: Final = 16  # that ask a storage about files, which is nothing but waiting
-_FILES_ASKED_AT_ONCE: Final = 4096
 
 
 @dataclass
@@ -40,73 +41,146 @@ class Changes:
     new: int = 0
     vanished: int = 0
 
+    def __str__(self) -> str:
+        kept = f" ({self.same_unusable} not usable; --rescan tries them again)" if self.same_unusable else ""
+        return f"{self.same} files are as they were{kept}, {self.changed} changed, {self.new} new, {self.vanished} gone"
+
 
 class Answers:
-    """Hold the answers for `entries`, of which each is another file or part of one."""
+    """Hold the answers for `entries`, of which each is another file or part of one: the rows of each.
 
-    def __init__(self, entries: Sequence[Entry], journal: Journal) -> None:
+    A file is known by a number, in the order in which the entries first name it.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], options: ScanOptions, journal: Journal, known: KnownFiles | None = None
+    ) -> None:
+        """Take the options by which files are cut, and what is known of files of which parts are wanted."""
         self.entries = entries
         self.statuses: Counter[str] = Counter()  # of the rows so far
-        self.num_answered = 0
-        self._journal = journal
+        self._options, self._journal, self._known = options, journal, known
+        self._known_places: dict[int, int] = {}  # of files that are still to be cut
         self._places = array("q", [-1]) * len(entries)
         self._hashes = np.zeros(len(entries), np.uint64)  # `short_hash` of each
+        numbers: dict[Key, int] = {}
+        self._files = np.array([numbers.setdefault(file_of(entry), len(numbers)) for entry in entries], np.int64)
+        self._by_file = np.argsort(self._files, kind="stable")  # entries; those of one file side by side, in order
+        self._starts = np.searchsorted(self._files[self._by_file], np.arange(len(numbers) + 1))
+        self._num_open = np.diff(self._starts)  # entries of each file without an answer
 
     def __getitem__(self, number: int) -> Rows:
-        return self._journal.read(self._places[number])
+        rows: Rows = self._journal.read(self._places[number])
+        return rows
+
+    @property
+    def num_files(self) -> int:
+        return len(self._num_open)
+
+    @property
+    def num_answered(self) -> int:
+        """Count the files of which every entry has its answer."""
+        return int((self._num_open == 0).sum())
+
+    def first_entry(self, file: int) -> Entry:
+        return self.entries[int(self._by_file[self._starts[file]])]
+
+    def is_first(self, number: int) -> bool:
+        """Tell whether an entry is the first of its file."""
+        return bool(self._by_file[self._starts[self._files[number]]] == number)
 
     def missing(self) -> list[int]:
-        """List the numbers of the entries that are still to be scanned."""
-        return [number for number, place in enumerate(self._places) if place < 0]
+        """List the files that are still to be scanned, or cut."""
+        files: list[int] = np.flatnonzero(self._num_open).tolist()
+        return files
 
-    def add(self, number: int, rows: Rows) -> None:
-        self._note(number, self._journal.append(key_of(self.entries[number]), rows), rows)
+    def add_file(self, file: int, found: FileScan) -> None:
+        """Cut what a scan found in a file into the answers of its entries."""
+        if self._known and any(part_of(self.entries[number]) for number in self._entries_of(file)):
+            self._known.add(self.first_entry(file), found)
+        self._cut(file, found)
+
+    @property
+    def knows_files(self) -> bool:
+        return self._known is not None and self._known.has_answers
+
+    def look_up(self, states: np.ndarray) -> int:
+        """Find what is known of the files that are missing, for `cut_known`, and count them. states: of `states`."""
+        if self._known:
+            self._known_places = self._known.find({file: self.first_entry(file) for file in self.missing()}, states)
+        return len(self._known_places)
+
+    def cut_known(self) -> Iterator[int]:
+        """Cut the files that `look_up` found, and yield the number of each."""
+        for file, place in self._known_places.items():
+            if self._known:
+                self._cut(file, self._known.read(place))
+            yield file
+
+    def states(self) -> np.ndarray:
+        """Ask what each file is like: `file_states`."""
+        return file_states([self.first_entry(file) for file in range(self.num_files)])
+
+    def continue_scan(self, states: np.ndarray) -> None:
+        """Take over what the journal holds of files that are as they were. states: of `states`."""
+        numbers = self._numbers()
+        for place, key, rows in self._journal.answers():
+            number = numbers.get(key)
+            if number is not None and self._places[number] < 0 and is_state(rows[0], states[self._files[number]]):
+                self._note(number, place, rows)
+
+    def take_over(self, index: ClipIndex, states: np.ndarray) -> Changes:
+        """Take over what an index holds of files that are as they were. states: of `states`."""
+        changes, numbers, seen = Changes(), self._numbers(), set[Key]()
+        files = {file_of(self.first_entry(file)): file for file in range(self.num_files)}
+        for key, rows in _files(index):
+            file = files.get(key[:3])
+            same = file is not None and is_state(rows[0], states[file])
+            if key[:3] not in seen:
+                changes.same += same
+                changes.same_unusable += same and is_unusable(rows[0]["status"])
+                changes.changed += file is not None and not same
+                changes.vanished += file is None
+                seen.add(key[:3])
+            number = numbers.get(key)
+            if same and number is not None and self._places[number] < 0:
+                self._add(number, rows)
+        changes.new = self.num_files - changes.same - changes.changed
+        return changes
+
+    def _cut(self, file: int, found: FileScan) -> None:
+        for number in self._entries_of(file):
+            if self._places[number] < 0:
+                entry = self.entries[number]
+                self._add(number, found.clips(self._options, entry.start_s, entry.end_s))
+
+    def _entries_of(self, file: int) -> list[int]:
+        numbers: list[int] = self._by_file[self._starts[file] : self._starts[file + 1]].tolist()
+        return numbers
+
+    def _add(self, number: int, rows: Rows) -> None:
+        self._note(number, self._journal.append(_key_of(self.entries[number]), rows), rows)
 
     def _note(self, number: int, place: int, rows: Rows) -> None:
         self._places[number] = place
         self._hashes[number] = short_hash(rows[0].get("content_hash"))
-        self.num_answered += 1
+        self._num_open[self._files[number]] -= 1
         self.statuses.update(row["status"] for row in rows)
 
-    def continue_scan(self, states: np.ndarray) -> None:
-        """Take over what the journal holds of files that are as they were. states: of `file_states`."""
-        numbers = self._numbers()
-        for place, key, rows in self._journal.answers():
-            number = numbers.get(key)
-            if number is not None and self._places[number] < 0 and _is_state(rows, states[number]):
-                self._note(number, place, rows)
-
-    def take_over(self, index: ClipIndex, states: np.ndarray) -> Changes:
-        """Take over what an index holds of files that are as they were. states: of `file_states`."""
-        changes, numbers = Changes(), self._numbers()
-        for key, rows in _files(index):
-            number = numbers.get(key)
-            if number is None:
-                changes.vanished += 1
-            elif not _is_state(rows, states[number]):
-                changes.changed += 1
-            else:
-                changes.same += 1
-                changes.same_unusable += is_unusable(rows[0]["status"])
-                if self._places[number] < 0:
-                    self.add(number, rows)
-        changes.new = len(self.entries) - changes.same - changes.changed
-        return changes
-
     def _numbers(self) -> dict[Key, int]:
-        return {key_of(entry): number for number, entry in enumerate(self.entries)}
+        return {_key_of(entry): number for number, entry in enumerate(self.entries)}
 
     def repeated_hashes(self) -> set[int]:
         """Find the `short_hash` that several files have.
 
         They are few, so that looking for duplicates takes little memory.
         """
-        hashes, counts = np.unique(self._hashes[self._hashes > 0], return_counts=True)
+        of_files = self._hashes[self._by_file[self._starts[:-1]]]
+        hashes, counts = np.unique(of_files[of_files > 0], return_counts=True)
         return set(hashes[counts > 1].tolist())
 
 
-def key_of(entry: Entry) -> Key:
-    return entry.uri, entry.offset, entry.length, entry.start_s, entry.end_s
+def _key_of(entry: Entry) -> Key:
+    return *file_of(entry), entry.start_s, entry.end_s
 
 
 def is_filtered(status: str) -> bool:
@@ -128,41 +202,13 @@ def part_of(entry: Entry) -> str | None:
     return None if entry.start_s is None and entry.end_s is None else json.dumps([entry.start_s, entry.end_s])
 
 
-def file_states(entries: Sequence[Entry]) -> np.ndarray:
-    """Ask for size in bytes and time of change in ns of the file of each entry: int64 [n, 2], -1: not known."""
-    states = np.full((len(entries), 2), -1, np.int64)
-    files = groupby(range(len(entries)), key=lambda number: entries[number].uri)  # members of a shard lie side by side
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        while some := [(uri, list(numbers)) for uri, numbers in islice(files, _FILES_ASKED_AT_ONCE)]:
-            for (_, numbers), state in zip(some, threads.map(_state, [uri for uri, _ in some]), strict=True):
-                states[numbers] = state
-    return states
-
-
-def _state(uri: str) -> tuple[int, int]:
-    try:
-        with reaching(uri):
-            facts = file_facts(uri)
-    except UserError:
-        return -1, -1
-    return _known(facts.file_bytes), _known(facts.modified_ns)
-
-
-def _is_state(rows: Rows, state: np.ndarray) -> bool:
-    return (_known(rows[0].get("file_bytes")), _known(rows[0].get("modified_ns"))) == tuple(state)
-
-
-def _known(value: int | None) -> int:
-    return -1 if value is None else value
-
-
 def short_hash(content_hash: str | None) -> int:
     """Take the first 64 bits of a content hash; 0 where there is none."""
     return int(content_hash[:16], 16) if content_hash else 0
 
 
 def _files(index: ClipIndex) -> Iterator[tuple[Key, Rows]]:
-    """Yield the rows of each file, which lie side by side, as they were scanned."""
+    """Yield the rows of each file, or part of one, which lie side by side, as they were scanned."""
     folder = str(index.path.parent)
     for key, rows in groupby(index.records(), key=lambda row: _key_of_row(row, folder)):
         yield key, [{name: row[name] for name in _ANSWERED if row[name] is not None} for row in rows]

@@ -1,8 +1,8 @@
 """Make a clip index of whatever sources there are.
 
-Every video and image is decoded once, in processes that can be killed. A file that cannot be used stays in the index
-with the reason in its `status`. What was scanned before, by a scan that was interrupted or for the index that is to be
-replaced, and has not changed since, is not scanned again.
+Every video and image is decoded once, however many parts of it are wanted, in processes that can be killed. A file that
+cannot be used stays in the index with the reason in its `status`. What was scanned before, by a scan that was
+interrupted or for the index that is to be replaced, and has not changed since, is not scanned again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,6 @@ from data_prep.scanning.answers import (
     PART,
     Answers,
     counted,
-    file_states,
     is_filtered,
     is_unusable,
     part_of,
@@ -34,13 +34,15 @@ from data_prep.scanning.answers import (
 )
 from data_prep.scanning.engines import ENGINES, Work, check_engine
 from data_prep.scanning.journal import Journal
+from data_prep.scanning.known_files import KnownFiles
 from data_prep.scanning.options import DEADLINE_S, FIRST_OF_SEVERAL, ScanOptions
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
 from vjepa.errors import UserError
 
-ANSWERS_VERSION: Final = 2  # raise it where a scan of the same file with the same options gives other rows
+ANSWERS_VERSION: Final = 3  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
+_SAMPLE_KEY: Final = b"vjepa_sample"  # what an index is a sample of; empty where it is none
 _NUM_NAMED: Final = 3
 
 AnyPath = str | os.PathLike[str]
@@ -58,10 +60,11 @@ def build_index(
     deadline_s: float = DEADLINE_S,
     engine: str = "processes",
     rescan: bool = False,
+    sample: int | None = None,
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels: see `list_entries`. workers: files scanned at a time; None: as many as there are cores.
+    sources, layout, labels, sample: see `list_entries`. workers: files scanned at a time; None: one for each core.
     rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
     UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
@@ -75,12 +78,21 @@ def build_index(
     check_engine(engine)
     if importlib.util.find_spec("av") is None:
         raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
-    _check_out(out)
+    _check_out(out, sample)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    listing = list_entries(names, layout, os.fspath(labels) if labels else None)
-    header = {"version": f"{SCHEMA_VERSION}.{ANSWERS_VERSION}", "options": asdict(options)}
-    with _folder(out.parent), Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal:
-        answers = Answers(listing.entries, journal)
+    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample)
+    version = f"{SCHEMA_VERSION}.{ANSWERS_VERSION}"
+    header = {"version": version, "options": asdict(options)}
+    with (
+        _folder(out.parent),
+        Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal,
+        _known_files(
+            out, listing.entries, {"version": version, "scenes": options.scenes and options.scene_threshold}
+        ) as known,
+    ):
+        if known and rescan and not journal.has_answers:
+            known.clear()
+        answers = Answers(listing.entries, options, journal, known)
         notes = [*listing.notes, *_take_over(answers, journal, None if rescan else _previous(out), header)]
         if progress and notes:
             print("\n".join(notes))
@@ -90,7 +102,8 @@ def build_index(
             raise UserError(_none_usable(names, answers))
         rows = _IndexRows(answers, out.parent)
         try:
-            write_index(out, rows, extra=rows.text_columns, metadata={_HEADER_KEY: json.dumps(header).encode()})
+            metadata = {_HEADER_KEY: json.dumps(header).encode(), _SAMPLE_KEY: listing.sample.encode()}
+            write_index(out, rows, extra=rows.text_columns, metadata=metadata)
         except OSError as error:
             raise UserError(
                 f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
@@ -98,17 +111,19 @@ def build_index(
             ) from None
         journal.remove()
     if progress:
-        print("\n".join(_summary(answers, rows)))
+        print("\n".join(_summary(answers, rows, listing.sample)))
     return ClipIndex.open(out)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, sample: int | None) -> None:
     """Raise UserError where `out` cannot be written: before the scan, because that may take hours."""
     try:
         if out.is_dir() or (out.exists() and index_version(out) is None):
             raise UserError(
                 f"{shown(str(out))}: exists and is not a clip index, so it is not replaced; choose another --out"
             )
+        if sample and out.exists() and not index_metadata(out).get(_SAMPLE_KEY):
+            raise UserError(f"{shown(str(out))}: is an index of all files; choose another --out for a sample of them")
         parent = next(place for place in out.parents if place.exists())
     except OSError as error:
         raise UserError(f"{shown(str(out))}: {error.strerror}; choose another --out") from None
@@ -137,46 +152,46 @@ def _previous(out: Path) -> ClipIndex | None:
         return None
 
 
+def _known_files(out: Path, entries: Sequence[Entry], header: dict[str, Any]) -> KnownFiles | nullcontext[None]:
+    """Open what is known of files of which a list names parts; None where none does."""
+    return KnownFiles(out, header) if any(part_of(entry) for entry in entries) else nullcontext()
+
+
 def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, header: dict[str, Any]) -> list[str]:
-    """Take over the answers of an interrupted scan and of the previous index; give notes on it, one line each."""
+    """Take over the answers of an interrupted scan and of the previous index, and look up what is known of the other
+    files; give notes on it, one line each.
+    """
     notes = []
     if journal.was_other:
         notes.append(f"{journal.path}: an interrupted scan with other options, or of another version, is not continued")
     is_alike = previous is not None and index_metadata(previous.path).get(_HEADER_KEY) == json.dumps(header).encode()
-    if not is_alike and not journal.has_answers:
+    if not (is_alike or journal.has_answers or answers.knows_files):
         if previous:
             notes.append(f"{previous.path}: was made with other options, or by another version; every file is scanned")
         return notes
-    states = file_states(answers.entries)
+    states = answers.states()
     answers.continue_scan(states)
     if answers.num_answered:
-        notes.append(
-            f"{journal.path}: {answers.num_answered} of {len(answers.entries)} files were scanned before the "
-            "interruption"
-        )
+        counts = f"{answers.num_answered} of {answers.num_files} files"
+        notes.append(f"{journal.path}: {counts} were scanned before the interruption")
     if previous and is_alike:
-        changes = answers.take_over(previous, states)
-        kept = f" ({changes.same_unusable} not usable; --rescan tries them again)" if changes.same_unusable else ""
-        notes.append(
-            f"{previous.path}: {changes.same} files are as they were{kept}, {changes.changed} changed, "
-            f"{changes.new} new, {changes.vanished} gone"
-        )
+        notes.append(f"{previous.path}: {answers.take_over(previous, states)}")
+    if num_known := answers.look_up(states):
+        notes.append(f"files that were scanned for other parts of them: {num_known}; these are cut without a scan")
     return notes
 
 
 def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
-    """Scan what has no answer yet. An interruption loses nothing but the files that were being scanned."""
-    missing, total = answers.missing(), len(answers.entries)
-    if not missing:
-        return  # an engine would start for nothing
-    found = ENGINES[engine]((answers.entries[number] for number in missing), work)
+    """Cut what is known, and scan what has no answer yet.
+
+    An interruption loses nothing but the files that were being scanned.
+    """
+    missing, total = answers.missing(), answers.num_files
     bar = progress_bar(shown=progress, total=total, initial=total - len(missing), unit="file", desc="index")
-    with bar, closing(found):
+    with bar:
         try:
-            for place, rows in found:
-                answers.add(missing[place], rows)
-                if is_unusable(rows[0]["status"]):
-                    bad = _some(answers.statuses, is_unusable)
+            for _ in chain(answers.cut_known(), _scanned(answers, work, engine)):
+                if bad := _some(answers.statuses, is_unusable):
                     bar.set_postfix_str(f"{bad.total()} bad: {counted(bad, _NUM_NAMED)}", refresh=False)
                 bar.update()
         except (KeyboardInterrupt, SystemExit):
@@ -189,13 +204,25 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
             raise
 
 
+def _scanned(answers: Answers, work: Work, engine: str) -> Iterator[int]:
+    """Scan the files without an answer; yield the number of each that has one now."""
+    missing = answers.missing()
+    if not missing:
+        return  # an engine would start for nothing
+    with closing(ENGINES[engine](map(answers.first_entry, missing), work)) as found:
+        for place, scan in found:
+            answers.add_file(missing[place], scan)
+            yield missing[place]
+
+
 class _IndexRows:
     """Yield the rows of the index, in the order of the entries, and count on the way."""
 
     def __init__(self, answers: Answers, folder: Path) -> None:
         self.num_rows = 0
         self.num_duplicates = 0
-        self.num_images = self.num_first_of_several = self.num_jumping = 0  # files
+        self.num_images = self.num_videos = self.num_first_of_several = 0  # files
+        self.jumping: set[tuple[str, int | None]] = set()
         self._answers, self._folder = answers, os.path.join(folder, "")
         entries = answers.entries
         labels = sorted({entry.columns.get("label") or "" for entry in entries} - {""})
@@ -210,15 +237,18 @@ class _IndexRows:
         for number, entry in enumerate(self._answers.entries):
             rows, columns = self._answers[number], self._columns(entry)
             content = rows[0].get("content_hash")
+            is_first = self._answers.is_first(number)
             if content and short_hash(content) in repeated:
                 file = columns["uri"], entry.offset, entry.length
                 original = originals.setdefault(content, file)
                 columns["duplicate_of"] = None if original == file else original[0]
-                self.num_duplicates += original != file
+                self.num_duplicates += is_first and original != file
             self.num_rows += len(rows)
-            self.num_images += rows[0].get("decoder") == "image"
-            self.num_first_of_several += str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
-            self.num_jumping += any(row.get("cut_at") == "clock" for row in rows)
+            self.num_images += is_first and rows[0].get("decoder") == "image"
+            self.num_videos += is_first and rows[0].get("decoder") not in (None, "image")
+            self.num_first_of_several += is_first and str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
+            if any(row.get("cut_at") == "clock" for row in rows):
+                self.jumping.add((entry.uri, entry.offset))
             yield from (row | columns for row in rows)
 
     def _columns(self, entry: Entry) -> dict[str, Any]:
@@ -233,16 +263,16 @@ class _IndexRows:
         }
 
 
-def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
-    lines = []
+def _summary(answers: Answers, rows: _IndexRows, sample: str) -> list[str]:
+    lines = [f"this is a sample: {sample}; without --sample the same command scans the others"] if sample else []
     if rows.num_duplicates:
         lines.append(
             f"files with the content of another: {rows.num_duplicates}; they stay usable, the column "
             "duplicate_of names the first"
         )
-    if rows.num_jumping:
+    if rows.jumping:
         lines.append(
-            f"files whose timestamps jump (several recordings in one, pauses): {rows.num_jumping}; no clip crosses a "
+            f"files whose timestamps jump (several recordings in one, pauses): {len(rows.jumping)}; no clip crosses a "
             "jump, the column cut_at says clock"
         )
     if rows.num_first_of_several:
@@ -250,9 +280,9 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
             f"images with several frames or pages: {rows.num_first_of_several}; the first is used, the column codec "
             "says so"
         )
-    statuses, num_files = answers.statuses, len(answers.entries)
+    statuses, num_files = answers.statuses, answers.num_files
     filtered, unusable = _some(statuses, is_filtered), _some(statuses, is_unusable)
-    if 0 < rows.num_images < num_files - unusable.total():
+    if rows.num_images and rows.num_videos:
         lines.append(f"images beside videos: {rows.num_images} of {num_files} files; each is a clip of one frame")
     clips = f", {rows.num_rows} clips" if rows.num_rows != num_files else ""
     line = f"{num_files} files{clips}: {statuses['ok']} ok"
@@ -263,7 +293,7 @@ def _summary(answers: Answers, rows: _IndexRows) -> list[str]:
 
 
 def _none_usable(names: Sequence[str], answers: Answers) -> str:
-    start, num_files, counts = f"{first(names)}: none of its", len(answers.entries), counted(answers.statuses)
+    start, num_files, counts = f"{first(names)}: none of its", answers.num_files, counted(answers.statuses)
     if any(is_filtered(status) for status in answers.statuses):
         return f"{start} {num_files} files gives a clip that is left: {counts}; loosen the filters"
     return f"{start} {num_files} files can be decoded: {counts}; give a folder with videos or images"

@@ -1,5 +1,5 @@
-"""Where the scans of an index run. Each engine yields (number of the entry, its rows) as answers come, whatever befalls
-a file.
+"""Where the scans of an index run. Each engine yields (number of the entry, what is in its file) as answers come,
+whatever befalls a file.
 
 `processes`: children of this process. `ray`: a Ray cluster, one child in each actor; the one that RAY_ADDRESS names,
 else a local one.
@@ -18,9 +18,10 @@ from data_prep.child import Child, usable_cores, work_off
 from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scanner import new_scanner, scan_file
+from data_prep.scanning.track import FileScan, unusable
 from vjepa.errors import UserError
 
-NumberedRows = Generator[tuple[int, list[dict[str, Any]]]]
+NumberedScans = Generator[tuple[int, FileScan]]
 _REASON_LENGTH: Final = 300  # of the messages of Ray, which have many lines
 _CONNECT_S: Final = 10.0  # for an address to answer; Ray itself goes on asking for minutes
 _MAX_RETRIES: Final = 2  # of a file whose machine was lost
@@ -36,17 +37,17 @@ class Work:
     workers: int | None = None
 
 
-def scan_in_processes(entries: Iterable[Entry], work: Work) -> NumberedRows:
+def scan_in_processes(entries: Iterable[Entry], work: Work) -> NumberedScans:
     """Scan in child processes on this machine."""
 
-    def scan(scanner: Child, task: tuple[int, Entry]) -> NumberedRows:
+    def scan(scanner: Child, task: tuple[int, Entry]) -> NumberedScans:
         yield task[0], scan_file(scanner, task[1], work.options, work.deadline_s)
 
     scanners = [new_scanner() for _ in range(work.workers or usable_cores())]
     yield from work_off(enumerate(entries), scanners, scan)
 
 
-def scan_on_ray(entries: Iterable[Entry], work: Work) -> NumberedRows:
+def scan_on_ray(entries: Iterable[Entry], work: Work) -> NumberedScans:
     """Scan in actors of a Ray cluster, which must see the files under the same names.
 
     A lost machine costs nothing but time: Ray starts its actors elsewhere and repeats what they were at. Raises
@@ -86,7 +87,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
-def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> NumberedRows:
+def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> NumberedScans:
     """Give the next file to whichever actor is free.
 
     An actor that still waits for a place gets none: a crowded cluster is merely slower.
@@ -108,18 +109,18 @@ def _hand_out(ray: Any, tasks: Iterator[tuple[int, Entry]], work: Work) -> Numbe
                 running[actor.scan.remote(task[1])] = actor, task[0]
                 task = next(tasks, None)
             if number is not None:
-                yield number, _rows(ray, done)
+                yield number, _found(ray, done)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _rows(ray: Any, done: Any) -> list[dict[str, Any]]:
+def _found(ray: Any, done: Any) -> FileScan:
     try:
-        rows: list[dict[str, Any]] = ray.get(done)
+        found: FileScan = ray.get(done)
     except ray.exceptions.RayError as error:
-        return [{"first_frame": 0, "num_frames": 0, "status": f"{LOST} ({type(error).__name__})"}]
-    return rows
+        return unusable(f"{LOST} ({type(error).__name__})")
+    return found
 
 
 def _is_ready(ray: Any, done: Any, is_last: bool) -> bool:
@@ -145,11 +146,11 @@ class _Actor:
     def ready(self) -> None:
         """Show by an answer that the actor has a place, and that this node can import what it needs."""
 
-    def scan(self, entry: Entry) -> list[dict[str, Any]]:
+    def scan(self, entry: Entry) -> FileScan:
         return scan_file(self._scanner, entry, self._work.options, self._work.deadline_s)
 
 
-ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], NumberedRows]]] = {
+ENGINES: Final[dict[str, Callable[[Iterable[Entry], Work], NumberedScans]]] = {
     "processes": scan_in_processes,
     "ray": scan_on_ray,
 }

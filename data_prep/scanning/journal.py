@@ -1,4 +1,4 @@
-"""The answers of a scan as they come: one JSON line for each file, beside the index that is being made.
+"""Answers as they come: one JSON line for each, in a file beside the index that is being made.
 
 A scan that was interrupted, by a signal, a crash or a power cut, continues from it.
 """
@@ -15,16 +15,14 @@ from typing import Any, Final, NamedTuple
 from data_prep.listing.places import shown
 from vjepa.errors import UserError
 
-Rows = list[dict[str, Any]]
-# what was scanned: uri, offset, length, start_s, end_s
-Key = tuple[str, int | None, int | None, float | None, float | None]
+Key = tuple[str | float | None, ...]  # what an answer is about
 _FIRST_LINE_LIMIT: Final = 1 << 16
 
 
 class JournalLine(NamedTuple):
     place: int  # in the journal, for `Journal.read`
     key: Key
-    rows: Rows
+    answer: Any  # JSON
 
 
 class Journal:
@@ -87,19 +85,21 @@ class Journal:
             if answer is None:
                 self._cut(place)
                 return
-            key, rows = answer
-            yield JournalLine(place, tuple(key), rows)
+            yield JournalLine(place, tuple(answer[0]), answer[1])
             place += len(line)
 
-    def append(self, key: Key, rows: Rows) -> int:
-        """Keep the answer for one file and return its place. It outlives this process from now on."""
-        return self._write(_line([key, rows]))
+    def append(self, key: Key, answer: Any) -> int:
+        """Keep an answer and return its place. It outlives this process from now on."""
+        return self._write(_line([key, answer]))
 
-    def read(self, place: int) -> Rows:
-        """Read the rows of the answer at `place`."""
+    def read(self, place: int) -> Any:
+        """Read the answer at `place`."""
         self._reader.seek(place)
-        rows: Rows = json.loads(self._reader.readline())[1]
-        return rows
+        return json.loads(self._reader.readline())[1]
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        self._cut(len(self._first_line))
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -6,26 +6,20 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from time import monotonic
 from typing import Any, Final
 
 import av
 import numpy as np
 
-from data_prep.scanning.random_access import Samples, mean_differences
-from data_prep.scanning.scenes import Frames, SceneDetector, rate
+from data_prep.scanning.random_access import Samples, difference_sums
+from data_prep.scanning.scenes import SceneDetector
+from data_prep.scanning.track import Track
 from vjepa.data.decode import Media, open_video, rotation_of, upright
 from vjepa.data.media import DecodeError
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
-_FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
 _PROGRESS_S: Final = 1.0
-# a clock has jumped where it goes back by so many of the longest usual gaps between frames, or ahead by as many and 3 s
-_JUMP_FRAMES: Final = 10.0
-_JUMP_S: Final = 3.0
-_USUAL_SHARE: Final = 0.9  # of the gaps, the longest of which is still usual: recordings of screens have many long ones
-_BEYOND_S: Final = 1.0  # decoding goes on so far behind the end that is wanted, as timestamps may run backwards
 
 
 @dataclass(frozen=True)
@@ -33,26 +27,20 @@ class Measurement:
     """Hold what one pass over a video found.
 
     columns: codec, bit_depth, rotation and sample_aspect, as in the clip index.
-    in_order: whether every timestamp is there and later than the one before, so that random access can be right.
-    num_total: frames of the file; None where decoding stopped behind the part that was wanted.
     """
 
-    frames: Frames
+    track: Track
     columns: dict[str, Any]
     samples: Samples
-    in_order: bool
-    num_total: int | None
 
 
-def measure(
-    media: Media, end_s: float | None, scene_threshold: float | None, progress: Callable[[int], None]
-) -> Measurement:
-    """Decode `media` up to its end, its first error, or a bit behind `end_s`. Raises DecodeError where no frame comes.
+def measure(media: Media, scene_threshold: float | None, progress: Callable[[int], None]) -> Measurement:
+    """Decode `media` up to its end, or its first error. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
     progress: is told how many frames there are, every second or so.
     """
-    opened, stopped, meter, header_fps, told_s = False, False, None, 0.0, monotonic()
+    opened, meter, header_fps, told_s = False, None, 0.0, monotonic()
     try:
         with open_video(media) as (container, stream):
             opened, header_fps = True, float(stream.average_rate or stream.guessed_rate or 0)
@@ -62,15 +50,12 @@ def measure(
                 if monotonic() > told_s + _PROGRESS_S:
                     progress(i + 1)
                     told_s = monotonic()
-                stopped = end_s is not None and meter.seconds[-1] > end_s + _BEYOND_S
-                if stopped:
-                    break
     except DecodeError as error:
         if meter is None or not meter.seconds:
             raise DecodeError("no decodable frame" if opened else str(error)) from None
     if meter is None:
         raise DecodeError("no decodable frame")
-    return meter.result(header_fps, stopped)
+    return meter.result(header_fps)
 
 
 class _Meter:
@@ -86,8 +71,8 @@ class _Meter:
             "rotation": self.rotation, "sample_aspect": self.aspect,
         }  # fmt: skip
         self.samples = Samples(self._upright)
-        self.seconds, self.levels, self.changes = array("d"), array("d"), array("d")  # nan: not known
-        self._keys = array("q")
+        self.seconds = array("d")  # nan: not known
+        self._level_sums, self._change_sums, self._keys = array("I"), array("I"), array("q")
         self._sizes: list[tuple[int, int, int]] = []
         self._stored_px = (0, 0)
         scale = min(1.0, _SMALL_PX / max(frame.width, frame.height))
@@ -109,29 +94,25 @@ class _Meter:
             self._scenes.add(i, small)
         if frame.key_frame:
             self._keys.append(i)
-        self.levels.append(small.sum(dtype=np.uint32) / small.size / 255)
-        self.changes.append(math.nan if before is None else mean_differences(before[None], small)[0] / 255)
+        self._level_sums.append(int(small.sum(dtype=np.uint32)))
+        self._change_sums.append(0 if before is None else int(difference_sums(before[None], small)[0]))
         self._small = small
         self.seconds.append(frame.time if frame.time is not None and math.isfinite(frame.time) else math.nan)
 
-    def result(self, header_fps: float, stopped: bool) -> Measurement:
+    def result(self, header_fps: float) -> Measurement:
         self.samples.end()
-        seconds = np.array(self.seconds)
-        times, clock_starts = true_times(seconds, header_fps)
-        fps = rate(times, header_fps or _FALLBACK_FPS, clock_starts)
-        frames = Frames(
-            times_s=times,
-            end_s=float(times[-1]) + 1 / fps,
-            fps=fps,
+        width, height = self._small_px
+        track = Track(
+            seconds=np.array(self.seconds),
+            num_values=3 * width * height,
+            level_sums=np.array(self._level_sums),
+            change_sums=np.array(self._change_sums),
             keyframes=np.array(self._keys, np.int64),
-            levels=np.array(self.levels),
-            changes=np.array(self.changes),
             sizes=self._sizes,
-            scene_starts=self._scenes.starts if self._scenes else [],
-            clock_starts=clock_starts,
+            scenes=self._scenes.starts if self._scenes else [],
+            header_fps=header_fps,
         )
-        in_order = bool((np.diff(seconds) > 0).all() and not np.isnan(seconds).any())
-        return Measurement(frames, self.columns, self.samples, in_order, None if stopped else len(times))
+        return Measurement(track, self.columns, self.samples)
 
     def _upright(self, frame: Any) -> np.ndarray:
         return upright(self._to_upright, frame, self.rotation, self.aspect)
@@ -143,35 +124,3 @@ class _Meter:
             frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1
         ).to_ndarray()
         return picture
-
-
-def true_times(seconds: np.ndarray, header_fps: float) -> tuple[np.ndarray, list[int]]:
-    """Tell when each frame comes on screen, from timestamps float64 [n], nan where missing: float64 [n], ascending, and
-    the numbers of the frames at which the clock has jumped.
-
-    Timestamps that run a little backwards belong to frames in the right order (packed B-frames), so the instants are
-    sorted and the frames are not. Where the clock starts again, another recording follows in the same file: it comes on
-    screen behind the one before. Where it leaps ahead, nothing was recorded. Where a timestamp is missing, the rate of
-    the header is all there is.
-    """
-    known = seconds[~np.isnan(seconds)]
-    if len(known) < len(seconds):
-        first_s = known[0] if len(known) else 0.0
-        return first_s + np.arange(len(seconds)) / (header_fps or _FALLBACK_FPS), []
-    starts, frame_s = _jumps(seconds)
-    stretches, shift_s = [np.sort(part) for part in np.split(seconds, starts)], 0.0
-    for before, stretch in pairwise(stretches):
-        shift_s = max(shift_s, before[-1] + frame_s - stretch[0]) if stretch[0] + shift_s <= before[-1] else shift_s
-        stretch += shift_s
-    return np.concatenate(stretches), starts
-
-
-def _jumps(seconds: np.ndarray) -> tuple[list[int], float]:
-    """Find the frames before which timestamps jump by much more than a frame lasts, and how long one does."""
-    gaps_s = np.diff(seconds)
-    ahead_s = gaps_s[gaps_s > 0]
-    if not len(ahead_s):
-        return [], 0.0
-    much_s = _JUMP_FRAMES * float(np.quantile(ahead_s, _USUAL_SHARE))
-    jumps = (gaps_s > max(_JUMP_S, much_s)) | (gaps_s < -much_s)
-    return (np.flatnonzero(jumps) + 1).tolist(), float(np.median(ahead_s))

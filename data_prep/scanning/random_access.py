@@ -130,31 +130,34 @@ def small(picture: np.ndarray) -> np.ndarray:
 
 
 def mean_differences(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """Measure by how many levels each of uint8 [n, H, W, 3] is away from [H, W, 3], in the mean: float64 [n].
+    """Measure by how many levels each of uint8 [n, H, W, 3] is away from [H, W, 3], in the mean: float64 [n]."""
+    levels: np.ndarray = difference_sums(pictures, picture) / picture.size
+    return levels
+
+
+def difference_sums(pictures: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """Sum by how many levels each of uint8 [n, H, W, 3] is away from [H, W, 3]: uint32 [n].
 
     No wider type than bytes is needed on the way.
     """
     apart = np.maximum(pictures, picture)
     apart -= np.minimum(pictures, picture)
-    levels: np.ndarray = apart.reshape(len(pictures), -1).sum(axis=1, dtype=np.uint32) / picture.size
-    return levels
+    sums: np.ndarray = apart.reshape(len(pictures), -1).sum(axis=1, dtype=np.uint32)
+    return sums
 
 
-def exact_decoder(
-    row: IndexRow, samples: Samples, num_total: int | None, excluded: Collection[str], announce: Callable[[str], None]
-) -> str:
+def exact_decoder(row: IndexRow, samples: Samples, excluded: Collection[str], announce: Callable[[str], None]) -> str:
     """Find the quickest decoder that reads every checked frame of `row` right; else "pyav", which reads in order.
 
-    num_total: frames of the file; None where it was not decoded up to its end.
-    announce: is told of a decoder before each clip that it reads, for it may spin for ever or crash.
+    row: the whole file. announce: is told of a decoder before each clip that it reads, for it may spin or crash.
     """
     for decoder in CANDIDATES:
-        if decoder not in excluded and is_exact(replace(row, decoder=decoder), samples, num_total, announce):
+        if decoder not in excluded and is_exact(replace(row, decoder=decoder), samples, announce):
             return decoder
     return "pyav"
 
 
-def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: Callable[[str], None]) -> bool:
+def is_exact(row: IndexRow, samples: Samples, announce: Callable[[str], None]) -> bool:
     """Tell whether the decoder of `row` gives the frames of decoding in order, however they are asked for."""
     try:
         announce(row.decoder)
@@ -162,10 +165,7 @@ def is_exact(row: IndexRow, samples: Samples, num_total: int | None, announce: C
             return False
         # where decord counts frames that cannot be decoded, its threads fail on others now and then, each time on other
         # ones
-        if row.decoder == "decord" and num_total not in (
-            None,
-            len(open_decord(open_media(row.uri, row.offset, row.length))),
-        ):
+        if row.decoder == "decord" and row.num_frames != len(open_decord(open_media(row.uri, row.offset, row.length))):
             return False
     except DecodeError:
         return False

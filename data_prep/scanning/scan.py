@@ -1,4 +1,4 @@
-"""Scan one file: measure by decoding what a header may lie about, in one pass in order, and cut it into clips.
+"""Scan one file: measure by decoding what a header may lie about, in one pass in order.
 
 A decoder may spin for ever in native code, or crash, so `scan` belongs into a process that can be killed:
 `python -m data_prep.scanning.scan` is the program that `data_prep.scanning.scanner` asks.
@@ -21,7 +21,8 @@ from data_prep.listing.places import file_facts, is_address, suffix
 from data_prep.scanning.measure import Measurement, measure
 from data_prep.scanning.options import FIRST_OF_SEVERAL, ScanOptions
 from data_prep.scanning.random_access import TURNING, exact_decoder, keyframe_decoder
-from data_prep.scanning.scenes import BLACK_BELOW, cut, filter_status
+from data_prep.scanning.scenes import BLACK_BELOW, cut
+from data_prep.scanning.track import FileScan
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import MIRRORED, holds_several, read_image
 from vjepa.data.media import DecodeError, open_media, plain
@@ -46,11 +47,16 @@ def _nobody(**message: Any) -> None:
 def scan(
     entry: Entry, options: ScanOptions, excluded: Collection[str] = (), announce: Say = _nobody
 ) -> list[dict[str, Any]]:
-    """Fill the columns of the clip index that the file decides, one row for each clip, in order; at least one.
+    """Give the rows of one entry, as `FileScan.clips` cuts them. excluded, announce: see `look_into`."""
+    return look_into(entry, options, excluded, announce).clips(options, entry.start_s, entry.end_s)
 
-    `status` is "ok", "filtered: ..." or the reason why the file cannot be used, which is the only row then.
-    excluded: decoders that are not to be tried. announce: is told how far the scan has come: `facts` of the file,
-    `num_frames` decoded in order, and before each clip that it reads `trying`, the name of a decoder.
+
+def look_into(entry: Entry, options: ScanOptions, excluded: Collection[str] = (), announce: Say = _nobody) -> FileScan:
+    """Find out what there is to know of the file of an entry, all of it, whichever part the entry means.
+
+    options: whether scenes are looked for. excluded: decoders that are not to be tried. announce: is told how far the
+    scan has come: `facts` of the file, `num_frames` decoded in order, and before each clip that it reads `trying`, the
+    name of a decoder.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -63,14 +69,12 @@ def scan(
             row["content_hash"] = media.sha256()
             extension = suffix(entry.uri if entry.offset is None else entry.name)
             if extension in IMAGE_EXTENSIONS:
-                clips = _scan_image(media, extension, options)
-            else:
-                clips = _scan_video(media, entry, options, excluded, announce)
-            return [row | clip for clip in clips]
+                return FileScan(row, clip=_scan_image(media, extension))
+            return _scan_video(media, row, options, excluded, announce)
     except DecodeError as error:
-        return [row | {"status": _reason(error)}]
+        return FileScan(row, _reason(error))
     except OSError as error:
-        return [row | {"status": plain(error)}]
+        return FileScan(row, plain(error))
 
 
 @dataclass(frozen=True)
@@ -110,37 +114,37 @@ def _at_hand(entry: Entry) -> Iterator[_Bytes]:
         yield _Bytes(f"/dev/fd/{copy.fileno()}", 0, copy.tell())
 
 
-def _scan_image(media: _Bytes, extension: str, options: ScanOptions) -> list[dict[str, Any]]:
-    """Take a still for a video of one frame that lasts one second; it is not left out for its length."""
+def _scan_image(media: _Bytes, extension: str) -> dict[str, Any]:
+    """Take a still for a video of one frame that lasts one second."""
     picture, several = read_image(media.open()), FIRST_OF_SEVERAL if holds_several(media.open()) else ""
     height, width, _ = picture.shape
-    row = {
+    return {
         "start_s": 0.0, "end_s": 1.0, "num_frames": 1, "fps": 1.0,
         "keyframes_s": [0.0], "width": width, "height": height,
         "codec": extension[1:] + several, "bit_depth": 8, "decoder": "image",
         "motion_ratio": None, "black_ratio": float(picture.mean() / 255 < BLACK_BELOW), "frozen_ratio": None,
     }  # fmt: skip
-    return [row | {"status": filter_status(row, replace(options, min_s=0.0))}]
 
 
 def _scan_video(
-    media: _Bytes, entry: Entry, options: ScanOptions, excluded: Collection[str], announce: Say
-) -> list[dict[str, Any]]:
+    media: _Bytes, row: dict[str, Any], options: ScanOptions, excluded: Collection[str], announce: Say
+) -> FileScan:
     scene_threshold = options.scene_threshold if options.scenes else None
-    measured = measure(media.open(), entry.end_s, scene_threshold, lambda num_frames: announce(num_frames=num_frames))
-    clips = cut(measured.frames, options, entry.start_s, entry.end_s)
+    measured = measure(media.open(), scene_threshold, lambda num_frames: announce(num_frames=num_frames))
     decoders: dict[str, Any] = {"decoder": "pyav", "keyframe_decoder": None}
-    if measured.in_order and len(measured.frames.sizes) == 1:  # random access goes by timestamps, and wants one size
-        row, say = _whole(media, measured), lambda name: announce(trying=name)
-        excluded = {*excluded, *(TURNING if row.rotation >= MIRRORED else ())}
-        row = replace(row, decoder=exact_decoder(row, measured.samples, measured.num_total, excluded, say))
-        decoders = {"decoder": row.decoder, "keyframe_decoder": keyframe_decoder(row, measured.samples, excluded, say)}
-    return [measured.columns | clip | decoders for clip in clips]
+    # random access goes by timestamps, and wants one size
+    if measured.track.in_order and len(measured.track.sizes) == 1:
+        whole, say = _whole(media, measured), lambda name: announce(trying=name)
+        excluded = {*excluded, *(TURNING if whole.rotation >= MIRRORED else ())}
+        whole = replace(whole, decoder=exact_decoder(whole, measured.samples, excluded, say))
+        seeking = keyframe_decoder(whole, measured.samples, excluded, say)
+        decoders = {"decoder": whole.decoder, "keyframe_decoder": seeking}
+    return FileScan(row, clip=measured.columns | decoders, track=measured.track)
 
 
 def _whole(media: _Bytes, measured: Measurement) -> IndexRow:
     """Describe the file as one clip."""
-    frames = replace(measured.frames, clock_starts=[])
+    frames = replace(measured.track.frames(), clock_starts=[], scene_starts=[])
     columns = cut(frames, ScanOptions())[0] | measured.columns | {"clip_id": -1, "decoder": "pyav"}
     columns |= {"keyframe_decoder": None, "uri": media.uri, "offset": media.offset, "length": media.length}
     times_s = columns["times_s"]
@@ -154,10 +158,11 @@ def _reason(error: DecodeError) -> str:
 
 
 def main() -> None:
-    """Scan what `scan_file` of data_prep.scanning.scanner asks for."""
+    """Look into what `scan_file` of data_prep.scanning.scanner asks for."""
 
     def answer(request: Message, say: Say) -> None:
-        say(rows=scan(Entry(**request["entry"]), ScanOptions(**request["options"]), request["excluded"], say))
+        entry, options = Entry(**request["entry"]), ScanOptions(**request["options"])
+        say(found=look_into(entry, options, request["excluded"], say).to_json())
 
     serve(answer)
 

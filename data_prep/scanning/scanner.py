@@ -12,6 +12,7 @@ from data_prep.child import Child, ChildLost
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import bytes_at_hand
 from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.track import FileScan, unusable
 
 _DEADLINE_S_PER_BYTE: Final = 0.1e-6  # more: opening a film of 1 GB may take 100 s
 _SLOWEST_FPS: Final = 1.0  # decoding in order that comes below it by then does not end in reasonable time
@@ -23,8 +24,8 @@ def new_scanner() -> Child:
     return Child(*_PROGRAM)
 
 
-def scan_file(scanner: Child, entry: Entry, options: ScanOptions, deadline_s: float) -> list[dict[str, Any]]:
-    """Give the rows of one file, whatever befalls the decoders.
+def scan_file(scanner: Child, entry: Entry, options: ScanOptions, deadline_s: float) -> FileScan:
+    """Say what is in the file of an entry, whatever befalls the decoders.
 
     Where a decoder that was tried on random access hangs or crashes, the file is scanned again without that decoder;
     it is given up where decoding in order does. deadline_s: without a sign of progress; more for large files.
@@ -33,10 +34,10 @@ def scan_file(scanner: Child, entry: Entry, options: ScanOptions, deadline_s: fl
     excluded: list[str] = []
     while True:
         attempt = _attempt(scanner, entry, options, excluded, deadline_s)
-        if attempt.rows:
-            return attempt.rows
+        if attempt.found:
+            return FileScan.from_json(attempt.found)
         if attempt.trying is None:
-            return [{"first_frame": 0, "num_frames": 0, "status": attempt.failure} | attempt.facts]
+            return unusable(attempt.failure, attempt.facts)
         excluded.append(attempt.trying)
 
 
@@ -47,14 +48,14 @@ class _Attempt:
     facts: dict[str, Any] = field(default_factory=dict)
     num_frames: int = 0
     trying: str | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
 
 
 def _attempt(
     scanner: Child, entry: Entry, options: ScanOptions, excluded: Sequence[str], deadline_s: float
 ) -> _Attempt:
-    columns = {name: getattr(entry, name) for name in ("uri", "name", "offset", "length", "start_s", "end_s")}
+    columns = {name: getattr(entry, name) for name in ("uri", "name", "offset", "length")}
     request = {"entry": columns, "options": asdict(options), "excluded": excluded}
     attempt, begin_s = _Attempt(), monotonic()
     try:

@@ -46,12 +46,12 @@ class SceneDetector:
 
         self._detector = ContentDetector(threshold=threshold, min_scene_len=_MIN_SCENE_FRAMES)
         self._timecode = FrameTimecode
-        self.starts: list[int] = []
+        self.starts: list[tuple[int, int]] = []  # (frame at which it was told, frame at which a scene begins)
 
     def add(self, i: int, picture: np.ndarray) -> None:
         """Take the next frame: uint8 [h, w, 3] RGB, always of the same size."""
         cuts = self._detector.process_frame(self._timecode(i, _NOMINAL_FPS), np.ascontiguousarray(picture[..., ::-1]))
-        self.starts += [cut.frame_num for cut in cuts]
+        self.starts += [(i, cut.frame_num) for cut in cuts]
 
 
 def cut(

@@ -16,15 +16,29 @@ def _text(value: Any) -> Any:
 
 
 class Source(Section):
-    """Name rows of a clip index. A plain path means all of its rows."""
+    """Name rows of a clip index, or of several. A plain path, or a list of paths, means all of their rows."""
 
-    index: str = Field(description="clip index (Parquet) made by data_prep.index; relative to the working directory")
+    index: str | list[str] = Field(
+        description="clip index (Parquet) made by data_prep.index, relative to the working directory; or a list of "
+        "them, whose rows follow each other: columns and labels go by their names"
+    )
     where: Where = Field({}, description="keep rows whose column equals the text, or one of the texts")
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
-        return {"index": value} if isinstance(value, str) else value
+        return {"index": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _names_some(self) -> Self:
+        if not self.paths:
+            raise ValueError("index: names no index; give one, or a list of them")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """List the indexes that hold the rows, in order."""
+        return (self.index,) if isinstance(self.index, str) else tuple(self.index)
 
     @field_validator("where", mode="before")
     @classmethod
@@ -130,6 +144,8 @@ class Data(Section):
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         check_ranges(self, crop_scale=1.0, crop_aspect=None)
+        if self.prepare != "none" and len(self.train.paths) > 1:
+            raise ValueError(f"prepare: {self.prepare} is written beside one index; give data.train one, or none here")
         for per, what in (("step", "step"), ("clip", "clip in its batches")):
             total = sum(self._ratios(per))
             if total >= 1:

@@ -156,7 +156,7 @@ def _set(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:
     for key in parents:
         if isinstance(node, list):
             node = _place(node, key, origin)
-        elif isinstance(node.get(key), str) and path.startswith("data."):
+        elif path.startswith("data.") and _is_paths(node.get(key)):
             node[key] = {"index": node[key]}  # the short form of a Source
             node = node[key]
         else:
@@ -170,6 +170,12 @@ def _set(tree: dict[str, Any], path: str, value: Any, origin: str) -> None:
         node[int(last)] = value
     else:
         node[last] = value
+
+
+def _is_paths(value: Any) -> bool:
+    """Tell whether a value is the short form of a Source: a path, or several."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) for item in items)
 
 
 def _place(items: list[Any], key: str, origin: str) -> Any:

@@ -178,6 +178,11 @@ class ClipIndex:
         """List all columns: those of the schema, then the user's own labels."""
         return [name for name in self._file.schema.names if name != _PACKED_COLUMN]
 
+    @property
+    def parts(self) -> list[tuple[int, ClipIndex]]:
+        """List the files that hold its rows: number of the first row, and the index that the file is alone."""
+        return [(0, self)]
+
     def row(self, i: int) -> IndexRow:
         """Read row number `i`. Raises IndexError outside of the index."""
         if not 0 <= i < len(self):
@@ -202,6 +207,10 @@ class ClipIndex:
 
     def uri(self, i: int) -> str:
         return self.row(i).uri
+
+    def uris(self) -> list[str]:
+        """Read of each row where its file is: an absolute path, or an address."""
+        return [resolve(str(uri), self._folder) for uri in self.column("uri")]
 
     def keyframes(self, i: int) -> np.ndarray:
         """Read the times of the keyframes of row number `i` in seconds: float64 [n], ascending; none if not known."""
@@ -268,8 +277,8 @@ class ClipIndex:
         return pa.chunked_array(chunks, self._file.schema.field(name).type)
 
     def _text(self, name: str) -> Any:
-        schema = self._file.schema
-        texts = [column for column in self.names if not pa.types.is_list(schema.field(column).type)]
+        lists = {field.name for field in SCHEMA if pa.types.is_list(field.type)}
+        texts = [column for column in self.names if column not in lists]
         if name not in texts:
             raise UserError(f"{self.path}: no column {name!r}; it has {', '.join(texts)}")
         return pc.cast(self.arrow(name), pa.string())

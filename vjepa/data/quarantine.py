@@ -24,6 +24,10 @@ def quarantine_path(index_path: Path) -> Path:
 
 def quarantined(index: ClipIndex) -> dict[int, str]:
     """Read which rows must not be read, and why. Raises UserError where a line of the file is damaged."""
+    return {first + row: reason for first, part in index.parts for row, reason in _read(part).items()}
+
+
+def _read(index: ClipIndex) -> dict[int, str]:
     path = quarantine_path(index.path)
     if not path.is_file():
         return {}
@@ -40,7 +44,8 @@ def quarantined(index: ClipIndex) -> dict[int, str]:
 
 def put_in_quarantine(index: ClipIndex, row: int, reason: str) -> Path:
     """Add a row to the file, whose path is returned. Raises OSError where it cannot be written."""
-    path = quarantine_path(index.path)
+    first, index = next(part for part in reversed(index.parts) if part[0] <= row)
+    path, row = quarantine_path(index.path), row - first
     entry = dict(zip(_IDENTITY, _identity(index, row), strict=True)) | {
         "reason": reason,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from vjepa.config import Data, Source
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import open_index
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def open_sources(data: Data) -> list[TrainSource]:
 
     Raises UserError for a missing index or column, or where no row matches.
     """
-    opened: dict[str, ClipIndex] = {}  # clips and stills of the same videos share one index
+    opened: dict[tuple[str, ...], ClipIndex] = {}  # clips and stills of the same videos share one index
     sources = []
     for name, settings in data.sources.items():
         named: dict[str, Source] = {name: settings.train}
@@ -67,7 +68,7 @@ def open_sources(data: Data) -> list[TrainSource]:
             named |= {f"data.mix.{number}": source for number, source in enumerate(data.mix) if source.per == "clip"}
         parts: list[Part] = []
         for part_name, source in named.items():
-            index = opened[source.index] = opened.get(source.index) or ClipIndex.open(source.index)
+            index = opened[source.paths] = opened.get(source.paths) or open_index(source.paths)
             first_id = parts[-1].first_id + len(parts[-1].index) if parts else 0
             parts.append(Part(part_name, index, index.select(source.where), first_id))
         sources.append(TrainSource(name, settings, tuple(parts)))

@@ -14,6 +14,7 @@ import numpy as np
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import are_shared, open_index
 from vjepa.errors import UserError
 
 HELD_OUT: Final = 0.2
@@ -57,7 +58,7 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
         selection = _read_split(data.selection, labels)
     splits = {"labelled" if data.labelled else "train": train, "selection": selection, "val": val}
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
-        shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
+        shared = are_shared(other.index, other.rows, split.index, split.rows).sum()
         if shared:
             raise UserError(
                 f"data.{other_name}: {shared} of its {len(other.rows)} clips are in data.{name} too; give "
@@ -118,10 +119,10 @@ def hold_out(train: Split, column: str) -> tuple[Split, Split]:
 
 
 def _read_split(source: config.Source, labels: Sequence[str]) -> Split:
-    index = ClipIndex.open(source.index)
+    index = open_index(source.paths)
     columns = {label: index.column(label) for label in labels}
     selected = index.select(source.where)
     rows = [row for row in selected if any(values[row] is not None for values in columns.values())]
     if not rows:
-        raise UserError(f"{source.index}: no row has a value in {' or '.join(labels)}; the probes need labels")
+        raise UserError(f"{index.path}: no row has a value in {' or '.join(labels)}; the probes need labels")
     return Split(index, np.array(rows, dtype=np.int64), columns)

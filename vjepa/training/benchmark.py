@@ -66,7 +66,7 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
         "loader_clips_per_s": None,
         "together_clips_per_s": None,
     }
-    if Path(data.train.index).is_file():
+    if all(Path(path).is_file() for path in data.train.paths):
         report |= loader_report(settings, step, num_steps)
     return report
 

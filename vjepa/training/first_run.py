@@ -22,7 +22,7 @@ def write_data(data: config.Data, progress: bool) -> None:
 
     Images have the splits that the probe knows.
     """
-    path = Path(data.train.index)
+    path = Path(*data.train.paths)  # one, which `Data` sees to
     if data.prepare in VIDEO_SETS:
         video_set.prepare(path, VIDEO_SETS[data.prepare](), progress)
         return

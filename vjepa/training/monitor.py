@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vjepa import config
-from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import open_index
 from vjepa.data.loader import eval_loader
 from vjepa.errors import NotFinite
 from vjepa.health import measures
@@ -94,7 +94,7 @@ def read_clips(settings: config.Config) -> Tensor:
     """
     data = settings.data
     source = data.selection or data.train
-    index = ClipIndex.open(source.index)
+    index = open_index(source.paths)
     rows = index.select(source.where)
     num = settings.monitor.clips or min(max(data.global_batch // 2, 16), 64)
     places = np.unique(np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int))

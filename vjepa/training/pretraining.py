@@ -12,12 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vjepa import config, device, files
 from vjepa.data.augment import normalise
-from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import are_shared, open_index
 from vjepa.data.loader import eval_loader
 from vjepa.data.order import num_steps, total_steps
 from vjepa.data.sources import Part, TrainSource, open_sources
@@ -191,7 +190,7 @@ def _check_precision(run: TrainingRun, state: TrainingState) -> None:
 
 def _refuse_shared(part: Part, name: str, split: Split) -> None:
     """Refuse clips to learn from that the encoder is chosen or measured on: those of `split`, called `name`."""
-    shared = len(np.intersect1d(part.rows, split.rows)) if part.index.path == split.index.path else 0
+    shared = are_shared(part.index, part.rows, split.index, split.rows).sum()
     if shared:
         raise UserError(
             f"{part.name}: {shared} of its {len(part.rows)} clips are in {name} too; give other rows, e.g. where: "
@@ -265,7 +264,7 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
     """Draw the pictures of a run: loss curve, a clip with its mask, features of a few validation clips."""
     settings = run.settings
     source = settings.data.val or settings.data.train
-    index = ClipIndex.open(source.index)
+    index = open_index(source.paths)
     batches = eval_loader(index, index.select(source.where), settings.data, 4, workers=0)
     videos = next(batch.video for batch in batches if len(batch.video))  # past those that cannot be read
     if videos.shape[2] == 1 and settings.model.image_mode == "repeat":  # as the encoder sees it

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import are_shared, open_index
 from vjepa.data.loader import eval_loader
 from vjepa.data.sources import TrainSource
 from vjepa.errors import UserError
@@ -36,14 +37,14 @@ class HeldOut:
         """
         data = settings.data
         source = data.selection or data.train
-        index = ClipIndex.open(source.index)
+        index = open_index(source.paths)
         rows, said = index.select(source.where), "of data.selection"
         if data.selection is None:
             parts = hold_out(Split(index, rows, {}), settings.eval.group)
             rows, said = parts[1].rows, "a fifth of data.train, by hash: name data.selection to choose them"
         if len(rows) < _FEWEST:
             raise UserError(
-                f"{source.index}: {len(rows)} clips are held out, too few to score a trial on; name {_FEWEST} or more "
+                f"{index.path}: {len(rows)} clips are held out, too few to score a trial on; name {_FEWEST} or more "
                 "as data.selection"
             )
         return cls(index, rows, f"{len(rows)} clips held out ({said})")
@@ -52,7 +53,7 @@ class HeldOut:
         """Give a source without the rows that are held out. Raises UserError where none is left."""
         parts = []
         for part in source.parts:
-            is_held = np.isin(part.rows, self.rows) & (part.index.path == self.index.path)
+            is_held = are_shared(part.index, part.rows, self.index, self.rows)
             if is_held.all():
                 raise UserError(f"{part.name}: all of its clips are in data.selection; give other rows to one of them")
             parts.append(replace(part, rows=part.rows[~is_held]))
