@@ -92,10 +92,18 @@ class Optim(Section):
         return self
 
 
+Target = Literal["auto", "classification", "regression", "multilabel"]
+
+
 class Eval(Section):
     """Set what the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
+    targets: Target | dict[str, Target] = Field(
+        "auto",
+        description="what labels are: classification (a class), regression (a number, measured by R2), multilabel "
+        "(classes with | between them, by mAP), or auto: as the column looks; {label: ...} for some of them alone",
+    )
     group: str = Field(
         "group",
         description="column whose equal rows stay together when selection clips are held out (null data.selection)",
@@ -114,6 +122,17 @@ class Eval(Section):
         "and the monitor tells by LiDAR which is best",
     )
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
+
+    def targets_of(self, label: str) -> Target:
+        """Give `targets` of one of `labels`."""
+        return self.targets.get(label, "auto") if isinstance(self.targets, dict) else self.targets
+
+    @model_validator(mode="after")
+    def _targets_are_of_labels(self) -> Self:
+        unknown = [name for name in self.targets if name not in self.labels] if isinstance(self.targets, dict) else []
+        if unknown:
+            raise ValueError(f"targets: {unknown[0]!r} is none of eval.labels; add it there, or take it out")
+        return self
 
 
 class Config(Section):
