@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -92,14 +92,14 @@ class Optim(Section):
         return self
 
 
-Target = Literal["auto", "classification", "regression", "multilabel"]
+TARGETS: Final = ("auto", "classification", "regression", "multilabel")
 
 
 class Eval(Section):
     """Set what the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
-    targets: Target | dict[str, Target] = Field(
+    targets: str | dict[str, str] = Field(
         "auto",
         description="what labels are: classification (a class), regression (a number, measured by R2), multilabel "
         "(classes with | between them, by mAP), or auto: as the column looks; {label: ...} for some of them alone",
@@ -123,15 +123,18 @@ class Eval(Section):
     )
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
 
-    def targets_of(self, label: str) -> Target:
+    def targets_of(self, label: str) -> str:
         """Give `targets` of one of `labels`."""
         return self.targets.get(label, "auto") if isinstance(self.targets, dict) else self.targets
 
     @model_validator(mode="after")
-    def _targets_are_of_labels(self) -> Self:
-        unknown = [name for name in self.targets if name not in self.labels] if isinstance(self.targets, dict) else []
-        if unknown:
-            raise ValueError(f"targets: {unknown[0]!r} is none of eval.labels; add it there, or take it out")
+    def _targets_are_known(self) -> Self:
+        named = self.targets if isinstance(self.targets, dict) else dict.fromkeys(self.labels, self.targets)
+        for label, target in named.items():
+            if target not in TARGETS:
+                raise ValueError(f"targets: {target!r} is none of {', '.join(TARGETS)}")
+            if label not in self.labels:
+                raise ValueError(f"targets: {label!r} is none of eval.labels; add it there, or take it out")
         return self
 
 

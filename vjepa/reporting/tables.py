@@ -128,6 +128,7 @@ def _interval(value: float, ends: Mapping[str, float]) -> str:
 def _short(value: float, digits: int) -> str:
     """Write a number without the 0 before its point; a large one, such as a poor R2, with fewer digits."""
     text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.3g}"
+    text = text if float(text) else text.removeprefix("-")
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
