@@ -113,6 +113,7 @@ def average_precisions(answers: Floats, has: np.ndarray) -> Floats:
 def _mean_precision(answers: Floats, has: np.ndarray, weights: Floats) -> Mapping[str, Floats]:
     """Average over the classes that some clip has: weights [R, N] -> [R]."""
     total, num = np.zeros(len(weights)), np.zeros(len(weights))
+    weights = weights.astype(np.float32)  # counts, exact and twice as fast
     for c in np.flatnonzero(has.any(0)):
         found = _average_precision(answers[:, c], has[:, c], weights)
         total, num = total + np.nan_to_num(found), num + np.isfinite(found)
@@ -125,14 +126,14 @@ def _average_precision(answers: Floats, has: np.ndarray, weights: Floats) -> Flo
     weights: [R, N], how often each clip counts. NaN where no clip with the class does.
     """
     order = np.argsort(-answers, kind="stable")
-    last = np.flatnonzero(np.diff(answers[order], append=-np.inf))  # of each run of equal answers
-    weights = weights[:, order]
-    right = np.cumsum(weights * has[order], axis=1)[:, last]
-    precision = right / np.maximum(np.cumsum(weights, axis=1)[:, last], 1)
-    gain = np.diff(right, axis=1, prepend=0)
-    found: Floats = np.divide(
-        (precision * gain).sum(1), right[:, -1], out=np.full(len(right), np.nan), where=right[:, -1] > 0
-    )
+    sorted_answers, places = answers[order], np.flatnonzero(has[order])
+    # of each run of equal answers that holds a clip with the class: its last clip, and the last of those with the class
+    last = np.unique(np.searchsorted(-sorted_answers, -sorted_answers[places], side="right")) - 1
+    own = np.cumsum(weights[:, order[places]], axis=1, dtype=np.float64)
+    right = own[:, np.searchsorted(places, last, side="right") - 1]
+    precision = right / np.maximum(np.cumsum(weights[:, order], axis=1)[:, last], 1)
+    gain, total = np.diff(right, axis=1, prepend=0), right[:, -1:].sum(1)
+    found: Floats = np.divide((precision * gain).sum(1), total, out=np.full(len(right), np.nan), where=total > 0)
     return found
 
 
