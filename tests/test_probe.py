@@ -196,7 +196,15 @@ def test_a_clip_that_cannot_be_read_is_named_and_comes_back_when_it_is_repaired(
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "words",
-    [["--k", "0,5"], ["--lr", "-1"], ["--clip_fps", "nan"], ["--train_passes", "-1"], ["--weight_decay", "1,x"]],
+    [
+        ["--shots", "0,5"],
+        ["--shot_draws", "0"],
+        ["--k", "0,5"],
+        ["--lr", "-1"],
+        ["--clip_fps", "nan"],
+        ["--train_passes", "-1"],
+        ["--weight_decay", "1,x"],
+    ],
 )
 def test_numbers_out_of_range_are_one_line(words, capsys):
     with pytest.raises(SystemExit):
@@ -274,6 +282,115 @@ def test_a_published_file_is_read_at_the_size_that_is_given(run, words, tmp_path
     )
     (result,) = json.loads((tmp_path / "probe.json").read_text())
     assert result["encoder"] == "encoder" and result["step"] is None and result["data"]["crop_px"] == 16
+
+
+@pytest.fixture
+def sizes(make_index):
+    """24 short videos, half of them marked, with numbers and many classes that tell the marked ones."""
+    rows = [
+        {
+            "label": ("marked", "plain")[i % 2],
+            "size": f"{3 * (i % 2) + 0.01 * i + 0.3}",
+            "tags": ("mark|a", "b", "mark|b", "a|b")[i % 4],
+            "holes": "" if i % 3 == 0 else f"{i % 2 + 0.013 * i}",
+            "same": "1.5",
+            "bad": "nan" if i == 2 else f"{i / 7:.3f}",
+            "split": "train" if i < 12 else "selection" if i < 16 else "val",
+        }
+        for i in range(24)
+    ]
+    return make_index(rows, num_frames=6, size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [
+        ("knn", []),
+        ("linear_probe", []),
+        ("attentive", ["--lr", "3e-3", "--weight_decay", ".01", "--max_steps", "20"]),
+    ],
+)
+def test_labels_of_every_kind_share_one_pass_over_the_clips(run, sizes, tmp_path, capsys, mode, more):
+    words = ["--model_path", str(run), "--dataset", str(sizes), "--cache", str(tmp_path / "cache"), "--eval_mode", mode]
+    probe.main([*words, "--label", "label,size,tags,holes", "--baselines", "pixels,reversed_frames", *more])
+    said = capsys.readouterr()
+    assert said.err.count("features of") == 2  # of all clips, and of those that are shown backwards
+    for line in ("label: read as 2 classes", "size: read as numbers", "tags: read as many classes", "holes: read as"):
+        assert line in said.err
+    for part in ("macro F1", "R2 [95 %]", "RMSE", "Spearman", "mAP [95 %]", "largest errors:", "AP"):
+        assert part in said.out
+    found = {one["label"]: one for one in results(run)}
+    assert [found[name]["task"] for name in found] == ["classify", "regress", "multilabel", "regress"]
+    assert found["label"]["accuracy"] > 0.9 and found["size"]["R2"] > 0.9
+    assert found["tags"]["baselines"]["pixels"]["map"]["value"] > found["tags"]["chance"]["mAP"]
+    assert found["size"]["chance"]["R2"] <= 0 and found["size"]["baselines"]["pixels"]["spearman"]
+    assert found["holes"]["num_clips"] == {"train": 8, "selection": 2, "val": 6}
+    # the same as alone, from what is kept
+    probe.main([*words, "--label", "size", "--baselines", "pixels,reversed_frames", *more])
+    assert "features of" not in capsys.readouterr().err
+    (again,) = [one for one in results(run) if one["label"] == "size"]
+    assert again == found["size"]
+    if mode != "knn":
+        head, index = load_probe(run / f"probe_{mode}_size_regress.safetensors"), ClipIndex.open(sizes)
+        encoder, data = load_encoder(run), config.load(str(run / "config.yaml")).data
+        truth = [float(text) for text in index.column("size")]
+        for batch in eval_loader(index, index.select({"split": "val"}), data, 8, 0):
+            errors = head.answers(encoder(normalise(batch.video, torch.float32)))[:, 0].numpy() - [
+                truth[i] for i in batch.clip_ids
+            ]
+            assert np.sqrt(np.mean(errors**2)) == pytest.approx(found["size"]["scores"]["rmse"]["value"], rel=0.02)
+        assert load_probe(run / f"probe_{mode}_tags_multilabel.safetensors").link == "sigmoid"
+
+
+def test_tasks_are_chosen_and_results_of_each_stay(run, sizes, tmp_path, capsys):
+    words = ["--model_path", str(run), "--dataset", str(sizes), "--cache", str(tmp_path / "cache")]
+    words += ["--eval_mode", "linear_probe", "--baselines", "none"]
+    probe.main([*words, "--label", "tags", "--task", "classify"])
+    assert "read as" not in capsys.readouterr().err  # nothing had to be found out
+    probe.main([*words, "--label", "tags", "--head", "ridge", "--class_weights", "balanced"])
+    assert [(one["task"], one["method"]["head"], one["method"]["class_weights"]) for one in results(run)] == [
+        ("classify", "logistic", "none"),
+        ("multilabel", "ridge", "balanced"),
+    ]
+    names = {Path(one["chosen_heads"]).name for one in results(run)}
+    assert len(names) == 2 and all((run / name).is_file() for name in names)
+
+
+def test_few_labels_are_measured_beside_all(run, sizes, tmp_path, capsys):
+    words = ["--model_path", str(run), "--dataset", str(sizes), "--cache", str(tmp_path / "cache")]
+    words += ["--baselines", "pixels", "--label", "label,tags", "--shots", "1,3,50", "--shot_draws", "3"]
+    for mode in ("knn", "linear_probe"):
+        probe.main([*words, "--eval_mode", mode])
+        said = capsys.readouterr().out
+        assert "accuracy, clips a class 1" in said and "mAP, clips a class" in said and "±" in said
+        assert "2 classes have fewer than 50 clips, of which all are taken" in said
+    for one in results(run):
+        few, of_pixels = one["few_labels"], one["baselines"]["pixels"]["few_labels"]
+        assert set(few) == set(of_pixels) == {"1", "3", "50"} and len(few["3"]["draws"]) == 3
+        assert few["50"]["draws"] == [one[one["measure"]]] * 3  # all that there are
+    before = results(run)
+    probe.main([*words, "--eval_mode", "linear_probe"])
+    assert sorted(results(run), key=str) == sorted(before, key=str)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--label", "same"], "train, same: every clip is '1.5'; a probe needs two classes"),
+        (["--label", "same", "--task", "regress"], "train, same: every value is 1.5"),
+        (["--label", "label,bad"], "train, bad: 1 of 12 values are no finite number, such as 'nan'"),
+        (["--label", "label", "--task", "regress"], "train, label: 12 of 12 values are no finite number"),
+        (["--label", "size", "--head", "logistic"], "--head logistic: numbers are learned by ridge regression"),
+        (["--label", "size", "--class_weights", "balanced"], "--class_weights balanced: numbers have no classes"),
+        (["--label", "size", "--shots", "1"], "--shots: counts clips of each class, and size is a number"),
+        (["--label", "label,taste"], "no column 'taste'"),
+    ],
+)
+def test_labels_that_teach_nothing_are_one_line_before_anything_is_read(run, sizes, tmp_path, more, message):
+    words = ["--model_path", str(run), "--dataset", str(sizes), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(UserError, match=message) as error:
+        probe.main([*words, "--eval_mode", "linear_probe", *more])
+    assert "\n" not in str(error.value) and not (tmp_path / "cache").exists()
 
 
 def test_digits_need_no_index(run, tmp_path):

@@ -245,7 +245,7 @@ class Onward(nn.Module):
 def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS):
     data = data_of(index)
     dataset = ahead(open_dataset(str(index), data, Request()), anticipation_s)
-    dataset = replace(dataset, labels=labels) if labels else dataset
+    dataset = replace(dataset, labels={"label": labels}) if labels else dataset
     encoder = Sums()
     roll_out = RollOut.of(encoder, Onward(encoder.model), data, anticipation_s, trained_frames=2 * SEEN)
     reading = extractors.Readout((0,), ("pooled", "tokens"), CPU, torch.float32)
@@ -256,11 +256,11 @@ def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS
     return compare(
         dataset,
         made,
-        method or ProbeMethod("linear"),
+        {"label": method or ProbeMethod("linear")},
         Looks(Views(), Views()),
         Store(tmp_path, say=lambda line: None),
         32,
-    )
+    )["label"]
 
 
 def test_the_roll_out_tells_the_side_and_the_frames_alone_do_not(actions, tmp_path):

@@ -11,7 +11,8 @@ from torch.nn import functional
 from vjepa.counter_rng import generator
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
 from vjepa.probing import attentive, linear, sweep
-from vjepa.probing.linear_start import MeanTokens, linear_start
+from vjepa.probing.linear_start import MeanTokens, linear_start, read_out
+from vjepa.probing.task_classify import Classify
 
 CPU = torch.device("cpu")
 WIDTH, HEADS, CLASSES = 24, 4, 3
@@ -168,13 +169,18 @@ def means(tokens):
     return functional.layer_norm(tokens.double(), tokens.shape[-1:], eps=1e-5).mean(1)
 
 
+def start(pooler, learned, names, chosen_on, truth):
+    task = Classify()
+    return linear_start(pooler, learned, read_out(task, learned, task.targets(names), chosen_on, truth), 0)
+
+
 @pytest.mark.parametrize("depth", [1, 4])
 def test_a_head_starts_as_ridge_regression_on_the_mean_of_the_normed_tokens(depth):
     tokens, classes = examples(60)
     names = np.array(["a", "b", "c"])[classes.numpy()]
     learned, chosen_on = (MeanTokens.of([[part]]) for part in (tokens[:40], tokens[40:]))
     pooler = AttentivePooler(WIDTH, HEADS, depth=depth)
-    head = linear_start(pooler, learned, names[:40], chosen_on, names[40:], 0)
+    head = start(pooler, learned, names[:40], chosen_on, names[40:])
     found = head(tokens).detach().double().numpy()
     values = linear.standardise(*(means(part).numpy() for part in (tokens[:40], tokens)))
     scores = [
@@ -192,7 +198,7 @@ def test_at_the_start_attention_is_flat_and_everything_learns(depth):
     tokens, classes = examples(60)
     names = np.array(["a", "b", "c"])[classes.numpy()]
     learned = MeanTokens.of([[tokens]])
-    head = linear_start(AttentivePooler(WIDTH, HEADS, depth=depth), learned, names, learned, names, 0)
+    head = start(AttentivePooler(WIDTH, HEADS, depth=depth), learned, names, learned, names)
     swapped = tokens[:, torch.randperm(10, generator=torch.Generator().manual_seed(1))]
     torch.testing.assert_close(head(swapped), head(tokens), atol=1e-3, rtol=1e-3)
     functional.cross_entropy(head(tokens), classes).backward()

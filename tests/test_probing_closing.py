@@ -232,6 +232,39 @@ def test_the_closing_table_and_the_probe_command_say_the_same(index, tmp_path, m
     assert "measured: encoder, step 6" in closing_table(summary)
 
 
+def test_numbers_and_many_classes_close_a_run_and_guide_it(make_index, tmp_path):
+    rows = [
+        {"size": f"{i % 2 + 0.01 * i}", "count": f"{i % 5}", "tags": ("a|b", "b", "a")[i % 3],
+        "split": "train" if i < 16 else "val"}
+        for i in range(24)
+    ]  # fmt: skip
+    index = make_index(rows, num_frames=6, size=(32, 32))
+    val = {"val": {"index": str(index), "where": {"split": "val"}}}
+    wanted = {"labels": ["size", "count", "tags"], "targets": {"count": "regression"}, "every_steps": 3}
+    run = settings(index, "run", data=val, eval={**wanted, "baselines": ["random_init", "pixels"]})
+    summary = train(run, progress=False)
+    table, rows = closing_table(summary), metrics(run.run.dir)
+    for head in ("size: R2 on 8 clips", "count: R2 on 8 clips", "tags: mAP on 8 clips"):
+        assert head in table
+    assert "to choose k and alpha" in table and max(map(len, table.splitlines())) <= 100
+    probed = [row for row in rows if "knn" in row]
+    assert len(probed) == 2 and all(row["knn_half"] > 0 for row in probed)
+    assert all(
+        row["knn"] == pytest.approx(np.mean([row[f"knn_{name}"] for name in wanted["labels"]])) for row in probed
+    )
+    for label, more in (("size", []), ("count", ["--task", "regress"]), ("tags", [])):
+        words = ["--model_path", str(Path(run.run.dir, "checkpoints", "best")), "--dataset", str(index), *more]
+        probe.main([*words, "--label", label, "--eval_mode", "linear_probe", "--baselines", "random_init,pixels",
+        "--no-cache"])  # fmt: skip
+        result = json.loads(Path(run.run.dir, "probe.json").read_text())[-1]
+        entry = summary["probes"][label]["linear"]
+        assert entry == {key: result[key] for key in entry}
+    bad = settings(index, "bad", data=val, eval={"labels": ["tags"], "targets": "regression"})
+    with pytest.raises(UserError, match=r"data\.train \(or data\.labelled\), tags: .* are no finite number"):
+        train(bad, progress=False)
+    assert not Path(bad.run.dir).exists()
+
+
 def test_the_untrained_encoder_is_the_start_of_the_run(index):
     run = settings(index, "run", run={"seed": 5})
     start = build(run).encoder

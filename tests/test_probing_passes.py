@@ -65,7 +65,7 @@ def test_another_file_in_the_place_of_a_clip_is_another_clip(index):
     rows[3]["content_hash"] = "0" * 64
     write_index(index, rows)
     after = open_dataset(index, DATA, Request())
-    assert before.data_hash != after.data_hash
+    assert before.data_hash("label") != after.data_hash("label")
     assert before.source.facts(np.array([0, 1]), Views()) == after.source.facts(np.array([0, 1]), Views())
 
 
@@ -107,5 +107,5 @@ def test_images_have_no_augmented_passes_and_their_own_splits():
     with pytest.raises(UserError, match="--train_passes"):
         dataset.source.loader(np.arange(3), Passes(2), 4)
     with pytest.raises(UserError, match="--label: is for clip indexes"):
-        open_dataset("digits", DATA, Request(label="taste"))
+        open_dataset("digits", DATA, Request(labels=("taste",)))
     assert dataset.source.uri(5) == "digits image 5"

@@ -14,6 +14,7 @@ from vjepa.probing.comparison import TRAINED, Looks, compare, measure_chance
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.protocol import Examples, ProbeMethod, fit_probe
 from vjepa.probing.store import Store
+from vjepa.probing.task_classify import Classify
 from vjepa.records import ClipBatch, TokenGrid
 
 NUM = 240
@@ -44,7 +45,7 @@ def thirds(stored, labels):
 
 
 def accuracy(found, test, number=0):
-    return np.mean(found.names[found.probabilities[number].argmax(1)] == test.classes)
+    return np.mean(found.names[found.answers[number].argmax(1)] == test.labels)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -53,14 +54,14 @@ def test_probes_learn_what_is_there_and_only_chance_from_shuffled_labels(name):
     train, selection, test = thirds(stored, labels)
     found = fit_probe(METHODS[name], train, selection, [test])
     assert accuracy(found, test) > 0.95
-    assert found.probabilities[0].shape == (80, 3) and found.probabilities[0].sum(1) == pytest.approx(1, abs=1e-5)
+    assert found.answers[0].shape == (80, 3) and found.answers[0].sum(1) == pytest.approx(1, abs=1e-5)
     assert found.chosen in [
         {key: value for key, value in tried.items() if key != "accuracy"} for tried in found.selection
     ]
     if found.head:
         views = [found.head(test.tokens(np.arange(80), view, torch.device("cpu")).float()) for view in range(2)]
         shares = [linear.as_shares(one.numpy()) if "ridge" in name else one.softmax(-1).numpy() for one in views]
-        assert np.mean(shares, 0) == pytest.approx(found.probabilities[0], abs=1e-4) and found.head.classes == tuple(
+        assert np.mean(shares, 0) == pytest.approx(found.answers[0], abs=1e-4) and found.head.classes == tuple(
             found.names
         )
     train, selection, test = thirds(stored, list(np.random.default_rng(1).permutation(labels)))
@@ -75,7 +76,7 @@ def test_classes_of_the_test_clips_change_nothing(name):
     train, selection, test = thirds(stored, labels)
     other = Examples(test.bank, test.places, np.full(80, "class 0"))
     one, two = (fit_probe(METHODS[name], train, selection, [part]) for part in (test, other))
-    assert one.chosen == two.chosen and (one.probabilities[0] == two.probabilities[0]).all()
+    assert one.chosen == two.chosen and (one.answers[0] == two.answers[0]).all()
 
 
 def test_views_are_averaged_and_the_better_for_it():
@@ -83,8 +84,8 @@ def test_views_are_averaged_and_the_better_for_it():
     train, selection, test = thirds(stored, labels)
     single = Bank(stored.values[:, :1], stored.clip_ids, (), "single")
     many = fit_probe(ProbeMethod("linear"), train, selection, [test])
-    one = fit_probe(ProbeMethod("linear"), train, selection, [Examples(single, test.places, test.classes)])
-    assert many.probabilities[0].shape == one.probabilities[0].shape
+    one = fit_probe(ProbeMethod("linear"), train, selection, [Examples(single, test.places, test.labels)])
+    assert many.answers[0].shape == one.answers[0].shape
     assert accuracy(many, test) > accuracy(one, test) + 0.05
 
 
@@ -94,8 +95,8 @@ def test_logistic_regression_is_that_of_scikit_learn():
     found = fit_probe(ProbeMethod("linear"), train, selection, [test])
     values = [part.pooled() for part in (train, test)]
     scaled = linear.standardise(*values)
-    twin = LogisticRegression(C=found.chosen["C"], tol=1e-9, max_iter=10_000).fit(scaled[0], train.classes)
-    assert found.probabilities[0] == pytest.approx(twin.predict_proba(scaled[1]), abs=0.01)
+    twin = LogisticRegression(C=found.chosen["C"], tol=1e-9, max_iter=10_000).fit(scaled[0], train.labels)
+    assert found.answers[0] == pytest.approx(twin.predict_proba(scaled[1]), abs=0.01)
 
 
 def small_token(num=NUM, tokens=16, width=16, seed=0):
@@ -114,11 +115,11 @@ def test_heads_find_what_the_mean_hides_and_are_never_below_the_linear_start():
     grid = sweep.Grid((5e-3, 1e-3), (0.01,), max_steps=600)
     found = fit_probe(ProbeMethod("attentive", grid=grid), train, selection, [test])
     means = Bank(stored.values.float().mean(2, keepdim=True), stored.clip_ids, (), "mean")
-    linear_parts = [Examples(means, part.places, part.classes) for part in (train, selection, test)]
+    linear_parts = [Examples(means, part.places, part.labels) for part in (train, selection, test)]
     below = fit_probe(ProbeMethod("linear", head="ridge"), *linear_parts[:2], linear_parts[2:])
     assert accuracy(found, test) > accuracy(below, test) + 0.1
     again = fit_probe(ProbeMethod("attentive", grid=grid), train, selection, [test])
-    assert (again.probabilities[0] == found.probabilities[0]).all() and again.selection == found.selection
+    assert (again.answers[0] == found.answers[0]).all() and again.selection == found.selection
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -136,8 +137,9 @@ def test_chance_answers_the_most_frequent_class_of_train():
     stored, _ = bank(tokens=1, views=1)
     parts = [["a", "b", "b"], ["a"], ["a", "a", "a", "b"]]
     examples = [Examples(stored, np.arange(len(part)), np.array(part)) for part in parts]
-    assert measure_chance({"": examples}).value == 0.25
-    assert measure_chance({"one": examples, "other": [examples[2], *examples[1:]]}).value == 0.5
+    assert measure_chance(Classify(), {"": examples})["top1"].value == 0.25
+    trials = {"one": examples, "other": [examples[2], *examples[1:]]}
+    assert measure_chance(Classify(), trials)["top1"].value == 0.5
 
 
 def test_one_class_and_wrong_heads_are_refused():
@@ -184,14 +186,19 @@ def test_folds_measure_every_clip_once_and_reversed_clips_fool_the_same_probe(tm
         Trial(f"{fold}", ids[ids % 3 == (fold + 1) % 3], ids[ids % 3 == (fold + 2) % 3], ids[ids % 3 == fold])
         for fold in range(3)
     )
-    dataset = Dataset(Frames(), Frames.labels, [f"person {i % 10}" for i in ids], trials, {})
+    dataset = Dataset(Frames(), {"label": Frames.labels}, [f"person {i % 10}" for i in ids], trials, {})
     extractors = {TRAINED: brightness(), "reversed_frames": brightness(reverse=True)}
     found = compare(
-        dataset, extractors, ProbeMethod("knn"), Looks(Views(), Views()), Store(tmp_path, say=lambda line: None), 8
-    )
+        dataset,
+        extractors,
+        {"label": ProbeMethod("knn")},
+        Looks(Views(), Views()),
+        Store(tmp_path, say=lambda line: None),
+        8,
+    )["label"]
     scores = found.kinds[TRAINED].scores
     assert scores.top1.value == 1 and found.kinds["reversed_frames"].scores.top1.value == 0
     assert scores.num_clips == 59 and scores.num_groups == 10 and found.failures == ((3, "broken"),)
     assert found.kinds[TRAINED].folds == {"0": 1, "1": 1, "2": 1} and found.kinds[TRAINED].mean_and_spread == (1, 0)
-    assert found.num_clips == {"train": 59, "selection": 59, "val": 59} and 0.3 < found.chance.value < 0.7
-    assert len(dataset.data_hash) == 64
+    assert found.num_clips == {"train": 59, "selection": 59, "val": 59} and 0.3 < found.chance["top1"].value < 0.7
+    assert len(dataset.data_hash("label")) == 64

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 from tqdm import tqdm
 
 from vjepa import config
+from vjepa.config.row_filter import parse_values
 from vjepa.errors import UserError
 
 _OF_DISKS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no fault of the program
@@ -71,6 +72,8 @@ def _how(kind: Any, option: Option) -> dict[str, Any]:
         return {"choices": inner, "type": type(inner[0])}
     if origin is list:
         return {"action": "append", "metavar": option.metavar}
+    if origin is tuple and inner[0] is str:
+        return {"type": texts, "metavar": option.metavar}
     item = inner[0] if origin is tuple else kind
     read = number(item, least=option.least, above=option.above) if item in (int, float) else item
     return {"type": numbers(read) if origin is tuple else read, "metavar": option.metavar}
@@ -145,6 +148,14 @@ def number(
 def numbers(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """Make a `type` for argparse: several of `parse`, with commas between."""
     return lambda text: tuple(parse(word) for word in text.split(","))
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Read texts with commas between them for argparse, by the grammar of `--where`: what has a comma, in quotes."""
+    try:
+        return tuple(parse_values(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> Any:

@@ -31,6 +31,7 @@ STREAMS: Final = {
     "camera": 20,
     "tuner": 24,
     "tuner_views": 25,
+    "shots": 30,
 }
 
 

@@ -101,8 +101,10 @@ def measure(modules: dict[str, Any], mode: str, parts: Parts, seed: int) -> tupl
     started = process_time()
     fitted = protocol.fit_probe(protocol.ProbeMethod(mode, grid=sweep.Grid(seed=seed)), train, selection, [test])
     cpu_s = process_time() - started
-    right = int((fitted.names[fitted.probabilities[0].argmax(1)] == test.classes).sum())
-    return (right / len(test.classes), *wilson_interval(right, len(test.classes))), cpu_s
+    classes = parts[-1][1]
+    shares = fitted.answers if hasattr(fitted, "answers") else fitted.probabilities  # of older trees
+    right = int((fitted.names[shares[0].argmax(1)] == classes).sum())
+    return (right / len(classes), *wilson_interval(right, len(classes))), cpu_s
 
 
 # ---- encoders

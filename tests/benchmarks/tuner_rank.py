@@ -151,8 +151,8 @@ def probes(features: dict[str, Tensor], clips: dict[str, Clips]) -> dict[str, fl
         ]
         for mode in ("knn", "linear"):
             fit = fit_probe(ProbeMethod(mode), parts[0], parts[1], [parts[2]], with_head=False)
-            said = np.array(fit.names)[fit.probabilities[0].argmax(1)]
-            found[f"{label} {mode}"] = float(np.mean(said == np.array(parts[2].classes)))
+            said = np.array(fit.names)[fit.answers[0].argmax(1)]
+            found[f"{label} {mode}"] = float(np.mean(said == np.array(parts[2].labels)))
     return found
 
 

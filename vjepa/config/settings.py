@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -92,10 +92,18 @@ class Optim(Section):
         return self
 
 
+TARGETS: Final = ("auto", "classification", "regression", "multilabel")
+
+
 class Eval(Section):
     """Set what the closing report measures on frozen, mean-pooled features."""
 
     labels: list[str] = Field(["label"], description="columns of the index that probes predict")
+    targets: str | dict[str, str] = Field(
+        "auto",
+        description="what labels are: classification (a class), regression (a number, measured by R2), multilabel "
+        "(classes with | between them, by mAP), or auto: as the column looks; {label: ...} for some of them alone",
+    )
     group: str = Field(
         "group",
         description="column whose equal rows stay together when selection clips are held out (null data.selection)",
@@ -114,6 +122,20 @@ class Eval(Section):
         "and the monitor tells by LiDAR which is best",
     )
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
+
+    def targets_of(self, label: str) -> str:
+        """Give `targets` of one of `labels`."""
+        return self.targets.get(label, "auto") if isinstance(self.targets, dict) else self.targets
+
+    @model_validator(mode="after")
+    def _targets_are_known(self) -> Self:
+        named = self.targets if isinstance(self.targets, dict) else dict.fromkeys(self.labels, self.targets)
+        for label, target in named.items():
+            if target not in TARGETS:
+                raise ValueError(f"targets: {target!r} is none of {', '.join(TARGETS)}")
+            if label not in self.labels:
+                raise ValueError(f"targets: {label!r} is none of eval.labels; add it there, or take it out")
+        return self
 
 
 class Config(Section):

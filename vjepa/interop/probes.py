@@ -2,8 +2,9 @@
 `vjepa.probe` chose.
 
 probe_attentive_label.safetensors holds a head for each fold, number N under `N.` and the names of V-JEPA's file. Its
-metadata are format ("vjepa.probe"), probes (JSON: of each its classes, attention_heads or null, and of a linear one
-pool and grid: how it averages tokens [t, h, w]), and what was measured.
+metadata are format ("vjepa.probe"), probes (JSON: of each its task and link, which say what its outputs are, its
+classes, attention_heads or null, and of a linear one pool and grid: how it averages tokens [t, h, w]), and what was
+measured.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ HEAD = huggingface.TensorNames(
 
 
 def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Classifier:
-    """Load a probe: features [B, N, D] -> logits [B, C].
+    """Load a probe: features [B, N, D] -> logits [B, C]; its `answers` are probabilities, or numbers.
 
     path: a file of `vjepa.probe`, V-JEPA or V-JEPA 2, or a Hugging Face folder of a V-JEPA 2 classifier.
     index: which of the probes that a file holds: of `vjepa.probe` one per fold, of V-JEPA 2 one per learning rate and
@@ -74,7 +75,7 @@ def load_probe(path: str | Path, index: int = 0, heads: int = FILE_HEADS) -> Cla
 
 def write_probes(path: Path, probes: Sequence[Classifier], about: Mapping[str, Any]) -> None:
     """Write one file of `probes`, whole; `about` becomes metadata, values other than text as JSON."""
-    told = [{**_shape(probe), "classes": probe.classes} for probe in probes]
+    told = [{**_shape(probe), "task": probe.task, "link": probe.link, "classes": probe.classes} for probe in probes]
     tensors = {
         f"{number}.{name}": tensor for number, probe in enumerate(probes) for name, tensor in probe.state_dict().items()
     }
@@ -99,6 +100,8 @@ def _from_own(path: Path, metadata: Mapping[str, str], index: int) -> Classifier
     probe: Classifier = _attentive(path, stored, heads) if heads else _linear(path, stored, told)
     load_strictly(probe, stored, path)
     probe.classes = tuple(told["classes"])
+    # older files knew classes alone, and do not tell ridge regression, of which softmax keeps no more than the order
+    probe.task, probe.link = told.get("task", "classify"), told.get("link", "softmax")
     return probe
 
 

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final, Literal
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,6 +14,33 @@ from torch import Tensor, nn
 from vjepa import config
 from vjepa.models.layers import Block, Mlp, initialise, small_normal
 from vjepa.models.pooling import MEAN, Pooling
+
+Link = Literal["softmax", "shares", "sigmoid", "clip", "identity"]
+# outputs of a head [..., C] -> its answers: probabilities of one class a clip (`softmax` of logits, `shares` of ridge
+# regression to the classes), of each class alone (`sigmoid`, and `clip` of ridge regression), or numbers (`identity`)
+LINKS: Final[dict[Link, Callable[[Tensor], Tensor]]] = {
+    "softmax": lambda scores: scores.softmax(-1),
+    "shares": lambda scores: scores.clamp(min=0) / scores.clamp(min=0).sum(-1, keepdim=True),
+    "sigmoid": torch.sigmoid,
+    "clip": lambda scores: scores.clamp(0, 1),
+    "identity": lambda scores: scores,
+}
+
+
+class Answering(nn.Module):
+    """Say what the outputs of a head mean.
+
+    task: `classify`, `regress` or `multilabel`. link: a name of LINKS. classes: the names of the outputs, where they
+    are known; `number` where it is one.
+    """
+
+    task: str = "classify"
+    link: Link = "softmax"
+    classes: tuple[str, ...] = ()
+
+    def answers(self, tokens: Tensor) -> Tensor:
+        """Read [B, K, D] -> [B, C]: the probability of each class, or numbers in the unit of the label."""
+        return LINKS[self.link](self(tokens))
 
 
 class CrossAttention(nn.Module):
@@ -83,13 +113,8 @@ class AttentivePooler(nn.Module):
         return self.cross_attention_block(self.query_tokens, tokens).squeeze(1)  # type: ignore[no-any-return]
 
 
-class AttentiveClassifier(nn.Module):
-    """Classify [B, K, D] -> logits [B, C] by an AttentivePooler and a linear layer.
-
-    classes: their names, where they are known.
-    """
-
-    classes: tuple[str, ...] = ()
+class AttentiveClassifier(Answering):
+    """Classify [B, K, D] -> logits [B, C] by an AttentivePooler and a linear layer."""
 
     def __init__(self, pooler: AttentivePooler, num_classes: int) -> None:
         super().__init__()
@@ -101,13 +126,8 @@ class AttentiveClassifier(nn.Module):
         return self.linear(self.pooler(tokens))  # type: ignore[no-any-return]
 
 
-class LinearClassifier(nn.Module):
-    """Classify [B, N, D] -> logits [B, C]: tokens pooled to [B, P, D], side by side, and a linear layer.
-
-    classes: their names, where they are known.
-    """
-
-    classes: tuple[str, ...] = ()
+class LinearClassifier(Answering):
+    """Classify [B, N, D] -> logits [B, C]: tokens pooled to [B, P, D], side by side, and a linear layer."""
 
     def __init__(self, width: int, num_classes: int, pooling: Pooling = MEAN) -> None:
         """Make the layer at random weights. width: P * D."""

@@ -9,7 +9,7 @@ values. No gradient reaches a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Final, Protocol
 
@@ -24,6 +24,9 @@ from vjepa.models.attentive_pool import AttentiveClassifier
 _SCORES_AT_ONCE: Final = 1 << 25
 _ACTIVATIONS_AT_ONCE: Final = 1 << 27
 
+# logits fp32 [H, B, C], and what B clips teach, [B] or [B, C] -> the mean loss of each head [H]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 
 class Heads(Protocol):
     """Train and apply H heads on the same tokens."""
@@ -32,10 +35,10 @@ class Heads(Protocol):
         """Apply every head: [B, K, D] -> fp32 [H, B, C]."""
         ...
 
-    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
-        """Add the gradients of `share` times the mean cross-entropy of each head.
+    def add_gradients(self, tokens: Tensor, targets: Tensor, share: float) -> None:
+        """Add the gradients of `share` times the loss of each head.
 
-        tokens: [B, K, D] of classes int64 [B].
+        tokens: [B, K, D] of clips that teach `targets`.
         """
         ...
 
@@ -58,24 +61,55 @@ class Heads(Protocol):
         ...
 
 
-def make_heads(start: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> Heads:
+def cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Average the cross-entropy of each head: logits fp32 [H, B, C], classes int64 [B] -> [H].
+
+    weights: [C], how much a clip of each class counts.
+    """
+    each = functional.cross_entropy(logits.flatten(0, 1), classes.repeat(len(logits)), reduction="none")
+    each = each.view(len(logits), -1)
+    return (each if weights is None else each * weights.to(each.device)[classes]).mean(1)
+
+
+def binary_cross_entropy(logits: Tensor, has: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Average the cross-entropy of each class against the rest: logits fp32 [H, B, C], 0 or 1 [B, C] -> [H].
+
+    weights: [2, C], how much it counts that a clip lacks and has each class.
+    """
+    each = functional.binary_cross_entropy_with_logits(logits, has.expand_as(logits), reduction="none")
+    if weights is not None:
+        lacks, own = weights.to(each.device)
+        each = each * torch.where(has > 0, own, lacks)
+    return each.mean((1, 2))
+
+
+def squared_error(outputs: Tensor, numbers: Tensor) -> Tensor:
+    """Average the squared error of each head: fp32 [H, B, 1], and [B, 1] -> [H]."""
+    return (outputs - numbers).square().mean((1, 2))
+
+
+def make_heads(
+    start: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype, loss: Loss = cross_entropy
+) -> Heads:
     """Make `num` heads that all start as `start`, of depth 1 or with self-attention blocks, which no two heads share.
 
     dtype: of matrix products; weights are fp32.
     """
     if hasattr(start.pooler, "blocks"):
-        return SeparateHeads([_trainable(start).to(device) for _ in range(num)], dtype)
-    return StackedHeads(start, num, device, dtype)
+        return SeparateHeads([_trainable(start).to(device) for _ in range(num)], dtype, loss)
+    return StackedHeads(start, num, device, dtype, loss)
 
 
 class StackedHeads:
     """Stack heads of depth 1: every weight is one tensor [H, ...]."""
 
-    def __init__(self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, first: AttentiveClassifier, num: int, device: torch.device, dtype: torch.dtype, loss: Loss
+    ) -> None:
         """Start from `num` copies of `first`."""
         self.attention_heads = first.pooler.cross_attention_block.xattn.heads
         self.eps = first.pooler.cross_attention_block.norm1.eps
-        self.first, self.device, self.dtype = first, device, dtype
+        self.first, self.device, self.dtype, self.loss = first, device, dtype, loss
         self.weights: dict[str, Tensor] = {name: weight[None].to(device) for name, weight in first.state_dict().items()}
         self.take([0] * num)
 
@@ -105,8 +139,8 @@ class StackedHeads:
     def clips_at_once(self, num_tokens: int) -> int:
         return max(1, _SCORES_AT_ONCE // (len(self._views) * self.attention_heads * num_tokens))
 
-    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
-        (share * _losses(self.logits(tokens), classes).sum()).backward()  # type: ignore[no-untyped-call]
+    def add_gradients(self, tokens: Tensor, targets: Tensor, share: float) -> None:
+        (share * self.loss(self.logits(tokens), targets).sum()).backward()  # type: ignore[no-untyped-call]
 
     def logits(self, tokens: Tensor) -> Tensor:
         with _autocast(self.device, self.dtype):
@@ -162,8 +196,8 @@ class SeparateHeads:
     Their self-attention blocks share nothing.
     """
 
-    def __init__(self, heads: list[AttentiveClassifier], dtype: torch.dtype) -> None:
-        self.heads, self.dtype = heads, dtype
+    def __init__(self, heads: list[AttentiveClassifier], dtype: torch.dtype, loss: Loss) -> None:
+        self.heads, self.dtype, self.loss = heads, dtype, loss
 
     def parameters(self) -> list[list[nn.Parameter]]:
         return [list(head.parameters()) for head in self.heads]
@@ -182,9 +216,10 @@ class SeparateHeads:
         pooler = self.heads[0].pooler
         return max(1, _ACTIVATIONS_AT_ONCE // (num_tokens * pooler.query_tokens.shape[-1] * 16 * len(pooler.blocks)))
 
-    def add_gradients(self, tokens: Tensor, classes: Tensor, share: float) -> None:
+    def add_gradients(self, tokens: Tensor, targets: Tensor, share: float) -> None:
         for head in self.heads:
-            (share * _losses(self._logits(head, tokens)[None], classes)[0]).backward()  # type: ignore[no-untyped-call]
+            loss = self.loss(self._logits(head, tokens)[None], targets)[0]
+            (share * loss).backward()  # type: ignore[no-untyped-call]
 
     def logits(self, tokens: Tensor) -> Tensor:
         return torch.stack([self._logits(head, tokens) for head in self.heads])
@@ -199,12 +234,6 @@ def _trainable(head: AttentiveClassifier) -> AttentiveClassifier:
     copy = deepcopy(head)
     copy.requires_grad_(True)
     return copy
-
-
-def _losses(logits: Tensor, classes: Tensor) -> Tensor:
-    """Average the cross-entropy of each head: logits fp32 [H, B, C], classes int64 [B] -> [H]."""
-    each = functional.cross_entropy(logits.flatten(0, 1), classes.repeat(len(logits)), reduction="none")
-    return each.view(len(logits), -1).mean(1)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

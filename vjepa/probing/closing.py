@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from vjepa.probing.entries import to_dict, unreadable
 from vjepa.probing.extractors import Readout
 from vjepa.probing.protocol import Examples, Inputs, Mode, ProbeMethod
 from vjepa.probing.splits import Split, read_splits
+from vjepa.probing.tasks import of_run
 
 METHODS: Final[dict[Mode, ProbeMethod]] = {"knn": ProbeMethod("knn"), "linear": ProbeMethod("linear")}
 
@@ -84,19 +86,24 @@ def probe_labels(splits: Parts, banks: PartBanks, wanted: config.Eval) -> dict[s
     """Measure every label by every probe: label -> `knn` | `linear` -> entry of `entries.to_dict`."""
     index = splits["val"].index
     groups = index.column(wanted.group)
+    methods = {
+        label: {mode: replace(method, task=task) for mode, method in METHODS.items()}
+        for label, task in of_run(wanted, splits).items()
+    }
 
     def trials(kind: str, label: str) -> dict[str, list[Examples]]:
         return {"": labelled(splits, banks, kind, label, groups)}
 
     def measured(kind: str, mode: Mode) -> dict[str, ProbeResult]:
         inputs = Inputs()
-        return {label: measure(METHODS[mode], trials(kind, label), inputs=inputs)[0] for label in wanted.labels}
+        return {label: measure(methods[label][mode], trials(kind, label), inputs=inputs)[0] for label in wanted.labels}
 
     def entry(label: str, mode: Mode) -> dict[str, Any]:
         parts = trials(TRAINED, label)
         kinds = {kind: found[kind, mode][label] for kind in banks["val"]}
-        comparison = Comparison(kinds, measure_chance(parts), count_clips(parts))
-        return to_dict(comparison, METHODS[mode], lambda clip_id: index.row(clip_id).uri)
+        method = methods[label][mode]
+        comparison = Comparison(kinds, measure_chance(method.task, parts), count_clips(parts))
+        return to_dict(comparison, method, lambda clip_id: index.row(clip_id).uri)
 
     # side by side, the widest features first: most products are too small to share
     jobs = list(product(banks["val"], METHODS))

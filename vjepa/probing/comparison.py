@@ -8,14 +8,16 @@ from typing import Final
 
 import numpy as np
 
+from vjepa.counter_rng import generator
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.probing.banks import Bank, BankMaker, Banks, Extractor, SampleViews
+from vjepa.probing.bootstrap import Share
 from vjepa.probing.datasets import Dataset, Trial
 from vjepa.probing.extractors import PLAIN
-from vjepa.probing.metrics import Floats
+from vjepa.probing.metrics import Floats, Texts
 from vjepa.probing.protocol import Examples, FittedProbe, Inputs, ProbeMethod, fit_probe
-from vjepa.probing.scores import TOP, Scores, Share, class_mean_recall, score, share_right
 from vjepa.probing.sweep import Watch
+from vjepa.probing.task import Scored, Task
 
 TRAINED: Final = "trained"
 REVERSED: Final = "reversed_frames"
@@ -26,39 +28,64 @@ Trials = Mapping[str, Sequence[Examples]]
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """Score one kind of features under one probe.
+class FewLabels:
+    """Hold what a probe measures that learned from few clips, the measure of its task for each draw of them.
 
-    scores: of all test clips together. recall_at_5: mean over the classes, the measure of action anticipation; None up
-    to 5 classes.
-    folds: name of a trial -> share of right answers on its test clips. fitted: the probe of each trial.
+    num_clips: of train, in the largest draw. short: classes of train that have fewer clips than were asked for.
     """
 
-    scores: Scores
-    recall_at_5: Share | None
-    folds: dict[str, float]
-    fitted: tuple[FittedProbe, ...]
+    draws: tuple[float, ...]
+    num_clips: int
+    short: int
 
     @property
     def mean_and_spread(self) -> tuple[float, float]:
-        """Give mean and standard deviation (of a sample) over the folds."""
-        values = np.array(list(self.folds.values()))
-        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        """Give mean and standard deviation (of a sample) over the draws."""
+        return _mean_and_spread(self.draws)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Score one kind of features under one probe.
+
+    scores: of all test clips together.
+    folds: name of a trial -> the measure of the task on its test clips; NaN where it is not defined on them.
+    fitted: the probe of each trial. few: clips per class that were learned from -> what came of it.
+    """
+
+    scores: Scored
+    folds: dict[str, float]
+    fitted: tuple[FittedProbe, ...]
+    few: dict[int, FewLabels]
+
+    @property
+    def mean_and_spread(self) -> tuple[float, float]:
+        """Give mean and standard deviation (of a sample) over the folds on which the measure is defined."""
+        return _mean_and_spread([value for value in self.folds.values() if np.isfinite(value)])
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Put the kinds of features side by side: `trained` first, then `rollout` if both are measured, then the baselines.
 
-    chance: of always answering the most frequent class of train.
+    chance: of the best constant answer by train, by the names of the measures; for classes always the most frequent.
     num_clips: train, selection, val -> clips that were used, of all trials together.
     failures: clips that could not be read, as (clip id, reason).
     """
 
     kinds: dict[str, ProbeResult]
-    chance: Share
+    chance: dict[str, Share | None]
     num_clips: dict[str, int]
     failures: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Ask for probes that learn from few clips: so many of each class, drawn so many times, by a function of `seed`."""
+
+    per_class: tuple[int, ...] = ()
+    draws: int = 5
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,33 +99,40 @@ class Looks:
 def compare(
     dataset: Dataset,
     extractors: Mapping[str, Extractor],
-    method: ProbeMethod,
+    methods: Mapping[str, ProbeMethod],
     looks: Looks,
     maker: BankMaker,
     batch: int,
     watch: Watch = iter,
-) -> Comparison:
-    """Measure every kind of features, of which `trained` is one; `reversed_frames` by the probe of `trained`.
+    shots: Shots = Shots(),
+) -> dict[str, Comparison]:
+    """Measure every label by its method, on features that are read once: label -> what was found.
 
-    Pixels and motion energy have no tokens, so where the method is attentive they are measured by logistic regression.
+    Each has every kind of features, of which `trained` is one; `reversed_frames` by the probe of `trained`. Pixels and
+    motion energy have no tokens, so where the method is attentive they are measured by a linear probe.
     """
     learn, test = features(dataset, extractors, looks, maker, batch)
-    output = "tokens" if method.mode == "attentive" else "pooled"
-    kinds: dict[str, ProbeResult] = {}
-    for name in (name for name in extractors if name != REVERSED):
-        plain = name in PLAIN
-        banks = [made[name]["pooled" if plain else output] for made in (learn, test)]
-        if name == TRAINED and REVERSED in extractors:
-            banks.append(test[REVERSED][output])
-        trials = {trial.name: _examples(dataset, trial, *banks) for trial in dataset.trials}
-        of_kind = replace(method, mode="linear") if plain and method.mode == "attentive" else method
-        found = measure(of_kind, trials, watch, with_head=name == TRAINED)
-        kinds |= dict(zip((name, REVERSED), found, strict=False))
-        if name == TRAINED:
-            chance, num_clips = measure_chance(trials), count_clips(trials)
     of_learn, of_test = (next(iter(made[TRAINED].values())) for made in (learn, test))
     failures = tuple(sorted({*of_learn.failures, *of_test.failures}))
-    return Comparison({name: kinds[name] for name in extractors}, chance, num_clips, failures)
+    kinds: dict[str, dict[str, ProbeResult]] = {label: {} for label in methods}
+    for name in (name for name in extractors if name != REVERSED):
+        inputs = Inputs()
+        for label, method in methods.items():
+            plain = name in PLAIN
+            of_kind = replace(method, mode="linear") if plain and method.mode == "attentive" else method
+            output = "tokens" if of_kind.mode == "attentive" else "pooled"
+            banks = [made[name][output] for made in (learn, test)]
+            if name == TRAINED and REVERSED in extractors:
+                banks.append(test[REVERSED][output])
+            trials = trials_of(dataset, label, *banks)
+            found = measure(of_kind, trials, watch, inputs, name == TRAINED, shots)
+            kinds[label] |= dict(zip((name, REVERSED), found, strict=False))
+    compared = {}
+    for label, method in methods.items():
+        trials = trials_of(dataset, label, of_learn, of_test)
+        ordered = {name: kinds[label][name] for name in extractors}
+        compared[label] = Comparison(ordered, measure_chance(method.task, trials), count_clips(trials), failures)
+    return compared
 
 
 def features(
@@ -124,27 +158,59 @@ def features(
 
 
 def measure(
-    method: ProbeMethod, trials: Trials, watch: Watch = iter, inputs: Inputs | None = None, with_head: bool = False
+    method: ProbeMethod,
+    trials: Trials,
+    watch: Watch = iter,
+    inputs: Inputs | None = None,
+    with_head: bool = False,
+    shots: Shots = Shots(),
 ) -> list[ProbeResult]:
     """Score the test clips of all trials, then the same clips in each further bank, by the same probes."""
     fitted = [
         fit_probe(method, train, selection, tests, watch, inputs, with_head)
         for train, selection, *tests in trials.values()
     ]
+    few = {num: _few(method, trials, num, shots, watch) for num in shots.per_class}
     num_tests = min(len(parts) - 2 for parts in trials.values())
     return [
-        _score(trials, [parts[2 + number] for parts in trials.values()], fitted, number) for number in range(num_tests)
+        _score(
+            method.task,
+            trials,
+            [parts[2 + number] for parts in trials.values()],
+            fitted,
+            number,
+            {num: found[number] for num, found in few.items()},
+        )
+        for number in range(num_tests)
     ]
 
 
-def measure_chance(trials: Trials) -> Share:
-    """Score always answering the most frequent class of train, the first by name where several are."""
-    right, tests = [], []
-    for train, _, test, *_ in trials.values():
-        names, counts = np.unique(train.classes, return_counts=True)
-        right.append(test.classes == names[counts.argmax()])
-        tests.append(test)
-    return share_right(np.concatenate(right), _groups(tests))
+def _few(method: ProbeMethod, trials: Trials, num: int, shots: Shots, watch: Watch) -> list[FewLabels]:
+    """Measure each test set by probes that learned from `num` clips of each class. Settings are chosen as ever."""
+    values: list[list[float]] = []
+    num_clips = 0
+    all_targets = [method.task.targets(train.labels) for train, *_ in trials.values()]
+    for draw in range(shots.draws):
+        rng = generator(shots.seed, "shots", draw)
+        drawn = [
+            (train.few(num, targets, rng), *others)
+            for (train, *others), targets in zip(trials.values(), all_targets, strict=True)
+        ]
+        num_clips = max(num_clips, sum(len(train.places) for train, *_ in drawn))
+        fitted = [
+            fit_probe(method, train, selection, tests, watch, with_head=False) for train, selection, *tests in drawn
+        ]
+        num_tests = min(len(tests) for _, _, *tests in drawn)
+        joined = [_join([parts[2 + i] for parts in trials.values()], fitted, i) for i in range(num_tests)]
+        values.append([method.task.value(*answers) for answers in joined])
+    short = sum(int((targets.values.astype(bool).sum(0) < num).sum()) for targets in all_targets)
+    return [FewLabels(tuple(draws), num_clips, short) for draws in zip(*values, strict=True)]
+
+
+def measure_chance(task: Task, trials: Trials) -> dict[str, Share | None]:
+    """Measure the best constant answer, by the labels of train."""
+    labels = [(train.labels, test.labels) for train, _, test, *_ in trials.values()]
+    return task.chance(labels, _groups([test for _, _, test, *_ in trials.values()]))
 
 
 def count_clips(trials: Trials) -> dict[str, int]:
@@ -153,27 +219,44 @@ def count_clips(trials: Trials) -> dict[str, int]:
     return {name: sum(len(parts[i].places) for parts in trials.values()) for i, name in enumerate(names)}
 
 
-def _examples(dataset: Dataset, trial: Trial, learn: Bank, *tests: Bank) -> list[Examples]:
-    """Take the clips of train, selection and test; then the test clips in the further banks."""
+def trials_of(dataset: Dataset, label: str, learn: Bank, *tests: Bank) -> Trials:
+    """Take the clips that have `label`: train, selection and test; then the test clips in the further banks."""
+    return {trial.name: _examples(dataset, label, trial, learn, *tests) for trial in dataset.trials}
+
+
+def _examples(dataset: Dataset, label: str, trial: Trial, learn: Bank, *tests: Bank) -> list[Examples]:
     suffix = f" of fold {trial.name}" if trial.name else ""
     parts = [("train", learn, trial.train), ("selection", tests[0], trial.selection)]
     parts += [("val", bank, trial.test) for bank in tests]
-    return [Examples.of(bank, ids, dataset.labels, f"{name}{suffix}", dataset.groups) for name, bank, ids in parts]
+    labels = dataset.labels[label]
+    return [Examples.of(bank, ids, labels, f"{name}{suffix}, {label}", dataset.groups) for name, bank, ids in parts]
 
 
-def _score(trials: Trials, tests: Sequence[Examples], fitted: Sequence[FittedProbe], number: int) -> ProbeResult:
-    """Score test set `number`; a class that the training clips of a trial lack has probability 0 there."""
-    names = np.unique(np.concatenate([one.names for one in fitted]))
-    probabilities = np.concatenate([_widen(one.probabilities[number], one.names, names) for one in fitted])
-    truth = np.concatenate([test.classes for test in tests]).tolist()
-    clip_ids, groups = np.concatenate([test.clip_ids for test in tests]), _groups(tests)
-    scores = score(probabilities, names.tolist(), truth, clip_ids, groups)
-    recall = class_mean_recall(probabilities, names.tolist(), truth, groups=groups) if len(names) > TOP else None
-    right = [
-        float(np.mean(one.names[one.probabilities[number].argmax(1)] == test.classes))
-        for one, test in zip(fitted, tests, strict=True)
+def _score(
+    task: Task,
+    trials: Trials,
+    tests: Sequence[Examples],
+    fitted: Sequence[FittedProbe],
+    number: int,
+    few: dict[int, FewLabels],
+) -> ProbeResult:
+    """Score test set `number`."""
+    clip_ids, (answers, names, labels) = np.concatenate([test.clip_ids for test in tests]), _join(tests, fitted, number)
+    of_folds = [
+        task.value(one.answers[number], one.names, test.labels) for one, test in zip(fitted, tests, strict=True)
     ]
-    return ProbeResult(scores, recall, dict(zip(trials, right, strict=True)), tuple(fitted))
+    scores = task.score(answers, names, labels, clip_ids, _groups(tests))
+    return ProbeResult(scores, dict(zip(trials, of_folds, strict=True)), tuple(fitted), few)
+
+
+def _join(tests: Sequence[Examples], fitted: Sequence[FittedProbe], number: int) -> tuple[Floats, Texts, Texts]:
+    """Join the answers to test set `number` of all trials, their names, and the true labels.
+
+    A class that the training clips of a trial lack has probability 0 there.
+    """
+    names = np.unique(np.concatenate([one.names for one in fitted]))
+    answers = np.concatenate([_widen(one.answers[number], one.names, names) for one in fitted])
+    return answers, names, np.concatenate([test.labels for test in tests])
 
 
 def _groups(tests: Sequence[Examples]) -> list[str | None] | None:
@@ -182,10 +265,15 @@ def _groups(tests: Sequence[Examples]) -> list[str | None] | None:
     return groups if any(group is not None for group in groups) else None
 
 
-def _widen(probabilities: Floats, names: np.ndarray, all_names: np.ndarray) -> Floats:
-    wide = np.zeros((len(probabilities), len(all_names)))
-    wide[:, np.searchsorted(all_names, names)] = probabilities
+def _widen(answers: Floats, names: np.ndarray, all_names: np.ndarray) -> Floats:
+    wide = np.zeros((len(answers), len(all_names)))
+    wide[:, np.searchsorted(all_names, names)] = answers
     return wide
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    found = np.array(values)
+    return float(found.mean()) if len(found) else float("nan"), float(found.std(ddof=1)) if len(found) > 1 else 0.0
 
 
 def _union(parts: Iterable[np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ A clip index, or an image data set of `datasets_images`. Whatever it is, the pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.errors import UserError
 from vjepa.probing.banks import SampleSource
 from vjepa.probing.datasets_images import IMAGE_SETS, ImageSet, open_images
+from vjepa.probing.metrics import Texts
 from vjepa.probing.splits import Split, hold_out, read_splits
 from vjepa.records import ClipBatch
 
@@ -53,12 +54,12 @@ class Trial:
 class Dataset:
     """Hold labelled samples, cut into trials.
 
-    labels, groups: one value, or None, for every clip id; groups is None where no sample has one.
+    labels: column -> one value, or None, for every clip id; groups: the same, None where no sample has one.
     where: the rows of each part, in words.
     """
 
     source: SampleSource
-    labels: Sequence[str | None]
+    labels: Mapping[str, Sequence[str | None]]
     groups: Sequence[str | None] | None
     trials: tuple[Trial, ...]
     where: dict[str, Any]
@@ -70,10 +71,16 @@ class Dataset:
             np.concatenate([part for trial in self.trials for part in (trial.train, trial.selection, trial.test)])
         )
 
-    @property
-    def data_hash(self) -> str:
-        """Hash the samples in use, how they are read once each, and their labels: sha256."""
-        facts = [self.source.facts(self.clip_ids, Views()), [self.labels[i] for i in self.clip_ids]]
+    def labels_of(self, label: str, clip_ids: np.ndarray) -> Texts:
+        """Take the values of the samples that have one: [n]."""
+        labels = self.labels[label]
+        return np.array([str(text) for i in clip_ids if (text := labels[i]) is not None], dtype=str)
+
+    def data_hash(self, label: str) -> str:
+        """Hash the samples in use that have `label`, how they are read once each, and their labels: sha256."""
+        labels = self.labels[label]
+        ids = np.array([i for i in self.clip_ids if labels[i] is not None], dtype=np.int64)
+        facts = [self.source.facts(ids, Views()), [labels[i] for i in ids]]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -81,6 +88,7 @@ class Dataset:
 class Request:
     """Ask for rows and labels of a data set.
 
+    labels: columns; rows with at least one of them are used.
     train, selection, val: rows as COLUMN=VALUE1,VALUE2; None: those whose split has this name, and for selection else a
     part of train.
     group: column whose equal rows stay together. fold: column of cross-validation, in place of train, selection and
@@ -88,7 +96,7 @@ class Request:
     data_root: folder of an image data set that is known by name.
     """
 
-    label: str = "label"
+    labels: tuple[str, ...] = ("label",)
     group: str = "group"
     fold: str | None = None
     where: dict[str, str | None] = field(default_factory=dict)
@@ -100,7 +108,7 @@ def open_dataset(name: str, data: Data, request: Request) -> Dataset:
     if name not in IMAGE_SETS and not Path(name).is_dir():
         return _clips(name, data, request)
     rows = [f"--{part}" for part, value in request.where.items() if value is not None]
-    if request.fold or rows or request.label != "label":
+    if request.fold or rows or request.labels != ("label",):
         given = next(iter([*(["--fold"] if request.fold else []), *rows, "--label"]))
         raise UserError(f"{given}: is for clip indexes; {name} has its own labels and splits")
     return _images(open_images(name, request.data_root), data)
@@ -159,7 +167,9 @@ class ImageSource:
 
 def _images(images: ImageSet, data: Data) -> Dataset:
     trial = Trial("", images.splits["train"], images.splits["selection"], images.splits["val"])
-    return Dataset(ImageSource(images, data), images.labels, None, (trial,), {part: part for part in images.splits})
+    return Dataset(
+        ImageSource(images, data), {"label": images.labels}, None, (trial,), {part: part for part in images.splits}
+    )
 
 
 def _clips(path: str, data: Data, request: Request) -> Dataset:
@@ -169,14 +179,14 @@ def _clips(path: str, data: Data, request: Request) -> Dataset:
         splits = _folds(index, request)
     else:
         sources = _sources(index, request.where)
-        found = read_splits(data.model_copy(update=sources), [request.label], request.group)
+        found = read_splits(data.model_copy(update=sources), request.labels, request.group)
         splits = {"": (found.train, found.selection, found.val)}
         where = {name: source.where if source else "a fifth of train" for name, source in sources.items()}
     trials = tuple(Trial(name, *(split.rows for split in parts)) for name, parts in splits.items())
     groups = index.column(request.group)
     return Dataset(
         ClipSource(index, data),
-        index.column(request.label),
+        {label: index.column(label) for label in request.labels},
         groups if any(group is not None for group in groups) else None,
         trials,
         where,
@@ -191,8 +201,9 @@ def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, 
     given = [f"--{part}" for part, value in request.where.items() if value is not None]
     if given:
         raise UserError(f"{given[0]}: --fold {request.fold} takes all rows in turn; give one or the other")
-    labels, folds = index.column(request.label), index.column(str(request.fold))
-    usable = [row for row in index.select({}) if labels[row] is not None and folds[row] is not None]
+    labels, folds = {label: index.column(label) for label in request.labels}, index.column(str(request.fold))
+    labelled = [row for row in index.select({}) if any(values[row] is not None for values in labels.values())]
+    usable = [row for row in labelled if folds[row] is not None]
     values = sorted({str(folds[row]) for row in usable})
     if len(values) < 3:
         found = ", ".join(values) or "none"
@@ -206,10 +217,10 @@ def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, 
         inside, outside = (
             np.array([row for row in usable if (folds[row] == value) is same], dtype=np.int64) for same in (True, False)
         )
-        rest = Split(index, outside, {request.label: labels})
+        rest = Split(index, outside, labels)
         parts[value] = (
             *hold_out(rest, request.group if grouped else str(request.fold)),
-            Split(index, inside, {request.label: labels}),
+            Split(index, inside, labels),
         )
     return parts
 

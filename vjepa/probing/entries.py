@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
+from vjepa.probing.bootstrap import Share
 from vjepa.probing.comparison import ROLLOUT, TRAINED, Comparison, ProbeResult
 from vjepa.probing.protocol import ProbeMethod
 from vjepa.probing.scores import TOP
 
 
 def to_dict(comparison: Comparison, method: ProbeMethod, uri: Callable[[int], str]) -> dict[str, Any]:
-    """Make an entry, ready for JSON. accuracy, low, high: top-1 of the encoder with its 95 % interval.
+    """Make an entry, ready for JSON.
 
-    uri: says where a clip is, for the worst mistakes.
+    `measure` names what stands for the probe: accuracy, R2 or mAP. Under that name stands that of the encoder, low and
+    high are its 95 % interval. uri: says where a clip is, for the worst mistakes.
     """
-    trained, rollout = comparison.kinds[TRAINED], comparison.kinds.get(ROLLOUT)
+    trained, rollout, measure = comparison.kinds[TRAINED], comparison.kinds.get(ROLLOUT), method.task.measure
     chosen = {name: dict(one.chosen) for name, one in zip(trained.folds, trained.fitted, strict=True)}
     scores = trained.scores.to_dict()
     for mistake in scores["worst"]:
         mistake["uri"] = uri(mistake["clip_id"])
-    top1, chance = trained.scores.top1, comparison.chance
+    baselines = {name: one for name, one in comparison.kinds.items() if name not in (TRAINED, ROLLOUT)}
     return {
-        "accuracy": top1.value,
-        "low": top1.low,
-        "high": top1.high,
-        "chance": {"accuracy": chance.value, "low": chance.low, "high": chance.high},
+        "task": method.task.kind,
+        "measure": measure,
+        **_first(trained.scores.measures, measure),
+        "chance": {**_first(comparison.chance, measure), **_all_but_first(comparison.chance)},
         "chosen": chosen if len(chosen) > 1 else next(iter(chosen.values())),
         "selection": [one.selection for one in trained.fitted],
-        "folds": _folds(trained),
-        "recall_at_5": asdict(trained.recall_at_5) if trained.recall_at_5 else None,
-        "chance_recall_at_5": _chance_recall(trained),
-        "baselines": {name: _baseline(one) for name, one in comparison.kinds.items() if name not in (TRAINED, ROLLOUT)},
-        "with_rollout": _baseline(rollout) if rollout else None,
+        "folds": _folds(trained, measure),
+        "few_labels": _few_labels(trained),
+        "recall_at_5": _plain(trained.scores.measures.get("recall_at_5")),
+        "chance_recall_at_5": _chance_recall(scores) if trained.scores.measures.get("recall_at_5") else None,
+        "baselines": {name: _baseline(one, measure) for name, one in baselines.items()},
+        "with_rollout": _baseline(rollout, measure) if rollout else None,
         "scores": scores,
         "method": {
-            "head": method.head,
+            "head": method.loss,
+            "class_weights": "balanced" if method.task.balanced else "none",
             "batch_norm": method.batch_norm,
             "depth": method.depth,
             "max_steps": method.grid.max_steps,
@@ -52,28 +57,54 @@ def unreadable(lines: Iterable[str]) -> dict[str, Any]:
     return {"num_unreadable": len(told), "unreadable": told}
 
 
-def _baseline(result: ProbeResult) -> dict[str, Any]:
-    scores = result.scores
-    named = {
-        "top1": scores.top1,
-        "top5": scores.top5,
-        "mean_class": scores.mean_class,
-        "recall_at_5": result.recall_at_5,
+def _plain(share: Share | None) -> dict[str, float] | None:
+    return asdict(share) if share else None
+
+
+def _first(measures: Mapping[str, Share | None], name: str) -> dict[str, float | None]:
+    """Give the first of `measures` under `name`, beside the ends of its interval."""
+    share = next(iter(measures.values()))
+    return (
+        {name: share.value, "low": share.low, "high": share.high} if share else {name: None, "low": None, "high": None}
+    )
+
+
+def _all_but_first(measures: Mapping[str, Share | None]) -> dict[str, Any]:
+    return {name: _plain(share) for name, share in list(measures.items())[1:]}
+
+
+def _baseline(result: ProbeResult, measure: str) -> dict[str, Any]:
+    shares = {name: _plain(share) for name, share in result.scores.measures.items()}
+    folds, few = _folds(result, measure), _few_labels(result)
+    chosen = [dict(one.chosen) for one in result.fitted]
+    return {
+        **shares,
+        "chosen": chosen,
+        **({"folds": folds} if folds else {}),
+        **({"few_labels": few} if few else {}),
     }
-    shares = {name: asdict(share) if share else None for name, share in named.items()}
-    folds = _folds(result)
-    return {**shares, "chosen": [dict(one.chosen) for one in result.fitted], **({"folds": folds} if folds else {})}
 
 
-def _folds(result: ProbeResult) -> dict[str, Any] | None:
-    """Give the accuracy of each fold, mean and deviation; None where there are no folds."""
+def _folds(result: ProbeResult, measure: str) -> dict[str, Any] | None:
+    """Give the measure of each fold, mean and deviation; None where there are no folds, or it is not defined."""
     if len(result.folds) == 1:
         return None
     mean, spread = result.mean_and_spread
-    return {"accuracy": result.folds, "mean": mean, "std": spread}
+    found = {name: value if isfinite(value) else None for name, value in result.folds.items()}
+    return {measure: found, "mean": mean if isfinite(mean) else None, "std": spread}
 
 
-def _chance_recall(result: ProbeResult) -> float | None:
+def _few_labels(result: ProbeResult) -> dict[str, Any] | None:
+    """Give mean and deviation over the draws, by the clips of each class; None where none were asked for."""
+    found = {}
+    for num, one in result.few.items():
+        mean, std = one.mean_and_spread
+        told = {"mean": mean, "std": std, "draws": list(one.draws)}
+        found[str(num)] = {**told, "num_clips": one.num_clips, "short_classes": one.short}
+    return found or None
+
+
+def _chance_recall(scores: Mapping[str, Any]) -> float:
     """Compute class-mean recall at 5 of always answering the same 5 of the classes that have clips."""
-    present = sum(one.num > 0 for one in result.scores.per_class)
-    return min(1.0, TOP / present) if result.recall_at_5 else None
+    present = sum(one["num"] > 0 for one in scores["per_class"])
+    return float(min(1.0, TOP / present))

@@ -26,13 +26,11 @@ from torch.nn import functional
 from vjepa.counter_rng import generator
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler
 from vjepa.probing import linear
-from vjepa.probing.metrics import Classes, Floats
+from vjepa.probing.metrics import Floats, Texts
+from vjepa.probing.task import Targets, Task
 
-# what outputs of ridge regression, about 0 to 1, are multiplied by to be logits
-_SHARPNESS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _FLOOR: Final = 0.01  # of a variance, as a share of the mean variance: what is smaller is not blown up
 _TOKENS: Final = 16  # of a clip, that count for the covariance of single tokens
-_LEAST: Final = 1e-9  # probability whose logarithm is taken
 _EPS: Final = 1e-5  # of the norm of the published heads
 
 
@@ -63,14 +61,13 @@ class MeanTokens:
 
 
 def linear_start(
-    pooler: AttentivePooler, train: MeanTokens, classes: Classes, selection: MeanTokens, truth: Classes, seed: int
+    pooler: AttentivePooler, train: MeanTokens, read_out: linear.LinearModel, seed: int
 ) -> AttentiveClassifier:
     """Make the head, its shape that of `pooler`, whose weights it takes and changes.
 
-    classes: of the n train clips; truth: of the selection clips. seed: of the turns.
+    read_out: of the mean of the normed tokens, whose outputs it starts with. seed: of the turns.
     """
-    read_out = _ridge(train.means, classes, selection.means, truth)
-    head = AttentiveClassifier(pooler, len(read_out.names))
+    head = AttentiveClassifier(pooler, len(read_out.bias))
     for block in getattr(pooler, "blocks", ()):
         _silence(block.attn.proj, block.mlp.fc2)
     last = pooler.cross_attention_block
@@ -89,26 +86,35 @@ def linear_start(
     return head
 
 
-def _ridge(train: Floats, classes: Classes, selection: Floats, truth: Classes) -> linear.LinearModel:
-    """Fit ridge regression on [n, V, D], its alpha and sharpness chosen on selection: logits linear in the mean token.
+def read_out(
+    task: Task, train: MeanTokens, targets: Targets, selection: MeanTokens, labels: Texts
+) -> linear.LinearModel:
+    """Fit ridge regression on the mean token, its alpha and how it becomes logits (`task.starts`) chosen on selection.
 
-    By right answers, then by the logarithm of the probability of the true classes; views of a clip are averaged.
+    targets: of the n train clips; labels: of the selection clips. By the criterion of the task, then by the likelihood
+    of the labels; views of a clip are averaged.
     """
-    samples = rearrange(train, "n v d -> (n v) d")
-    learned, chosen_on = linear.prepare(samples, rearrange(selection, "n v d -> (n v) d"))
-    models = linear.fit_ridge(learned, np.repeat(classes, train.shape[1]), linear.ALPHA_CHOICES)
-    names = models[0].names
+    views, link = train.means.shape[1], linear.LINKS[task.link(task.heads[0])]
+    samples = rearrange(train.means, "n v d -> (n v) d")
+    learned, chosen_on = linear.prepare(samples, rearrange(selection.means, "n v d -> (n v) d"))
+    weights = task.weights(targets)
+    models = linear.fit_ridge(
+        learned,
+        np.repeat(targets.scaled(), views, 0),
+        linear.ALPHA_CHOICES,
+        None if weights is None else np.repeat(weights, views, 0),
+    )
 
-    def merit(choice: tuple[linear.LinearModel, float]) -> tuple[int, float]:
-        model, sharpness = choice
-        shares = linear.softmax(sharpness * model.scores(chosen_on))
-        shares = rearrange(shares, "(n v) c -> n v c", n=len(truth)).mean(1)
-        sure = np.where(truth[:, None] == names, shares, 0).sum(1)
-        return int((names[shares.argmax(1)] == truth).sum()), float(np.log(np.maximum(sure, _LEAST)).sum())
+    def merit(choice: tuple[linear.LinearModel, tuple[float, float]]) -> tuple[float, float]:
+        model, (factor, shift) = choice
+        answers = link(factor * model.scores(chosen_on) + shift) * targets.spread + targets.centre
+        answers = rearrange(answers, "(n v) c -> n v c", n=len(labels)).mean(1)
+        ((value, _),) = task.judge([(labels, answers[None])], targets.names)
+        return value, task.likelihood(answers, targets.names, labels)
 
-    model, sharpness = max(product(models, _SHARPNESS), key=merit)
+    model, (factor, shift) = max(product(models, task.starts), key=merit)
     raw = linear.of_raw(model, learned, samples)
-    return linear.LinearModel(raw.names, sharpness * raw.weights, sharpness * raw.bias, raw.loss)
+    return linear.LinearModel(factor * raw.weights, factor * raw.bias + shift, raw.loss)
 
 
 def _whiten(covariance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from vjepa import command, ranks
@@ -20,16 +21,17 @@ from vjepa.errors import UserError
 from vjepa.interop import load
 from vjepa.interop.meta import Hints
 from vjepa.models.pooling import Pooling
-from vjepa.probing import anticipation, baselines, comparison, datasets, entries, extractors, knn, store, sweep
+from vjepa.probing import anticipation, baselines, comparison, datasets, entries, extractors, knn, store, sweep, tasks
 from vjepa.probing.anticipation import RollOut
 from vjepa.probing.banks import Extractor
-from vjepa.probing.comparison import Comparison, Looks
+from vjepa.probing.comparison import Comparison, Looks, Shots
 from vjepa.probing.datasets import Dataset
 from vjepa.probing.datasets_images import IMAGE_SETS
 from vjepa.probing.extractors import Readout
 from vjepa.probing.protocol import Mode, ProbeMethod
 from vjepa.probing.settings import ProbeSettings
 from vjepa.probing.subject import Subject, blocks
+from vjepa.probing.task import Task
 from vjepa.ranks import Ranks
 
 # the name on the command line -> the name in the code
@@ -37,8 +39,8 @@ _MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "atten
 _READ: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")  # what a result says of the clips
 
 
-def measure(settings: ProbeSettings) -> tuple[ProbeTask, Comparison] | None:
-    """Learn and measure; give what was worked on and what was found. Raises UserError.
+def measure(settings: ProbeSettings) -> tuple[ProbeTask, dict[str, Comparison]] | None:
+    """Learn and measure; give what was worked on, and what was found for each label. Raises UserError.
 
     Under torchrun the processes share the passes over the clips, then number 0 alone learns and measures; the others
     give None.
@@ -47,19 +49,23 @@ def measure(settings: ProbeSettings) -> tuple[ProbeTask, Comparison] | None:
     with ranks.join() as mine, _folder(settings.cache, settings.no_cache, mine) as folder:
         first = mine.rank == 0
         say = _say if first else lambda line: None
+        for line in work.notes:
+            say(line)
         features = store.Store(folder, settings.feature_dtype, say, _bar("features", shown=first), mine)
         what = (work.dataset, work.kinds)
         if not first:
             comparison.features(*what, work.looks, features, settings.batch)
             return None
-        return work, comparison.compare(*what, work.method, work.looks, features, settings.batch, _bar("heads"))
+        shots = Shots(settings.shots or (), settings.shot_draws, settings.seed)
+        bar = _bar("heads")
+        return work, comparison.compare(*what, work.methods, work.looks, features, settings.batch, bar, shots)
 
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Hold what a measurement works on: an encoder, samples, the features that are compared, and a probe.
+    """Hold what a measurement works on: an encoder, samples, the features that are compared, and a probe of each label.
 
-    sha256: `extractors.weights_hash` of the encoder.
+    sha256: `extractors.weights_hash` of the encoder. notes: lines to tell, of labels whose task was found.
     """
 
     subject: Subject
@@ -68,7 +74,8 @@ class ProbeTask:
     roll_out: RollOut | None
     kinds: dict[str, Extractor]
     looks: Looks
-    method: ProbeMethod
+    methods: dict[str, ProbeMethod]
+    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, settings: ProbeSettings) -> ProbeTask:
@@ -77,8 +84,9 @@ class ProbeTask:
         dataset = _dataset(settings, subject.data)
         if isinstance(dataset.source, datasets.ImageSource):
             subject = subject.of_images()
+        chosen = _tasks(settings, dataset)
         readout = _readout(subject, settings.levels, settings.pool, settings.eval_mode, settings.rollout)
-        method = _method(settings, readout)
+        methods = {label: _method(settings, readout, task) for label, task in chosen.items()}
         roll_out = None
         if settings.rollout != "none":
             roll_out = _roll_out(subject, settings, settings.rollout)
@@ -89,7 +97,35 @@ class ProbeTask:
         )
         learn = Passes(settings.train_passes, settings.seed) if settings.train_passes else Views()
         looks = Looks(learn, Views(settings.num_clips, settings.num_crops))
-        return cls(subject, sha256, dataset, roll_out, kinds, looks, method)
+        notes: tuple[str, ...] = ()
+        if settings.task == "auto":
+            columns = {label: dataset.labels_of(label, dataset.clip_ids) for label in chosen}
+            notes = tuple(tasks.describe(task, label, columns[label]) for label, task in chosen.items())
+        return cls(subject, sha256, dataset, roll_out, kinds, looks, methods, notes)
+
+
+def _tasks(settings: ProbeSettings, dataset: Dataset) -> dict[str, Task]:
+    """Say what each label is. Raises UserError, before anything is computed, for labels that teach nothing."""
+    found = {}
+    for label in settings.label:
+        labels = dataset.labels_of(label, dataset.clip_ids)
+        task = tasks.choose(settings.task, labels, settings.class_weights == "balanced")
+        if settings.shots and task.kind == "regress":
+            raise UserError(f"--shots: counts clips of each class, and {label} is a number; leave it out")
+        for trial in dataset.trials:
+            of_fold = f" of fold {trial.name}" if trial.name else ""
+            for part, ids in (("train", trial.train), ("selection", trial.selection)):
+                _check(task, label, dataset, f"{part}{of_fold}", ids, learned=part == "train")
+        _check(task, label, dataset, "val", np.concatenate([trial.test for trial in dataset.trials]), learned=False)
+        found[label] = task
+    return found
+
+
+def _check(task: Task, label: str, dataset: Dataset, part: str, clip_ids: np.ndarray, learned: bool) -> None:
+    labels = dataset.labels_of(label, clip_ids)
+    if not len(labels):
+        raise UserError(f"{part}: none of its clips has a value in {label}; give other rows, or another --label")
+    task.check(labels, f"{part}, {label}", learned)
 
 
 def _dataset(settings: ProbeSettings, data: Data) -> Dataset:
@@ -114,11 +150,14 @@ def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: 
     return Readout(blocks("--levels", levels, subject.encoder.depth), outputs, subject.device, subject.dtype, pooling)
 
 
-def _method(settings: ProbeSettings, readout: Readout) -> ProbeMethod:
-    """Say which probe learns, from features that are read so."""
+def _method(settings: ProbeSettings, readout: Readout, task: Task) -> ProbeMethod:
+    """Say which probe learns, from features that are read so. Raises UserError for a loss that the task has not."""
+    if settings.head and settings.head not in task.heads:
+        raise UserError(f"--head {settings.head}: numbers are learned by ridge regression; leave it out")
     grid = sweep.Grid(settings.lr, settings.weight_decay, settings.max_steps, settings.probe_batch, settings.seed)
     return ProbeMethod(
         mode=_MODES[settings.eval_mode],
+        task=task,
         choices=settings.k or knn.K_CHOICES,
         head=settings.head,
         batch_norm=settings.batch_norm == "yes",
@@ -145,13 +184,13 @@ def _roll_out(subject: Subject, settings: ProbeSettings, rollout: Literal["predi
     return RollOut.of(subject.encoder, predictor, subject.data, settings.anticipation_s, subject.trained_frames)
 
 
-def result(settings: ProbeSettings, work: ProbeTask, found: Comparison) -> dict[str, Any]:
-    """Gather what probe.json keeps of a measurement."""
-    subject, ahead = work.subject, settings.anticipation_s
+def result(settings: ProbeSettings, work: ProbeTask, label: str, found: Comparison) -> dict[str, Any]:
+    """Gather what probe.json keeps of a measurement of one label."""
+    subject, ahead, method = work.subject, settings.anticipation_s, work.methods[label]
     return {
         "dataset": settings.dataset if settings.dataset in IMAGE_SETS else str(Path(settings.dataset).absolute()),
         "eval_mode": settings.eval_mode,
-        "label": settings.label,
+        "label": label,
         "encoder": subject.which,
         "fold": settings.fold,
         "anticipation_s": ahead,
@@ -159,13 +198,13 @@ def result(settings: ProbeSettings, work: ProbeTask, found: Comparison) -> dict[
         "time_slots": work.roll_out.time_slots(subject.data) if work.roll_out else None,
         "model_path": str(settings.model_path.absolute()),
         "step": subject.step,
-        **entries.to_dict(found, work.method, work.dataset.source.uri),
+        **entries.to_dict(found, method, work.dataset.source.uri),
         **entries.unreadable(f"{work.dataset.source.uri(clip_id)}: {reason}" for clip_id, reason in found.failures),
         "views": {"learn": str(work.looks.learn), "test": str(work.looks.test)},
         "data": {name: getattr(subject.data, name) for name in _READ},
         "levels": settings.levels,
-        "pool": None if work.method.mode == "attentive" else str(work.method.pooling),
-        "data_hash": work.dataset.data_hash,
+        "pool": None if method.mode == "attentive" else str(method.pooling),
+        "data_hash": work.dataset.data_hash(label),
         "weights_hash": work.sha256,
         "where": work.dataset.where,
     }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
-Classes = NDArray[np.str_]
+Texts = NDArray[np.str_]
 
 
 def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:

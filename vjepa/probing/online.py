@@ -13,15 +13,16 @@ from vjepa.probing.banks import Extractor
 from vjepa.probing.closing import labelled, split_banks
 from vjepa.probing.comparison import TRAINED
 from vjepa.probing.extractors import Readout, encoder_extractor, untrained_extractor
-from vjepa.probing.metrics import wilson_interval
 from vjepa.probing.protocol import ProbeMethod, fit_probe
 from vjepa.probing.splits import Split, read_splits
+from vjepa.probing.tasks import of_run
 
 METHOD = ProbeMethod("knn", choices=(10,))
+_HALF = "knn_half"
 
 
 class OnlineProbe:
-    """Measure k-NN accuracy on selection clips, k = 10, from train clips.
+    """Measure k-NN accuracy (R2 of numbers, mAP of many classes) on selection clips, k = 10, from train clips.
 
     It never reads the clips that the closing table is measured on, and it draws nothing: equal weights give equal
     numbers, in a resumed run too.
@@ -40,34 +41,37 @@ class OnlineProbe:
         splits = read_splits(data, wanted.labels, wanted.group)
         num = wanted.online_clips
         self.data, self.wanted, self.encoder = data, wanted, encoder
+        self.tasks = of_run(wanted, vars(splits))
         self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
-        self.num_selection = len(self.splits["selection"].rows)
         self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
-        found = self._accuracies(untrained_extractor(encoder, self.readout, seed))
-        self.random_init = {f"{name}_random_init": value for name, value in found.items()}
+        found = self._measure(untrained_extractor(encoder, self.readout, seed))
+        self.random_init = {f"{name}_random_init": value for name, value in found.items() if name != _HALF}
 
     def measure_at(self, step: int) -> dict[str, float]:
         """Measure the encoder at the steps that `eval.every_steps` names; nothing at other steps.
 
         Returns `knn` (the mean over labels) and, of several labels, `knn_<label>`; each beside that of the untrained
-        encoder, `knn_random_init`. `knn_half` is half the 95 % interval of `knn`, as if it were of one label.
+        encoder, `knn_random_init`. `knn_half` is half the 95 % interval of `knn`, as if labels were one: their mean.
         """
         if step % (self.wanted.every_steps or step + 1):
             return {}
         training = self.encoder.training
         self.encoder.eval()
-        found = self._accuracies(encoder_extractor(self.encoder, "", self.readout))
+        found = self._measure(encoder_extractor(self.encoder, "", self.readout))
         self.encoder.train(training)
-        low, high = wilson_interval(found["knn"] * self.num_selection, self.num_selection)
-        return {**found, "knn_half": (high - low) / 2, **self.random_init}
+        return {**found, **self.random_init}
 
-    def _accuracies(self, extractor: Extractor) -> dict[str, float]:
+    def _measure(self, extractor: Extractor) -> dict[str, float]:
         banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})
-        found = {}
-        for label in self.wanted.labels:
+        found, halves = {}, []
+        for label, task in self.tasks.items():
             train, selection = labelled(self.splits, banks, TRAINED, label)
-            found[f"knn_{label}"] = fit_probe(METHOD, train, selection, []).selection[0]["accuracy"]
-        return {"knn": float(np.mean(list(found.values()))), **(found if len(found) > 1 else {})}
+            fitted = fit_probe(replace(METHOD, task=task), train, selection, [selection])
+            answers = fitted.answers[0], fitted.names, selection.labels
+            found[f"knn_{label}"] = task.value(*answers)
+            halves.append(task.half(*answers))
+        of_labels = found if len(found) > 1 else {}
+        return {"knn": float(np.mean(list(found.values()))), **of_labels, _HALF: float(np.mean(halves))}
 
 
 def _few(split: Split, num: int) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
-from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
+from vjepa.models.attentive_pool import LINKS, AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.pooling import MEAN, Pooling
 from vjepa.probing import knn, linear, sweep
 from vjepa.probing.attentive import Heads, make_heads
 from vjepa.probing.banks import Bank
-from vjepa.probing.linear_start import MeanTokens, linear_start
-from vjepa.probing.metrics import Classes, Floats
+from vjepa.probing.linear_start import MeanTokens, linear_start, read_out
+from vjepa.probing.metrics import Floats, Texts
+from vjepa.probing.task import Head, Targets, Task
+from vjepa.probing.task_classify import Classify
 
 Mode = Literal["knn", "linear", "attentive"]
 ATTENTION_HEADS: Final = 16  # of every published probe, whatever the width
@@ -28,15 +30,16 @@ _READ_TOKENS: Final = 1 << 25  # numbers of tokens that are read at a time where
 
 @dataclass(frozen=True)
 class Examples:
-    """Name some clips of a bank, with their classes.
+    """Name some clips of a bank, with their labels.
 
-    places: int64 [n] into the bank. classes: [n]. groups: one for each clip, or None; None where no clip has one.
+    places: int64 [n] into the bank. labels: [n], which a task reads as classes or numbers. groups: one for each clip,
+    or None; None where no clip has one.
     name: of the part of the data, for errors.
     """
 
     bank: Bank
     places: np.ndarray
-    classes: Classes
+    labels: Texts
     groups: list[str | None] | None = None
     name: str = "train"
 
@@ -57,13 +60,21 @@ class Examples:
         known = [i for i in clip_ids.tolist() if i in place and labels[i] is not None]
         if not known:
             raise UserError(f"{name}: no readable clip has this label")
-        places, classes = np.array([place[i] for i in known]), np.array([str(labels[i]) for i in known])
-        return cls(bank, places, classes, None if groups is None else [groups[i] for i in known], name)
+        places, texts = np.array([place[i] for i in known]), np.array([str(labels[i]) for i in known])
+        return cls(bank, places, texts, None if groups is None else [groups[i] for i in known], name)
 
     @property
     def clip_ids(self) -> np.ndarray:
         ids: np.ndarray = self.bank.clip_ids[self.places]
         return ids
+
+    def few(self, num: int, targets: Targets, rng: np.random.Generator) -> Examples:
+        """Draw `num` clips that have each class of their `targets`, or all where a class has fewer."""
+        columns = targets.values.tocsc()
+        members = np.split(columns.indices, columns.indptr[1:-1])
+        drawn = np.unique(np.concatenate([rng.permutation(np.sort(own))[:num] for own in members]))
+        groups = self.groups and [self.groups[i] for i in drawn]
+        return replace(self, places=self.places[drawn], labels=self.labels[drawn], groups=groups)
 
     def pooled(self) -> Floats:
         """Read the features of every view as a sample of its own: float32 [n * V, K * D], the K places side by side."""
@@ -83,14 +94,16 @@ class Examples:
 class ProbeMethod:
     """Describe one kind of probe.
 
-    choices: every k of knn. head, batch_norm: of linear probes; pooling: what their features were made by, of tokens.
+    task: what the label is. choices: every k of knn. head, batch_norm: of linear probes; head None: the first of the
+    task. pooling: what their features were made by, of tokens.
     depth, attention_heads, grid: of attentive ones; attention_heads None: 16 where they divide the width, else the
     largest number below that does. device, dtype: where and in which precision attentive heads learn.
     """
 
     mode: Mode
+    task: Task = Classify()  # noqa: RUF009 - it is frozen
     choices: tuple[int, ...] = knn.K_CHOICES
-    head: Literal["logistic", "ridge"] = "logistic"
+    head: Head | None = None
     batch_norm: bool = True
     pooling: Pooling = MEAN
     depth: int = 1
@@ -100,27 +113,32 @@ class ProbeMethod:
     dtype: torch.dtype = torch.float32
 
     @property
+    def loss(self) -> Head:
+        """Name the loss of a linear probe."""
+        return self.head or self.task.heads[0]
+
+    @property
     def setting(self) -> str:
         """Name the setting that a k-NN or linear probe chooses."""
-        return "k" if self.mode == "knn" else "C" if self.head == "logistic" else "alpha"
+        return "k" if self.mode == "knn" else "C" if self.loss == "logistic" else "alpha"
 
 
 @dataclass(frozen=True)
 class FittedProbe:
     """Hold what a probe learned, and its answers.
 
-    names: the C classes that train has. chosen: its setting, name -> value.
-    selection: each setting that was tried, with its share of right answers on the selection clips.
-    probabilities: of the chosen setting, [n, C] for each test set.
-    head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]: logits whose softmax
-    are the probabilities, or the outputs of ridge regression. Tokens of several blocks lie side by side, [B, N, L * D],
+    names: [C], of the answers: the classes that train has, or one for a number. chosen: its setting, name -> value.
+    selection: each setting that was tried, with the criterion of the task on the selection clips.
+    answers: of the chosen setting, [n, C] for each test set: probabilities, or numbers.
+    head: that of the chosen setting, frozen, on the CPU, from the tokens of one view to [B, C]; its `link` says how its
+    outputs become answers. Tokens of several blocks lie side by side, [B, N, L * D],
     for linear heads, and one after the other, [B, L * N, D], for attentive ones. None: neighbours have none.
     """
 
-    names: Classes
+    names: Texts
     chosen: dict[str, float]
     selection: list[dict[str, float]]
-    probabilities: list[Floats]
+    answers: list[Floats]
     head: AttentiveClassifier | LinearClassifier | None
 
 
@@ -152,19 +170,20 @@ def fit_probe(
     inputs: Inputs | None = None,
     with_head: bool = True,
 ) -> FittedProbe:
-    """Learn on `train`, choose on `selection`, and answer each of `tests`, whose classes are not looked at.
+    """Learn on `train`, choose on `selection`, and answer each of `tests`, whose labels are not looked at.
 
     watch: wraps the batches of a long training. inputs: shared by calls with the same banks. with_head: keep it.
-    Raises UserError for fewer than two classes in train.
+    Raises UserError for labels that the task cannot learn from or choose by.
     """
-    if len(np.unique(train.classes)) < 2:
-        raise UserError(f"{train.name}: every clip is {str(train.classes[0])!r}; a probe needs two classes")
+    method.task.check(train.labels, train.name, learned=True)
+    method.task.check(selection.labels, selection.name, learned=False)
     if method.mode == "attentive":
         found = _attentive(method, train, selection, tests, watch)
     else:
         found = _pooled(method, train, selection, tests, inputs or Inputs(), with_head)
     if found.head:
-        found.head.classes = tuple(found.names.tolist())
+        found.head.task, found.head.classes = method.task.kind, tuple(found.names.tolist())
+        found.head.link = method.task.link(method.loss if method.mode == "linear" else method.task.heads[0])
     return found
 
 
@@ -178,55 +197,52 @@ def _pooled(
 ) -> FittedProbe:
     """Fit a k-NN or linear probe. Every view of a training clip is a sample of its own."""
     learned, chosen_on, *measured = inputs.of(method, (train, selection, *tests))
-    classes = np.repeat(train.classes, train.num_views)
-    fitted = (_fit_neighbours if method.mode == "knn" else _fit_linear)(method, learned, classes)
+    targets = method.task.targets(np.repeat(train.labels, train.num_views))
+    fitted = (_fit_neighbours if method.mode == "knn" else _fit_linear)(method, learned, targets)
 
-    def probabilities(features: Floats, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
-        found = fitted.probabilities(features, wanted)
+    def answers(features: Floats, examples: Examples, wanted: Sequence[float]) -> dict[float, Floats]:
+        found = fitted.answers(features, wanted)
         return {one: rearrange(x, "(n v) c -> n v c", v=examples.num_views).mean(1) for one, x in found.items()}
 
-    shares = probabilities(chosen_on, selection, fitted.settings)
-    predicted = {setting: fitted.names[share.argmax(1)] for setting, share in shares.items()}
-    setting = sweep.choose(predicted, selection.classes)
-    tried = [
-        {method.setting: one, "accuracy": float(np.mean(predicted[one] == selection.classes))}
-        for one in fitted.settings
-    ]
-    found = [probabilities(x, test, [setting])[setting] for x, test in zip(measured, tests, strict=True)]
+    merits = {
+        setting: method.task.judge([(selection.labels, one[None])], targets.names)[0]
+        for setting, one in answers(chosen_on, selection, fitted.settings).items()
+    }
+    setting = sweep.choose(merits)
+    tried = [{method.setting: one, method.task.criterion: merit[0]} for one, merit in merits.items()]
+    found = [answers(x, test, [setting])[setting] for x, test in zip(measured, tests, strict=True)]
     head = _linear_head(method, fitted.models[setting], learned, train) if with_head and fitted.models else None
-    return FittedProbe(fitted.names, {method.setting: setting}, tried, found, head)
+    return FittedProbe(targets.names, {method.setting: setting}, tried, found, head)
 
 
 @dataclass(frozen=True)
 class _Models:
     """Hold a model for each setting.
 
-    names: the classes. probabilities: features [N, D] and settings -> those of each setting [N, C].
-    models: by setting; neighbours have none.
+    answers: features [N, D] and settings -> those of each setting [N, C]. models: by setting; neighbours have none.
     """
 
-    names: Classes
     settings: Sequence[float]
-    probabilities: Callable[[Floats, Sequence[float]], dict[float, Floats]]
+    answers: Callable[[Floats, Sequence[float]], dict[float, Floats]]
     models: dict[float, linear.LinearModel] = field(default_factory=dict)
 
 
-def _fit_neighbours(method: ProbeMethod, features: Floats, classes: Classes) -> _Models:
-    neighbours = knn.Neighbours(features, classes, method.choices)
-    return _Models(neighbours.names, neighbours.settings, neighbours.probabilities)
+def _fit_neighbours(method: ProbeMethod, features: Floats, targets: Targets) -> _Models:
+    neighbours = knn.Neighbours(features, targets.values, method.choices)
+
+    def answers(values: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
+        return {k: method.task.of_votes(*votes, targets) for k, votes in neighbours.votes(values, wanted).items()}
+
+    return _Models(neighbours.settings, answers)
 
 
-def _fit_linear(method: ProbeMethod, features: Floats, classes: Classes) -> _Models:
-    logistic = method.head == "logistic"
-    choices = linear.C_CHOICES if logistic else linear.ALPHA_CHOICES
-    found = (linear.fit if logistic else linear.fit_ridge)(features, classes, choices)
-    squash = linear.softmax if logistic else linear.as_shares
-    models = dict(zip(choices, found, strict=True))
+def _fit_linear(method: ProbeMethod, features: Floats, targets: Targets) -> _Models:
+    models, link = method.task.fit(method.loss, features, targets), linear.LINKS[method.task.link(method.loss)]
 
-    def probabilities(values: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
-        return {one: squash(models[one].scores(values)) for one in wanted}
+    def answers(values: Floats, wanted: Sequence[float]) -> dict[float, Floats]:
+        return {one: link(models[one].scores(values)) for one in wanted}
 
-    return _Models(found[0].names, choices, probabilities, models)
+    return _Models(list(models), answers, models)
 
 
 def _linear_head(method: ProbeMethod, model: linear.LinearModel, prepared: Floats, train: Examples) -> LinearClassifier:
@@ -243,32 +259,36 @@ def _attentive(
     method: ProbeMethod, train: Examples, selection: Examples, tests: Sequence[Examples], watch: sweep.Watch
 ) -> FittedProbe:
     """Train the sweep. Every epoch sees one view of each training clip, the next epoch the next view."""
-    names, ids = np.unique(train.classes, return_inverse=True)
-    start = _linear_start(method, train, selection)
-    heads = make_heads(start, len(method.grid.settings), method.device, method.dtype)
+    task, targets = method.task, method.task.targets(train.labels)
+    taught, loss = task.lesson(targets)
+    start = _linear_start(method, train, targets, selection)
+    heads = make_heads(start, len(method.grid.settings), method.device, method.dtype, loss)
 
     def tokens(epoch: int, places: np.ndarray) -> Tensor:
         return train.tokens(places, epoch % train.num_views, method.device)
 
+    def answers(heads: Heads, examples: Examples) -> Iterable[tuple[np.ndarray, Floats]]:
+        return _answers(heads, task, targets, examples, method.device)
+
     def judge(heads: Heads) -> list[sweep.Merit]:
-        """Measure every head on the selection clips, of which a head that diverged gets none right."""
-        right, sure = np.zeros(1), np.zeros(1)
-        for places, shares in _predictions(heads, selection, method.device):
-            truth = selection.classes[places]
-            finite = np.isfinite(shares.sum(-1))
-            right = right + ((names[shares.argmax(-1)] == truth) & finite).sum(1)
-            sure = sure + np.where((truth[:, None] == names) & finite[..., None], shares, 0.0).sum((1, 2))
-        num = len(selection.places)
-        return list(zip((right / num).tolist(), (sure / num).tolist(), strict=True))
+        parts = ((selection.labels[places], found) for places, found in answers(heads, selection))
+        return task.judge(parts, targets.names)
 
-    clips = sweep.Clips(tokens, train.bank.values.shape[2], torch.from_numpy(ids).to(method.device))
-    found = sweep.train(heads, method.grid, clips, judge, watch)
+    clips = sweep.Clips(tokens, train.bank.values.shape[2], taught.to(method.device))
+    found = sweep.train(heads, method.grid, clips, judge, watch, task.criterion)
     best = make_heads(found.head, 1, method.device, method.dtype)
-    answers = [np.concatenate([shares[0] for _, shares in _predictions(best, test, method.device)]) for test in tests]
-    return FittedProbe(names, found.setting, found.tried, answers, found.head)
+    measured = [np.concatenate([part[0] for _, part in answers(best, test)]) for test in tests]
+    return FittedProbe(targets.names, found.setting, found.tried, measured, _in_units(found.head, targets))
 
 
-def _linear_start(method: ProbeMethod, train: Examples, selection: Examples) -> AttentiveClassifier:
+def _in_units(head: AttentiveClassifier, targets: Targets) -> AttentiveClassifier:
+    """Let a head, which learned scaled targets, give them in their own unit."""
+    head.linear.weight *= targets.spread
+    head.linear.bias.mul_(targets.spread).add_(targets.centre)
+    return head
+
+
+def _linear_start(method: ProbeMethod, train: Examples, targets: Targets, selection: Examples) -> AttentiveClassifier:
     """Make the head that the sweep starts from. Raises UserError for attention heads that do not divide the width."""
     width = train.bank.values.shape[-1]
     attention_heads = method.attention_heads or _attention_heads(width)
@@ -280,19 +300,23 @@ def _linear_start(method: ProbeMethod, train: Examples, selection: Examples) -> 
     learned, chosen_on = (
         MeanTokens.of(views for _, views in _views(part, method.device)) for part in (train, selection)
     )
-    return linear_start(pooler, learned, train.classes, chosen_on, selection.classes, method.grid.seed)
+    first = read_out(method.task, learned, targets, chosen_on, selection.labels)
+    return linear_start(pooler, learned, first, method.grid.seed)
 
 
 def _attention_heads(width: int) -> int:
     return next(number for number in range(ATTENTION_HEADS, 0, -1) if width % number == 0)
 
 
-def _predictions(heads: Heads, examples: Examples, device: torch.device) -> Iterable[tuple[np.ndarray, Floats]]:
-    """Yield places int64 [B] and probabilities [H, B, C], the mean over the views, of all examples in order."""
+def _answers(
+    heads: Heads, task: Task, targets: Targets, examples: Examples, device: torch.device
+) -> Iterable[tuple[np.ndarray, Floats]]:
+    """Yield places int64 [B] and answers [H, B, C], the mean over the views, of all examples in order."""
+    link = LINKS[task.link(task.heads[0])]
     for places, views in _views(examples, device):
         with torch.no_grad():
-            shares = torch.stack([heads.logits(tokens).softmax(-1) for tokens in views])
-            yield places, shares.mean(0).cpu().numpy()
+            found = torch.stack([link(heads.logits(tokens)) for tokens in views]).mean(0)
+            yield places, (found * targets.spread + targets.centre).cpu().numpy()
 
 
 def _views(examples: Examples, device: torch.device) -> Iterator[tuple[np.ndarray, Iterator[Tensor]]]:

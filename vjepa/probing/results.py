@@ -28,7 +28,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def save(path: Path, result: dict[str, Any]) -> None:
     """Put `result` into the list in the file `path`, in place of one with the same key; all at once or not at all."""
-    keys = (*KEY, "pool", "fold", "anticipation_s", "rollout", "model_path")
-    unsaid = {"model_path": result["model_path"], "pool": "mean" if result["pool"] else None}
+    keys = (*KEY, "task", "pool", "fold", "anticipation_s", "rollout", "model_path")
+    unsaid = {"task": "classify", "model_path": result["model_path"], "pool": "mean" if result["pool"] else None}
     others = [old for old in read(path) if any(old.get(key, unsaid.get(key)) != result[key] for key in keys)]
     files.write_json(path, [*others, result])

@@ -1,8 +1,4 @@
-"""Score one set of predictions: accuracies with their intervals, every class, the confusions, the worst mistakes.
-
-Intervals are 95 % percentile bootstrap (Efron 1979): over clips, or over whole groups where clips of one group (a
-scene, a person) resemble each other, for then there is only as much evidence as there are groups.
-"""
+"""Score answers that are classes: accuracies with their intervals, every class, the confusions, the worst mistakes."""
 
 from __future__ import annotations
 
@@ -13,22 +9,13 @@ from typing import Any, Final
 import numpy as np
 from scipy.sparse import csr_array
 
-from vjepa.counter_rng import generator
 from vjepa.errors import UserError
-from vjepa.probing.metrics import Floats, wilson_interval
+from vjepa.probing.bootstrap import Share, count_units, interval_of_share, resample, unit_numbers
+from vjepa.probing.metrics import Floats
 
-NUM_RESAMPLES: Final = 2000
 NUM_WORST: Final = 25
 TOP: Final = 5
-
-
-@dataclass(frozen=True)
-class Share:
-    """Hold a share with its 95 % interval; all in 0..1, low <= value <= high."""
-
-    value: float
-    low: float
-    high: float
+_AT_ONCE: Final = 1 << 22  # classes times resamples, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -57,6 +44,11 @@ class Mistake:
     probability: float
     confidence: float
 
+    @property
+    def words(self) -> tuple[tuple[str, str, float | None], ...]:
+        """Say what was true and what was answered: word, name and probability of each."""
+        return ("true", self.truth, self.probability), ("said", self.predicted, self.confidence)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -64,7 +56,9 @@ class Scores:
 
     top1: share of clips whose most probable class is right. top5: of clips whose class is among the five most probable;
     None up to 5 classes.
-    mean_class: recall, averaged over the classes that have clips.
+    mean_class: recall, averaged over the classes that have clips: balanced accuracy.
+    macro_f1: F1 = 2 right / (clips + answers), averaged over the classes that have clips or were answered.
+    recall_at_5: the share that top5 is, averaged over the classes that have clips: the measure of action anticipation.
     names: [C] the classes that were learned, then those that only the truth has, sorted; rows and columns of
     `confusion`, order of `per_class`.
     confusion: int64 [C, C], clips of class (row) that were taken for class (column).
@@ -75,6 +69,8 @@ class Scores:
     top1: Share
     top5: Share | None
     mean_class: Share
+    macro_f1: Share
+    recall_at_5: Share | None
     names: tuple[str, ...]
     per_class: tuple[ClassScore, ...]
     confusion: np.ndarray
@@ -82,12 +78,18 @@ class Scores:
     num_clips: int
     num_groups: int | None
 
+    @property
+    def measures(self) -> dict[str, Share | None]:
+        """Give every measure by its name, the one that stands for the probe first."""
+        names = ("top1", "top5", "mean_class", "macro_f1", "recall_at_5")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """Give plain values, ready for JSON."""
+        told = {name: asdict(share) if share else None for name, share in self.measures.items()}
+        del told["recall_at_5"]  # an entry has it beside its scores
         return {
-            "top1": asdict(self.top1),
-            "top5": asdict(self.top5) if self.top5 else None,
-            "mean_class": asdict(self.mean_class),
+            **told,
             "num_clips": self.num_clips,
             "num_groups": self.num_groups,
             "names": list(self.names),
@@ -114,43 +116,30 @@ def score(
     classes, ids, rank = _rank_truth(probabilities, names, truth)
     if len(clip_ids) != len(ids):
         raise ValueError(f"{len(clip_ids)} clip ids for {len(ids)} clips")
-    units = _unit_numbers(groups, len(ids))
+    units = unit_numbers(groups, len(ids))
     top1, mean_class = _shares(rank < 1, ids, units, seed)
+    top5, recall_at_5 = _shares(rank < TOP, ids, units, seed) if len(names) > TOP else (None, None)
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (ids, predicted), 1)
     return Scores(
         top1=top1,
-        top5=_shares(rank < TOP, ids, units, seed)[0] if len(names) > TOP else None,
+        top5=top5,
         mean_class=mean_class,
+        macro_f1=_macro_f1(ids, predicted, len(classes), units, seed),
+        recall_at_5=recall_at_5,
         names=classes,
         per_class=_per_class(classes, confusion),
         confusion=confusion,
         worst=_worst(probabilities, classes, ids, predicted, np.asarray(clip_ids)),
         num_clips=len(ids),
-        num_groups=int(units.max()) + 1 if units is not None else None,
+        num_groups=count_units(units),
     )
-
-
-def class_mean_recall(
-    probabilities: Floats,
-    names: Sequence[str],
-    truth: Sequence[str],
-    k: int = TOP,
-    groups: Sequence[str | None] | None = None,
-    seed: int = 0,
-) -> Share:
-    """Average the recall at k over the classes that have clips; the other arguments are those of `score`.
-
-    It is the measure of action anticipation (EPIC-Kitchens-100: k = 5).
-    """
-    _, ids, rank = _rank_truth(probabilities, names, truth)
-    return _shares(rank < k, ids, _unit_numbers(groups, len(ids)), seed)[1]
 
 
 def share_right(right: np.ndarray, groups: Sequence[str | None] | None = None, seed: int = 0) -> Share:
     """Give the share of clips that are `right`, bool [N], with the interval that `score` would give it."""
-    return _shares(right, np.zeros(len(right), dtype=np.int64), _unit_numbers(groups, len(right)), seed)[0]
+    return _shares(right, np.zeros(len(right), dtype=np.int64), unit_numbers(groups, len(right)), seed)[0]
 
 
 def _rank_truth(
@@ -171,25 +160,14 @@ def _rank_truth(
     return classes, ids, np.where(learned, before.sum(1), len(classes))
 
 
-def _unit_numbers(groups: Sequence[str | None] | None, num_clips: int) -> np.ndarray | None:
-    """Give each group a number from 0, without a gap: int64 [N]; a clip without a group is one of its own."""
-    if groups is None:
-        return None
-    if len(groups) != num_clips:
-        raise ValueError(f"{len(groups)} groups for {num_clips} clips")
-    keys = [("row", str(i)) if group is None else ("group", str(group)) for i, group in enumerate(groups)]
-    numbers: dict[tuple[str, str], int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
 def _shares(hits: np.ndarray, ids: np.ndarray, units: np.ndarray | None, seed: int) -> tuple[Share, Share]:
     """Give the share of `hits` [N], and its mean over the classes `ids` [N] that have clips."""
     cells = 2 * ids + hits
     num_cells = 2 * (int(ids.max()) + 1)
     overall, mean = _two_shares(np.bincount(cells, minlength=num_cells)[None])
-    many_overall, many_mean = _two_shares(_resample(cells, num_cells, units, seed))
+    many_overall, many_mean = _two_shares(resample(cells, num_cells, units, seed))
     num_units = len(ids) if units is None else int(units.max()) + 1
-    return _interval(overall[0], many_overall, num_units), _interval(mean[0], many_mean, num_units)
+    return interval_of_share(overall[0], many_overall, num_units), interval_of_share(mean[0], many_mean, num_units)
 
 
 def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,31 +178,25 @@ def _two_shares(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hits.sum(1) / total.sum(1), recalls.sum(1) / present.sum(1)
 
 
-def _resample(cells: np.ndarray, num_cells: int, units: np.ndarray | None, seed: int) -> np.ndarray:
-    """Count how often each cell occurs in each resample: int [NUM_RESAMPLES, num_cells].
+def _macro_f1(ids: np.ndarray, predicted: np.ndarray, num: int, units: np.ndarray | None, seed: int) -> Share:
+    """Average F1 over the classes of `ids` and `predicted`, both [N] of `num` classes; as scikit-learn does."""
+    pairs, cells = np.unique(num * ids + predicted, return_inverse=True)
+    true, said = np.divmod(pairs, num)
+    columns, ones = np.arange(len(pairs)), np.ones(len(pairs))
+    to_class = csr_array((np.r_[ones, ones], (np.r_[columns, columns], np.r_[true, said])), shape=(len(pairs), num))
+    hits = csr_array((2.0 * (true == said), (columns, true)), shape=(len(pairs), num))
 
-    cells: [N], that of each clip.
-    """
-    rng = generator(seed, "bootstrap", 0)
-    if units is None:  # only counts matter, and those of N draws from N clips are multinomial: no clip need be drawn
-        return rng.multinomial(len(cells), np.bincount(cells, minlength=num_cells) / len(cells), size=NUM_RESAMPLES)
-    num_units = int(units.max()) + 1
-    clips = csr_array((np.ones(len(cells), dtype=np.int64), (cells, units)), shape=(num_cells, num_units))
-    drawn = np.stack(
-        [np.bincount(rng.integers(num_units, size=num_units), minlength=num_units) for _ in range(NUM_RESAMPLES)],
-        axis=1,
-    )
-    counts: np.ndarray = (clips @ drawn).T
-    return counts
+    def macro(counts: np.ndarray) -> np.ndarray:
+        total, right = counts @ to_class, counts @ hits
+        scores = np.divide(right, total, out=np.zeros(total.shape), where=total > 0)
+        mean: np.ndarray = scores.sum(1) / (total > 0).sum(1)
+        return mean
 
-
-def _interval(value: float, resampled: np.ndarray, num_units: int) -> Share:
-    # all right, all wrong, or one group: the bootstrap sees no spread, where Wilson's interval still does
-    if np.ptp(resampled) < 1e-12:
-        low, high = wilson_interval(value * num_units, num_units)
-    else:
-        low, high = np.quantile(resampled, (0.025, 0.975))
-    return Share(float(value), float(min(low, value)), float(max(high, value)))
+    drawn = resample(cells, len(pairs), units, seed)
+    size = max(1, _AT_ONCE // num)
+    many = np.concatenate([macro(drawn[start : start + size]) for start in range(0, len(drawn), size)])
+    value = float(macro(np.bincount(cells)[None])[0])
+    return interval_of_share(value, many, len(ids) if units is None else int(units.max()) + 1)
 
 
 def _per_class(classes: Sequence[str], confusion: np.ndarray) -> tuple[ClassScore, ...]:

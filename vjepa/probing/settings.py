@@ -61,7 +61,17 @@ class ProbeSettings(SubjectSettings):
         Option("k nearest neighbours; a linear head; or heads that attend to all tokens"),
     ]
     # which rows
-    label: Annotated[str, Option("column to predict", "COLUMN")] = "label"
+    label: Annotated[
+        tuple[str, ...],
+        Option("column to predict; several with commas between them share one pass over the clips", "COLUMN[,COLUMN]"),
+    ] = ("label",)
+    task: Annotated[
+        Literal["auto", "classify", "regress", "multilabel"],
+        Option(
+            "what the label is: a class; a number, measured by R2; or classes with | between them, measured by mAP; "
+            "auto: as the column looks"
+        ),
+    ] = "auto"
     group: Annotated[
         str, Option("column whose equal rows stay together in selection and in the bootstrap", "COLUMN")
     ] = "group"
@@ -118,7 +128,20 @@ class ProbeSettings(SubjectSettings):
     k: Annotated[
         tuple[int, ...] | None, Option("k-NN: neighbours to choose from (default: 1,5,10,20,50)", "K[,K2]", least=1)
     ] = None
-    head: Annotated[Literal["logistic", "ridge"], Option("linear probe: the loss")] = "logistic"
+    head: Annotated[
+        Literal["logistic", "ridge"] | None, Option("linear probe: the loss (default: logistic; of numbers ridge)")
+    ] = None
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Option(
+            "balanced: every class counts as much, whatever its clips, in the loss, in votes, and in what is chosen"
+        ),
+    ] = "none"
+    shots: Annotated[
+        tuple[int, ...] | None,
+        Option("measure too what is learned from so many train clips of each class alone", "N[,M]", least=1),
+    ] = None
+    shot_draws: Annotated[int, Option("draws of those clips, of which mean and deviation are told", "N", least=1)] = 5
     batch_norm: Annotated[Literal["yes", "no"], Option("linear probe: features standardised by train")] = "yes"
     depth: Annotated[
         Literal[1, 2, 3, 4], Option("attentive: 1 for cross-attention alone, 4 with 3 blocks before it")
@@ -140,7 +163,9 @@ class ProbeSettings(SubjectSettings):
     probe_batch: Annotated[
         int | None, Option("attentive: clips per step (default: 256, or a sixteenth of train)", least=1)
     ] = None
-    seed: Annotated[int, Option("attentive: initial weights and order; augmented passes", least=0)] = 0
+    seed: Annotated[
+        int, Option("attentive: initial weights and order; augmented passes; draws of --shots", least=0)
+    ] = 0
     # where the work is done, and where things are kept
     batch: Annotated[int, Option("views per forward pass of the encoder", least=1)] = 64
     cache: Annotated[

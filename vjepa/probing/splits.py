@@ -16,6 +16,7 @@ from vjepa import config
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.joined_index import are_shared, open_index
 from vjepa.errors import UserError
+from vjepa.probing.metrics import Texts
 
 HELD_OUT: Final = 0.2
 
@@ -31,6 +32,11 @@ class Split:
     index: ClipIndex
     rows: np.ndarray
     labels: dict[str, list[str | None]]
+
+    def labels_of(self, column: str) -> Texts:
+        """Take the values in `column` of the rows that have one: [n]."""
+        found = [str(text) for row in self.rows if (text := self.labels[column][row]) is not None]
+        return np.array(found, dtype=str)
 
 
 @dataclass(frozen=True)
@@ -77,19 +83,6 @@ def fingerprint(splits: Splits) -> str:
             labels = [values[row] for values in split.labels.values()]
             digest.update(json.dumps([content or uri, *part, *labels]).encode())
     return digest.hexdigest()
-
-
-def check_classes(splits: Splits, label: str) -> None:
-    """Raise UserError where a probe of `label` would have nothing to learn, to choose on or to be measured on."""
-    for name, split in vars(splits).items():
-        found = sorted({str(split.labels[label][row]) for row in split.rows if split.labels[label][row] is not None})
-        if not found:
-            raise UserError(f"data.{name}: none of its clips has a value in {label}; give others, or other eval.labels")
-        if len(found) == 1 and name == "train":
-            raise UserError(
-                f"data.train (or data.labelled): every {label} of its clips is {found[0]!r}; a probe needs two classes "
-                "or more, so give clips of others, or other eval.labels"
-            )
 
 
 def hold_out(train: Split, column: str) -> tuple[Split, Split]:

@@ -21,7 +21,6 @@ from torch import Tensor
 from vjepa.counter_rng import generator
 from vjepa.models.attentive_pool import AttentiveClassifier
 from vjepa.probing.attentive import Heads
-from vjepa.probing.metrics import Classes
 
 # the grid of V-JEPA 2 (K400, SSv2), and how far it may grow
 LEARNING_RATES: Final = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -40,7 +39,8 @@ _LEAST_STEPS: Final = 600  # of the best heads, for attention is slow to form
 _BUDGET: Final = 360
 
 Setting = dict[str, float]
-# share of right answers on the selection clips, then the probability of the true classes, which decides among equals
+# the criterion on the selection clips, then how sure the answers are, which decides among equals; of classes the share
+# of right answers, then the mean probability of the true ones
 Merit = tuple[float, float]
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -79,13 +79,13 @@ class Grid:
 class Clips:
     """Hand out the tokens of the clips that heads learn from.
 
-    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads; num_tokens: K. classes:
-    int64 [n], there too.
+    tokens: epoch number and places int64 [B] of clips -> [B, K, D] on the device of the heads; num_tokens: K. targets:
+    what they teach, int64 [n] or fp32 [n, C], there too.
     """
 
     tokens: Callable[[int, np.ndarray], Tensor]
     num_tokens: int
-    classes: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,27 @@ class Chosen:
     tried: list[Setting]
 
 
-def choose(predicted: Mapping[float, Classes], truth: Classes) -> float:
-    """Find the setting with the most correct predictions on the selection clips [N]; the first of several that tie."""
-    return max(predicted, key=lambda setting: int(np.sum(predicted[setting] == truth)))
+def choose(merits: Mapping[float, Merit]) -> float:
+    """Find the setting that is best by the criterion on the selection clips; the first of several that tie."""
+    return max(merits, key=lambda setting: merits[setting][0])
 
 
-def train(heads: Heads, grid: Grid, clips: Clips, judge: Callable[[Heads], list[Merit]], watch: Watch = iter) -> Chosen:
+def train(
+    heads: Heads,
+    grid: Grid,
+    clips: Clips,
+    judge: Callable[[Heads], list[Merit]],
+    watch: Watch = iter,
+    criterion: str = "accuracy",
+) -> Chosen:
     """Train one head for each of `grid.settings` until none gets better, and give the best; the start counts.
 
-    heads: as many, all equal. judge: gives the merit of each. watch: wraps the batches of a round.
+    heads: as many, all equal. judge: gives the merit of each. watch: wraps the batches of a round. criterion: names
+    what the first of a merit is.
     Ends where two rounds brought nothing, at `grid.max_steps`, or at the cost of 20 heads that train for 20 epochs.
     """
     settings, steps, length, stale = grid.settings, 0, _FIRST_ROUND, 0
-    per_epoch = max(_STEPS_PER_EPOCH, -(-len(clips.classes) // grid.batch_for(len(clips.classes))))
+    per_epoch = max(_STEPS_PER_EPOCH, -(-len(clips.targets) // grid.batch_for(len(clips.targets))))
     budget = _BUDGET * per_epoch  # heads x steps
     best, chosen, head = judge(heads)[0], {"lr": 0.0, "weight_decay": 0.0, "steps": 0}, heads.head(0)
     tried = {(0.0, 0.0): (best, chosen)}
@@ -130,7 +138,7 @@ def train(heads: Heads, grid: Grid, clips: Clips, judge: Callable[[Heads], list[
         further = grid.wider(settings[kept[0]], (lr for lr, _ in tried if lr))
         heads.take([*kept, *kept[: len(further)]])
         settings, length = [*(settings[number] for number in kept), *further], 2 * length
-    return Chosen(head, chosen, [{**moment, "accuracy": merit[0]} for merit, moment in tried.values()])
+    return Chosen(head, chosen, [{**moment, criterion: merit[0]} for merit, moment in tried.values()])
 
 
 def survivors(settings: Sequence[Setting], merits: Sequence[Merit]) -> list[int]:
@@ -159,16 +167,16 @@ def run_round(
         {"params": one, "weight_decay": setting["weight_decay"]}
         for one, setting in zip(heads.parameters(), settings, strict=True)
     ]
-    optimizer = torch.optim.AdamW(groups, fused=clips.classes.device.type in ("cpu", "cuda"))
-    size, at_once = grid.batch_for(len(clips.classes)), heads.clips_at_once(clips.num_tokens)
-    for step, (epoch, places) in enumerate(watch(batches(len(clips.classes), size, grid.seed, steps))):
+    optimizer = torch.optim.AdamW(groups, fused=clips.targets.device.type in ("cpu", "cuda"))
+    size, at_once = grid.batch_for(len(clips.targets)), heads.clips_at_once(clips.num_tokens)
+    for step, (epoch, places) in enumerate(watch(batches(len(clips.targets), size, grid.seed, steps))):
         share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / len(steps)))
         for group, setting in zip(optimizer.param_groups, settings, strict=True):
             group["lr"] = share * setting["lr"]
         heads.zero_gradients()
         for part in np.array_split(places, -(-len(places) // at_once)):
-            classes = clips.classes[torch.from_numpy(part).to(clips.classes.device)]
-            heads.add_gradients(clips.tokens(epoch, part), classes, len(part) / len(places))
+            targets = clips.targets[torch.from_numpy(part).to(clips.targets.device)]
+            heads.add_gradients(clips.tokens(epoch, part), targets, len(part) / len(places))
         heads.parameters()  # which gives each head its gradients
         optimizer.step()
 

@@ -1,5 +1,5 @@
 """Pictures of a run: its loss, a clip with its mask, its features. Pictures of a probe: which classes are taken for
-which, and the clips that it is most confidently wrong about.
+which, numbers against those that were true, or precision by class; and the clips that it is most wrong about.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from matplotlib.figure import Figure
 
 from vjepa.data.plan_rows import Views
 from vjepa.probing.banks import SampleSource
-from vjepa.probing.scores import Mistake, Scores, Share
+from vjepa.probing.bootstrap import Share
+from vjepa.probing.scores import Mistake, Scores
+from vjepa.probing.scores_multilabel import MultilabelScores
+from vjepa.probing.scores_numbers import Miss, NumberScores
 from vjepa.records import ClipBatch, TokenGrid
 
 _MAX_SLOTS: Final = 8
@@ -143,20 +146,57 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def save_probe_pictures(stem: Path, scores: Scores, source: SampleSource, batch: int) -> list[str]:
-    """Write STEM_confusion.png and, where there are mistakes, STEM_worst.png; return their paths.
+def save_probe_pictures(
+    stem: Path, scores: Scores | NumberScores | MultilabelScores, source: SampleSource, batch: int
+) -> list[str]:
+    """Write STEM_confusion.png, STEM_numbers.png or STEM_classes.png; where there are mistakes, STEM_worst.png.
 
-    source: gives the clips, `batch` at a time.
+    source: gives the clips, `batch` at a time. Returns the paths.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    confusion, worst = (stem.with_name(f"{stem.name}_{name}.png") for name in ("confusion", "worst"))
-    confusion_picture(confusion, scores, stem.name)
+    kind = {Scores: "confusion", NumberScores: "numbers", MultilabelScores: "classes"}[type(scores)]
+    answers, worst = (stem.with_name(f"{stem.name}_{name}.png") for name in (kind, "worst"))
+    if isinstance(scores, Scores):
+        confusion_picture(answers, scores, stem.name)
+    elif isinstance(scores, NumberScores):
+        numbers_picture(answers, scores, stem.name)
+    else:
+        classes_picture(answers, scores, stem.name)
     if not scores.worst:
         worst.unlink(missing_ok=True)
-        return [str(confusion)]
+        return [str(answers)]
     ids = np.array(sorted(mistake.clip_id for mistake in scores.worst))
     worst_picture(worst, scores.worst, middle_frames(source.loader(ids, Views(), batch)), stem.name)
-    return [str(confusion), str(worst)]
+    return [str(answers), str(worst)]
+
+
+def numbers_picture(path: Path, scores: NumberScores, what: str = "") -> None:
+    """Draw the answer to each clip over its true number; on the line it is right. `what` is said in the title."""
+    figure = new_figure(4.4, 4.4)
+    axes = figure.subplots()
+    ends = [float(f(np.concatenate([scores.truth, scores.predicted]))) for f in (np.min, np.max)]
+    axes.plot(ends, ends, color="#999999", linewidth=1)
+    axes.scatter(scores.truth, scores.predicted, s=9, alpha=0.6, color="#2b6cb0", linewidths=0)
+    axes.set(xlabel="true", ylabel="predicted")
+    r2 = _told(scores.r2) if scores.r2 else "-"
+    figure.suptitle(f"{what}\nR2 {r2}, {scores.num_clips} clips".strip(), fontsize=9)
+    figure.savefig(path, facecolor="white")
+
+
+def classes_picture(path: Path, scores: MultilabelScores, what: str = "") -> None:
+    """Draw the average precision of the classes, the best and the worst of many. `what` is said in the title."""
+    known = [one for one in scores.per_class if one.ap is not None]
+    ordered = sorted(known, key=lambda one: one.ap or 0.0)
+    half = _MAX_LABELS // 2
+    shown = ordered if len(ordered) <= _MAX_LABELS else [*ordered[:half], *ordered[-half:]]
+    figure = new_figure(6.0, 1.2 + 0.2 * len(shown))
+    axes = figure.subplots()
+    axes.barh(range(len(shown)), [one.ap or 0.0 for one in shown], color="#2b6cb0")
+    labels = [f"{_short(one.name, _MAX_LABEL_CHARS)} ({one.num})" for one in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=7)
+    axes.set(xlim=(0, 1), xlabel="average precision (clips with the class)")
+    figure.suptitle(f"{what}\nmAP {_told(scores.map)}, {scores.num_clips} clips".strip(), fontsize=9)
+    figure.savefig(path, facecolor="white")
 
 
 def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
@@ -190,8 +230,10 @@ def confusion_picture(path: Path, scores: Scores, what: str = "") -> None:
     figure.savefig(path, facecolor="white")
 
 
-def worst_picture(path: Path, worst: Sequence[Mistake], frames: Mapping[int, np.ndarray], what: str = "") -> None:
-    """Draw a frame of each clip over its true class and the answer, each with its probability.
+def worst_picture(
+    path: Path, worst: Sequence[Mistake | Miss], frames: Mapping[int, np.ndarray], what: str = ""
+) -> None:
+    """Draw a frame of each clip over what is true and the answer, of classes each with its probability.
 
     frames: uint8 [S, S, 3] by clip id. A clip without a frame is left out. `what` was measured is said in the title.
     """
@@ -205,10 +247,13 @@ def worst_picture(path: Path, worst: Sequence[Mistake], frames: Mapping[int, np.
     for axes, mistake in zip(cells, shown, strict=False):
         axes.imshow(frames[mistake.clip_id], interpolation="nearest")
         axes.set_title(f"clip {mistake.clip_id}", fontsize=8, color="#777777", pad=2)
-        answers = {"true": (mistake.truth, mistake.probability), "said": (mistake.predicted, mistake.confidence)}
-        lines = [f"{word}: {_short(name, 18)} ({probability:.2f})" for word, (name, probability) in answers.items()]
+        lines = [
+            f"{word}: {_short(name, 18)}" + ("" if probability is None else f" ({probability:.2f})")
+            for word, name, probability in mistake.words
+        ]
         axes.set_xlabel("\n".join(lines), fontsize=7.5, color=_INK)
     said = "Most confident mistakes" if shown else "No mistakes to show"
+    said = "Largest errors" if any(isinstance(one, Miss) for one in shown) else said
     figure.suptitle(f"{said}\n{what}".strip(), fontsize=9)
     figure.savefig(path, facecolor="white")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from vjepa.run_folder import RunFolder
 
 # what a head needs to be used again: the features that it reads, and what its answers mean
 _OF_HEADS: Final = (
-    *results.KEY, "fold", "model_path", "weights_hash", "levels", "data", "anticipation_s", "rollout"
+    *results.KEY, "task", "fold", "model_path", "weights_hash", "levels", "data", "anticipation_s", "rollout"
 )  # fmt: skip
 
 
@@ -29,20 +30,26 @@ def measure_and_report(settings: ProbeSettings) -> str | None:
     measured = measuring.measure(settings)
     if measured is None:
         return None
-    work, found = measured
-    result, trained = measuring.result(settings, work, found), found.kinds[TRAINED]
-    stem = path.with_name(_stem(path, settings, result["pool"]))
-    result["pictures"] = pictures.save_probe_pictures(stem, trained.scores, work.dataset.source, settings.batch)
-    result["chosen_heads"] = _write_heads(stem.with_name(f"{stem.name}.safetensors"), trained, result)
-    results.save(path, result)
-    return f"{tables.probe_table(result)}\n-> {path}"
+    work, compared = measured
+    reports = []
+    for label, found in compared.items():
+        result, trained = measuring.result(settings, work, label, found), found.kinds[TRAINED]
+        stem = path.with_name(_stem(path, settings, result))
+        result["pictures"] = pictures.save_probe_pictures(stem, trained.scores, work.dataset.source, settings.batch)
+        result["chosen_heads"] = _write_heads(stem.with_name(f"{stem.name}.safetensors"), trained, result)
+        results.save(path, result)
+        reports.append(tables.probe_table(result))
+    between = "\n\n"
+    return f"{between.join(reports)}\n-> {path}"
 
 
-def _stem(path: Path, settings: ProbeSettings, pool: str | None) -> str:
+def _stem(path: Path, settings: ProbeSettings, result: Mapping[str, Any]) -> str:
     """Name what lies beside probe.json of one measurement."""
+    pool, task = result["pool"], result["task"]
     ahead = "" if settings.anticipation_s is None else f"_{settings.anticipation_s:g}s_ahead_{settings.rollout}"
     pooled = "" if pool in (None, "mean") else f"_{pool.replace(':', '')}"
-    return f"{path.stem}_{settings.eval_mode}_{settings.label}{pooled}{ahead}"
+    read = "" if task == "classify" else f"_{task}"
+    return f"{path.stem}_{settings.eval_mode}_{result['label']}{read}{pooled}{ahead}"
 
 
 def _write_heads(path: Path, trained: ProbeResult, result: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any, Final
 
@@ -20,6 +20,23 @@ KINDS: Final = {
     "motion_energy": "motion energy",
     "chance": "chance",
 }
+# task -> the measures of its answers: name in an entry, title, whether its interval is told, width of the column
+_MEASURES: Final[dict[str, tuple[tuple[str, str, bool, int], ...]]] = {
+    "classify": (
+        ("top1", "top-1 [95 %]", True, 24),
+        ("top5", "top-5", False, 8),
+        ("mean_class", "mean class", False, 12),
+        ("macro_f1", "macro F1", False, 10),
+    ),
+    "regress": (
+        ("r2", "R2 [95 %]", True, 26),
+        ("rmse", "RMSE", False, 10),
+        ("mae", "MAE", False, 10),
+        ("spearman", "Spearman", False, 10),
+    ),
+    "multilabel": (("map", "mAP [95 %]", True, 24),),
+}
+_RECALL: Final = ("recall_at_5", "class-mean recall@5", True, 24)  # of action anticipation
 _MOST_CLASSES: Final = 20  # that are printed; all are in the JSON
 _MOST_MISTAKES: Final = 5
 
@@ -44,7 +61,7 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
 def closing_table(summary: Mapping[str, Any]) -> str:
     """Lay out every label, probe and kind of features, then whether the features collapsed; at most 100 columns.
 
-    summary: that of a run (see `probing.closing.evaluate_run`). Accuracies stand with their 95 % interval.
+    summary: that of a run (see `probing.closing.evaluate_run`). Accuracies, R2 and mAP stand with their 95 % interval.
     """
     lines: list[str] = []
     for label, entries in summary.get("probes", {}).items():
@@ -73,27 +90,35 @@ def closing_table(summary: Mapping[str, Any]) -> str:
 
 def _label_table(label: str, entries: Mapping[str, Any]) -> list[str]:
     clips = entries["knn"]["num_clips"]
+    setting = "alpha" if "alpha" in entries["linear"].get("chosen", ()) else "C"
     head = (
-        f"{label}: accuracy on {clips['val']} clips [95 % interval]; {clips['train']} to learn from, "
-        f"{clips['selection']} to choose k and C"
+        f"{label}: {_measure(entries['knn'])} on {clips['val']} clips [95 % interval]; {clips['train']} to learn from, "
+        f"{clips['selection']} to choose k and {setting}"
     )
     lines = [head[:100], f"  {'':26}{'k-NN':22}linear"]
-    columns = [_accuracies(entries[probe]) for probe in ("knn", "linear")]
+    columns = [_first_measures(entries[probe]) for probe in ("knn", "linear")]
     for kind, name in KINDS.items():
         if kind in columns[0]:
-            lines.append(f"  {name:26}{columns[0][kind]:22}{columns[1][kind]}")
+            lines.append(f"  {name:26}{columns[0][kind]:21} {columns[1][kind]}")
     return lines
 
 
-def _accuracies(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Write the accuracy of each kind of features."""
-    baselines = {name: _interval(one["top1"]["value"], one["top1"]) for name, one in entry["baselines"].items()}
+def _measure(entry: Mapping[str, Any]) -> str:
+    """Name what stands for the probe; entries of older versions have no other than accuracy."""
+    name: str = entry.get("measure", "accuracy")
+    return name
+
+
+def _first_measures(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Write the measure that stands for the probe, of each kind of features."""
+    name, key = _measure(entry), _measures_of(entry)[0][0]
+    baselines = {kind: one[key] and _interval(one[key]["value"], one[key]) for kind, one in entry["baselines"].items()}
     chance = entry["chance"]
-    return {
-        "trained": _interval(entry["accuracy"], entry),
-        **baselines,
-        "chance": _interval(chance["accuracy"], chance),
-    }
+    return {"trained": _interval(entry[name], entry), **baselines, "chance": _interval(chance[name], chance)}
+
+
+def _measures_of(entry: Mapping[str, Any]) -> tuple[tuple[str, str, bool, int], ...]:
+    return _MEASURES[entry.get("task", "classify")]
 
 
 def _interval(value: float, ends: Mapping[str, float]) -> str:
@@ -101,8 +126,10 @@ def _interval(value: float, ends: Mapping[str, float]) -> str:
 
 
 def _short(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0") else text
+    """Write a number without the 0 before its point; a large one, such as a poor R2, with fewer digits."""
+    text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.3g}"
+    text = text if float(text) else text.removeprefix("-")
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def _collapse(features: Mapping[str, float], untrained: Mapping[str, float] | None) -> str:
@@ -121,16 +148,14 @@ def probe_table(entry: Mapping[str, Any]) -> str:
     entry: of probe.json.
     """
     scores = entry["scores"]
-    lines = list(_kinds_table(entry))
-    if len(scores["per_class"]) <= _MOST_CLASSES:
-        lines += ["", f"{'class':24}{'clips':8}{'recall':8}precision"]
-        for one in scores["per_class"]:
-            row = f"{one['name'][:22]:24}{one['num']:<8}{_number(one['recall']):8}{_number(one['precision']):8}"
-            lines.append(row.rstrip())
+    lines = [*_kinds_table(entry), *_few_table(entry), *_class_table(entry)]
     worst = scores["worst"][:_MOST_MISTAKES]
-    lines += ["", "most confident mistakes:"] if worst else []
+    lines += ["", "largest errors:" if entry["task"] == "regress" else "most confident mistakes:"] if worst else []
     for one in worst:
-        lines.append(f"  {one['uri']}: {one['truth']}, taken for {one['predicted']} ({one['confidence']:.2f})")
+        if entry["task"] == "regress":
+            lines.append(f"  {one['uri']}: {one['truth']:g}, taken for {one['predicted']:.4g}")
+        else:
+            lines.append(f"  {one['uri']}: {one['truth']}, taken for {one['predicted']} ({one['confidence']:.2f})")
     lines += ["", f"chosen on selection: {_chosen(entry['chosen'])}"]
     units = f"{scores['num_groups']} groups" if scores["num_groups"] else "clips"
     lines.append(
@@ -146,23 +171,70 @@ def probe_table(entry: Mapping[str, Any]) -> str:
 
 def _kinds_table(entry: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each kind of features, and for chance."""
-    ahead, folds = entry["anticipation_s"] is not None, entry["folds"] is not None
+    folds, (first, *others) = entry["folds"] is not None, _measures_of(entry)
+    ahead = entry["anticipation_s"] is not None and entry["task"] == "classify"
+    columns = [first, *([_RECALL] if ahead else []), *others]
     head = f"{entry['eval_mode']} {entry['label']}"
-    recall = f"{'class-mean recall@5':24}" if ahead else ""
-    spread = "folds, mean ± std" if folds else ""
-    yield f"{head:24}{'top-1 [95 %]':24}{recall}{'top-5':8}{'mean class':12}{spread}".rstrip()
-    name = entry["encoder"] + (f", step {entry['step']}" if entry["step"] is not None else "")
-    kinds = {name: {**entry["scores"], "recall_at_5": entry["recall_at_5"], "folds": entry["folds"]}}
-    kinds |= {"with roll-out": entry["with_rollout"]} if entry["with_rollout"] else {}
-    for kind, one in {**kinds, **entry["baselines"]}.items():
-        recall = f"{_told(one['recall_at_5']):24}" if ahead else ""
-        top5 = _number(one["top5"]["value"] if one["top5"] else None)
-        spread = "{mean:.3f} ± {std:.3f}".format(**one["folds"]) if folds else ""
-        row = f"{kind:24}{_told(one['top1']):24}{recall}{top5:8}{one['mean_class']['value']:<12.3f}{spread}"
-        yield row.rstrip()
+    titles = "".join(f"{title:{width}}" for _, title, _, width in columns)
+    yield f"{head:24}{titles}{'folds, mean ± std' if folds else ''}".rstrip()
+    for kind, one in _kinds(entry).items():
+        spread = _spread(one["folds"]) if folds else ""
+        yield f"{kind:24}{_row(one, columns)}{spread}".rstrip()
     chance = entry["chance"]
-    recall = _number(entry["chance_recall_at_5"]) if ahead else ""
-    yield f"{'chance':24}{_told({'value': chance['accuracy'], **chance}):24}{recall}".rstrip()
+    shares = {**chance, first[0]: {"value": chance[entry["measure"]], **chance}}
+    if ahead:
+        shares["recall_at_5"] = entry["chance_recall_at_5"]
+    yield f"{'chance':24}{_row(shares, columns, blank='')}".rstrip()
+
+
+def _kinds(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Map the name of each kind of features to its measures."""
+    name = entry["encoder"] + (f", step {entry['step']}" if entry["step"] is not None else "")
+    of_entry = {key: entry[key] for key in ("recall_at_5", "folds", "few_labels")}
+    kinds = {name: {**entry["scores"], **of_entry}}
+    kinds |= {"with roll-out": entry["with_rollout"]} if entry["with_rollout"] else {}
+    return {**kinds, **entry["baselines"]}
+
+
+def _row(measures: Mapping[str, Any], columns: Sequence[tuple[str, str, bool, int]], blank: str = "-") -> str:
+    """Write the measures in their columns; `blank` for one that is not there."""
+    cells = []
+    for name, _, with_interval, width in columns:
+        share = measures.get(name)
+        value = share["value"] if isinstance(share, Mapping) else share
+        text = blank if value is None else _told(share) if with_interval and share is not value else _number(value)
+        cells.append(f"{text:{width - 1}} ")
+    return "".join(cells)
+
+
+def _few_table(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was learned from few clips, a line for each kind of features."""
+    if not entry["few_labels"]:
+        return
+    shots = entry["few_labels"]
+    yield ""
+    head = f"{entry['measure']}, clips a class"
+    yield f"{head:24}{''.join(f'{num:16}' for num in shots)}".rstrip()
+    for kind, one in _kinds(entry).items():
+        yield f"{kind:24}{''.join(f'{_spread(few):16}' for few in one['few_labels'].values())}".rstrip()
+    draws = len(next(iter(shots.values()))["draws"])
+    yield f"mean ± std of {draws} draws of train clips; settings are chosen on all selection clips"
+    for num, few in shots.items():
+        if few["short_classes"]:
+            yield f"{few['short_classes']} classes have fewer than {num} clips, of which all are taken"
+
+
+def _class_table(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each class, where there are not too many."""
+    classes = entry["scores"].get("per_class", ())
+    if not 0 < len(classes) <= _MOST_CLASSES:
+        return
+    columns = (("ap", "AP"),) if "ap" in classes[0] else (("recall", "recall"), ("precision", "precision"))
+    yield ""
+    yield f"{'class':24}{'clips':8}{''.join(f'{title:8}' for _, title in columns)}".rstrip()
+    for one in classes:
+        cells = "".join(f"{_number(one[key]):8}" for key, _ in columns)
+        yield f"{one['name'][:22]:24}{one['num']:<8}{cells}".rstrip()
 
 
 def _anticipation(entry: Mapping[str, Any]) -> str:
@@ -182,7 +254,11 @@ def _told(share: Mapping[str, float] | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 1000 else f"{value:.5g}"
+
+
+def _spread(few: Mapping[str, Any]) -> str:
+    return "-" if few["mean"] is None else f"{few['mean']:.3f} ± {few['std']:.3f}"
 
 
 def _chosen(chosen: Mapping[str, Any]) -> str:

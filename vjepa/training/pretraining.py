@@ -28,7 +28,8 @@ from vjepa.jepa import Jepa, build
 from vjepa.masking.draw import plan
 from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
-from vjepa.probing.splits import Split, check_classes, fingerprint, read_splits
+from vjepa.probing.splits import Split, fingerprint, read_splits
+from vjepa.probing.tasks import check_run, of_run
 from vjepa.reporting import pictures, tables
 from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
@@ -90,8 +91,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
     sources = open_sources(settings.data)
     if settings.data.val is not None:
         splits = read_splits(settings.data, settings.eval.labels, settings.eval.group)
-        for label in settings.eval.labels:
-            check_classes(splits, label)
+        check_run(of_run(settings.eval, vars(splits)), vars(splits))
         measured = {"data.val": splits.val}
         measured |= {} if settings.data.selection is None else {"data.selection": splits.selection}
         for part, (name, split) in product([part for source in sources for part in source.parts], measured.items()):
