@@ -122,7 +122,7 @@ class Jepa(nn.Module):
             self.shadow.refresh()
 
     def observe(self, video: Tensor) -> Observed:
-        """Run the networks on clips that are not learned from, uint8 [B, 3, T, S, S], under fixed masks.
+        """Run the networks on clips that are not learned from, uint8 [B, 3, T, H, W], under fixed masks.
 
         Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
         each mask set.

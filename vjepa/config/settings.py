@@ -167,11 +167,11 @@ class Config(Section):
 
     def _check_sizes(self) -> None:
         """Check that clips are whole numbers of patches and tubelets, and have a grid."""
-        if self.data.crop_px % self.model.patch_px:
-            raise ValueError(
-                f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
-                f"model.patch_px={self.model.patch_px}"
-            )
+        for side in self.data.crop_size:
+            if side % self.model.patch_px:
+                raise ValueError(
+                    f"data.crop_px: {side} px is not a whole number of patches of model.patch_px={self.model.patch_px}"
+                )
         for name, data in self.data.sources.items():
             path = f"{name.removesuffix('.train')}.num_frames"
             if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
@@ -180,7 +180,7 @@ class Config(Section):
                     f"model.tubelet_frames={self.model.tubelet_frames}"
                 )
             try:
-                self.model.grid(data.num_frames, data.crop_px, data.crop_px)
+                self.model.grid(*data.clip_size)
             except ConfigError as error:
                 raise ValueError(f"{path}: {error}") from None
 
@@ -260,7 +260,4 @@ class Config(Section):
     @property
     def grids(self) -> dict[str, TokenGrid]:
         """Give name -> the token grid of a clip, for every source of `data.sources`."""
-        return {
-            name: self.model.grid(data.num_frames, data.crop_px, data.crop_px)
-            for name, data in self.data.sources.items()
-        }
+        return {name: self.model.grid(*data.clip_size) for name, data in self.data.sources.items()}

@@ -132,4 +132,4 @@ class WindowPlan:
 
     def _decodes(self, row: IndexRow, clips: Sequence[int]) -> list[Decode]:
         ids = np.concatenate([self.videos.frame_ids(row, u) for u in clips])
-        return [Decode((0, row.clip_id), row, ids, tuple(clips), even_crops(row, 1))]
+        return [Decode((0, row.clip_id), row, ids, tuple(clips), even_crops(row, self.videos.data, 1))]

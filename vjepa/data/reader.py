@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from vjepa.config import Data
-from vjepa.data.augment import Box, crop_resize, scaled_box, size_needed
+from vjepa.data.augment import Crop, Size, crop_resize, scaled_box, size_needed
 from vjepa.data.being_read import Watch
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import read_frames
@@ -18,8 +19,8 @@ from vjepa.data.plan import Attempt, BatchPlan, Decode, Plan
 from vjepa.errors import UserError
 from vjepa.records import Clip, ClipBatch
 
-ReadFrames = Callable[[IndexRow, np.ndarray, tuple[int, int] | None], np.ndarray]  # see `decode.read_frames`
-CropFrames = Callable[[np.ndarray, Box, int, bool], torch.Tensor]  # see `augment.crop_resize`
+ReadFrames = Callable[[IndexRow, np.ndarray, Size | None], np.ndarray]  # see `decode.read_frames`
+CropFrames = Callable[[np.ndarray, Crop, Size], torch.Tensor]  # see `augment.crop_resize`
 Failures = list[tuple[int, str]]  # (clip id, reason)
 
 
@@ -66,15 +67,15 @@ class Reader:
         return [clip for part in attempt.parts for clip in self._clips(part, data, failures)]
 
     def _cut(self, decode: Decode, data: Data) -> list[Clip]:
-        """Decode once and cut every clip from it, uint8 [3, T, S, S] each. Raises DecodeError."""
+        """Decode once and cut every clip from it, uint8 [3, T, H, W] each. Raises DecodeError."""
         row = decode.row
-        size = size_needed([crop.box for crop in decode.crops], row.height, row.width, data.crop_px)
+        size = size_needed(decode.crops, row.height, row.width)
         with self.watch.reading(*decode.name):
             frames = self.read(row, decode.frame_ids, size)
         clips = []
         for crop in decode.crops:
-            box = scaled_box(crop.box, row.height, row.width, frames)
-            videos = torch.split(self.crop(frames, box, data.crop_px, crop.flip), data.num_frames, dim=1)
+            there = replace(crop, box=scaled_box(crop.box, row.height, row.width, frames))
+            videos = torch.split(self.crop(frames, there, data.crop_size), data.num_frames, dim=1)
             clips += [Clip(video, clip_id) for video, clip_id in zip(videos, decode.clip_ids, strict=True)]
         return clips
 
@@ -82,9 +83,9 @@ class Reader:
 def batch_of(
     clips: Sequence[Clip], plan: BatchPlan, failures: tuple[tuple[int, str], ...], num_replaced: int
 ) -> ClipBatch:
-    """Lay B clips uint8 [3, T, S, S] into one batch: video uint8 [B, 3, T, S, S]."""
+    """Lay B clips uint8 [3, T, H, W] into one batch: video uint8 [B, 3, T, H, W]."""
     data = plan.data
-    video = torch.empty((len(clips), 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
+    video = torch.empty((len(clips), 3, *data.clip_size), dtype=torch.uint8)
     for place, clip in zip(video.numpy(), clips, strict=True):
         # a crop lies pixel by pixel; NumPy, by planes, is twice as fast as copy_
         for plane, channel in zip(place, clip.video.numpy(), strict=True):

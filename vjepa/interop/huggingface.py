@@ -28,6 +28,7 @@ from vjepa.models.predictor import make_predictor
 from vjepa.models.state import read_tensors
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROCESSOR = "video_preprocessor_config.json"
 MASK_TOKENS = "predictor.embeddings.mask_tokens"  # [n, 1, 1, width], where we have n of [1, 1, width]
 NORM_EPS = 1e-6
 
@@ -301,15 +302,20 @@ def refuse_rest(stored: Mapping[str, Tensor], path: Path) -> None:
         raise UserError(f"{path}: {min(stored)} is not part of this model{more}; the weights do not fit {CONFIG}")
 
 
-def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None:
+def write(weights: Weights, folder: Path, size: tuple[int, int, int], fit: str = "crop") -> None:
     """Write a new folder that `transformers.VJEPA2Model.from_pretrained` loads with no key missing or surplus.
 
-    crop_px: the square size of the videos that it will be given; its positions are right for no other (see above).
-    num_frames: of a clip, for the record; it changes nothing.
+    size: T, H, W of the videos that it will be given; they are squares, for its positions are right for no others (see
+    above), while T is for the record and changes nothing. fit: how frames filled them, for its processor.
     Raises UserError for what V-JEPA 2 cannot express there, and for clips smaller than a patch.
     """
     _refuse_inexpressible(weights)
-    model = weights.model
+    model, (num_frames, height, crop_px) = weights.model, size
+    if height != crop_px:
+        raise UserError(
+            f"--crop-px {height},{crop_px}: Hugging Face's V-JEPA 2 knows the positions of square clips alone; export "
+            "it with --to onnx or safetensors"
+        )
     if crop_px < model.patch_px or num_frames < 1:
         raise UserError(
             f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones"
@@ -325,8 +331,23 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    processor = _processor(crop_px, fit)
+    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
     save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
+
+
+def _processor(crop_px: int, fit: str) -> dict[str, Any]:
+    """Make the settings of their video processor, which resizes the short side to 8/7 of what it crops in the centre.
+
+    It can neither squash nor letterbox: for such clips it only normalises, and is given squares of `crop_px`.
+    """
+    return {
+        "video_processor_type": "VJEPA2VideoProcessor",
+        "crop_size": {"height": crop_px, "width": crop_px},
+        "do_resize": fit == "crop",
+        "do_center_crop": fit == "crop",
+    }
 
 
 def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:

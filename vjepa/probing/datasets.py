@@ -129,7 +129,7 @@ class ClipSource:
         names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
         facts = {"rows": _rows_hash(self.index, clip_ids), "views": _words(views)}
         ahead = {} if self.anticipation_s is None else {"anticipation_s": self.anticipation_s}
-        return {**facts, **{name: getattr(self.data, name) for name in names}, **ahead}
+        return {**facts, **{name: getattr(self.data, name) for name in names}, **_fit(self.data), **ahead}
 
     def uri(self, clip_id: int) -> str:
         return self.index.uri(clip_id)
@@ -151,7 +151,8 @@ class ImageSource:
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()
-        return {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
+        facts = {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
+        return {**facts, **_fit(self.data)}
 
     def uri(self, clip_id: int) -> str:
         return self.images.images.uri(clip_id)
@@ -248,6 +249,11 @@ def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
         first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
         digest.update(memoryview(text)[first:last])
     return digest.hexdigest()
+
+
+def _fit(data: Data) -> dict[str, Any]:
+    """Name how frames fill a clip; features of crops, the default, were stored without it."""
+    return {} if data.fit == "crop" else {"fit": data.fit}
 
 
 def _words(views: Views | Passes) -> dict[str, Any]:

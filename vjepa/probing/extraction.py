@@ -147,7 +147,7 @@ class Encoding:
         return f"{' x '.join(map(str, self.shape))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
-        """Encode uint8 [B, 3, T, S, S] -> [B, D], or [B, P, D], by name. Raises UserError for NaN."""
+        """Encode uint8 [B, 3, T, H, W] -> [B, D], or [B, P, D], by name. Raises UserError for NaN."""
         mixed = self.computed is not torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, self.computed, enabled=mixed):
             clips = normalise(video.to(self.device), self.computed)
@@ -230,7 +230,7 @@ def _facts_of_videos(videos: CutVideos) -> dict[str, Any]:
     return {
         "dataset": str(videos.index.path),
         "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),
-        "views": {**frames, "crop": "centre", **asdict(videos.cut)},
+        "views": {**frames, "crop": {"crop": "centre"}.get(videos.data.fit, videos.data.fit), **asdict(videos.cut)},
     }
 
 

@@ -63,7 +63,7 @@ def untrained_extractor(encoder: Encoder, readout: Readout, seed: int) -> Extrac
 def levels_extractor(
     facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor]], readout: Readout, time: Time = "forward"
 ) -> Extractor:
-    """Make features of what `read` gives: normalised clips [B, 3, T, S, S] -> [B, N, D] of each level.
+    """Make features of what `read` gives: normalised clips [B, 3, T, H, W] -> [B, N, D] of each level.
 
     facts: what they depend on beside `readout` and `time`.
     """
@@ -147,12 +147,12 @@ def plain_extractor(name: str) -> Extractor:
 
 
 def pixels(video: Tensor) -> Tensor:
-    """Shrink every frame to at most 32 px a side: [B, 3, T, S, S] -> [B, T * 3 * 32 * 32] in 0..1."""
+    """Shrink every frame to at most 32 px a side: [B, 3, T, H, W] -> [B, T * 3 * 32 * 32] in 0..1."""
     return rearrange(_small(video), "b t c h w -> b (t c h w)")
 
 
 def motion_energy(video: Tensor) -> Tensor:
-    """Measure how much each grey pixel changes from frame to frame: [B, 3, T, S, S] -> [B, (T - 1) * 32 * 32].
+    """Measure how much each grey pixel changes from frame to frame: [B, 3, T, H, W] -> [B, (T - 1) * 32 * 32].
 
     It sees where and when things move and nothing of how they look; a single frame has none (one zero).
     """
@@ -164,8 +164,9 @@ def motion_energy(video: Tensor) -> Tensor:
 def _small(video: Tensor) -> Tensor:
     """Shrink frames, antialiased: b c t h w, uint8 -> b t c h w, float in 0..1, at most 32 px a side."""
     frames = rearrange(video, "b c t h w -> (b t) c h w").float() / 255
-    if frames.shape[-1] > _PLAIN_PX:
-        frames = functional.interpolate(frames, size=(_PLAIN_PX, _PLAIN_PX), mode="bilinear", antialias=True)
+    size = [min(side, _PLAIN_PX) for side in frames.shape[-2:]]
+    if list(frames.shape[-2:]) != size:
+        frames = functional.interpolate(frames, size=size, mode="bilinear", antialias=True)
     return rearrange(frames, "(b t) c h w -> b t c h w", b=len(video))
 
 

@@ -34,7 +34,14 @@ from vjepa.ranks import Ranks
 
 # the name on the command line -> the name in the code
 _MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
-_READ: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")  # what a result says of the clips
+_READ: Final = (
+    "num_frames",
+    "clip_fps",
+    "frame_step",
+    "duration_s",
+    "crop_px",
+    "fit",
+)  # what a result says of the clips
 
 
 def measure(settings: ProbeSettings) -> tuple[ProbeTask, Comparison] | None:
@@ -74,6 +81,11 @@ class ProbeTask:
     def of(cls, settings: ProbeSettings) -> ProbeTask:
         """Read the encoder and open the data set. Raises UserError for whatever does not fit together."""
         subject = Subject.read(settings)
+        if settings.num_crops > 1 and subject.data.fit != "crop":
+            raise UserError(
+                f"--num_crops {settings.num_crops}: with fit: {subject.data.fit} every view shows the whole frame; "
+                "leave it out, or give --fit crop"
+            )
         dataset = _dataset(settings, subject.data)
         if isinstance(dataset.source, datasets.ImageSource):
             subject = subject.of_images()

@@ -31,14 +31,14 @@ _NOISE_FLOOR: Final = 1e-4  # of the variance of features
 
 @torch.no_grad()
 def label_free(encoder: Encoder, clips: Tensor, crops: Tensor, batch: int, dtype: torch.dtype) -> dict[str, float]:
-    """Measure an encoder on uint8 clips [B, 3, T, S, S] and on B x Q crops of them, those of a clip side by side."""
+    """Measure an encoder on uint8 clips [B, 3, T, H, W] and on B x Q crops of them, those of a clip side by side."""
     whole = pooled(encoder, clips, batch, dtype)
     views = rearrange(pooled(encoder, crops, batch, dtype), "(b q) d -> b q d", b=len(clips))
     return {"tuner/rank": effective_rank(whole), "tuner/information": information(views)}
 
 
 def crop(clips: Tensor, seed: int) -> Tensor:
-    """Take _CROPS random squares of each clip, enlarged to its size: uint8 [B, 3, T, S, S] -> [B * Q, 3, T, S, S]."""
+    """Take _CROPS random squares of each clip, enlarged to its size: uint8 [B, 3, T, H, W] -> [B * Q, 3, T, H, W]."""
     side, found = clips.shape[-1], []
     for number, clip in enumerate(clips):
         rng = generator(seed, "tuner_views", number)
