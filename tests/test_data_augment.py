@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from vjepa.config import IMAGENET_MEAN, IMAGENET_STD
 from vjepa.data.augment import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Crop,
     crop_resize,
     inscribed,

@@ -102,7 +102,7 @@ class Jepa(nn.Module):
         """
         settings, device = self.settings, next(self.parameters()).device
         seed, objective = settings.run.seed, self.objective
-        video = normalise(batch.video.to(device, non_blocking=True), self.dtype)
+        video = normalise(batch.video.to(device, non_blocking=True), self.dtype, settings.data.channels)
         drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
         masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps)
         torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
@@ -127,7 +127,8 @@ class Jepa(nn.Module):
         Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
         each mask set.
         """
-        video = normalise(video.to(next(self.parameters()).device, non_blocking=True), self.dtype)
+        device = next(self.parameters()).device
+        video = normalise(video.to(device, non_blocking=True), self.dtype, self.settings.data.channels)
         patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
         seed = int(generator(self.settings.run.seed, "monitor", 0).integers(1 << 63))
         drawn = plan(self.settings.masks, patches.grid)
@@ -266,7 +267,8 @@ class Jepa(nn.Module):
         Without a target encoder they are features of the context encoder, and their gradient is not stopped (LeJEPA).
         """
         if self.objective.targets == "pixels":
-            return normalised_pixels(patches.pixels, patches.taps, self.encoder.model.tubelet_frames)
+            model = self.encoder.model
+            return normalised_pixels(patches.pixels, model.channels, patches.taps, model.tubelet_frames)
         if self.target_encoder is None:
             return layer_normed(self.encoder.encode(patches), self.encoder.width)
         with torch.no_grad():

@@ -38,7 +38,7 @@ from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
 from vjepa.errors import UserError
 
-ANSWERS_VERSION: Final = 2  # raise it where a scan of the same file with the same options gives other rows
+ANSWERS_VERSION: Final = 3  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
 _NUM_NAMED: Final = 3
 

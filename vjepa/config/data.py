@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from vjepa.config.channels import Channels
 from vjepa.config.row_filter import Where
 from vjepa.config.section import Section, check_ranges
 
@@ -101,6 +102,7 @@ class Data(Section):
         1, ge=1, description="training clips drawn from a video when its turn comes, side by side in the batch"
     )
     clips_per_decode: int = Field(1, ge=1, description="random crops of each of them: as many clips from one decode")
+    channels: Channels = Channels()
     crop_px: int | tuple[int, int] = Field(
         224, description="size of a clip, 8 or more: side of a square, or [height, width]"
     )

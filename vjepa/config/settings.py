@@ -136,7 +136,7 @@ class Config(Section):
         self._check_choices()
         self._check_views()
         self._check_sizes()
-        return self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
+        return self._with_channels()._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
 
     def _check_choices(self) -> None:
         """Check that what one section asks for is there in the others."""
@@ -199,6 +199,13 @@ class Config(Section):
                 raise ValueError(
                     f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more"
                 )
+
+    def _with_channels(self) -> Self:
+        """Give the networks the number of channels of the clips; another number is a mistake."""
+        num = self.data.channels.num
+        if self.model.channels not in (Model.model_fields["channels"].default, num):
+            raise ValueError(f"model.channels: {self.model.channels}, while data.channels names {num}; leave it out")
+        return self.model_copy(update={"model": self.model.model_copy(update={"channels": num})})
 
     def _with_view_invariance(self) -> Self:
         """Set the weight of agreement between views where none is given; see `Objective.view_invariance`."""

@@ -16,11 +16,11 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
+from vjepa.config import Channels
+
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
-
-IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+RGB: Final = Channels()
 
 
 @dataclass(frozen=True)
@@ -86,44 +86,49 @@ def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
     return top, left, new_h, new_w
 
 
-def crop_resize(frames: np.ndarray, crop: Crop, size: Size) -> torch.Tensor:
-    """Cut the same box out of every frame: uint8 [T, H0, W0, 3] -> uint8 [3, T, H, W], H and W = `size`.
+def crop_resize(frames: np.ndarray, crop: Crop, size: Size, channels: Channels = RGB) -> torch.Tensor:
+    """Cut the same box out of every frame: [T, H0, W0, C] -> [C, T, H, W] of the same type, H and W = `size`.
 
-    It is resized, antialiased, to `crop.size`, mirrored if `crop.flip`, and laid into the middle of the clip.
+    It is resized, antialiased, to `crop.size`, mirrored if `crop.flip`, and laid into the middle of the clip. uint8, or
+    uint16, which PyTorch can hold and not resize: that is done in fp32.
     """
     top, left, h, w = crop.box
-    clip = rearrange(torch.from_numpy(frames[:, top : top + h, left : left + w]), "t h w c -> t c h w")
+    cut = frames[:, top : top + h, left : left + w]
+    is_deep = cut.dtype == np.uint16
+    clip = rearrange(torch.from_numpy(cut.astype(np.float32) if is_deep else cut), "t h w c -> t c h w")
     if (h, w) != crop.size:
         clip = functional.interpolate(clip, size=crop.size, mode="bilinear", antialias=True)
     clip = rearrange(clip.flip(-1) if crop.flip else clip, "t c h w -> c t h w")
-    return clip if crop.size == size else _letterboxed(clip, size)
+    clip = clip if crop.size == size else _letterboxed(clip, size, channels)
+    return clip.round().to(torch.uint16) if is_deep else clip
 
 
-def _letterboxed(clip: torch.Tensor, size: Size) -> torch.Tensor:
-    """Lay uint8 [3, T, h, w] into the middle of the mean colour: [3, T, H, W], H and W = `size`.
+def _letterboxed(clip: torch.Tensor, size: Size, channels: Channels) -> torch.Tensor:
+    """Lay [C, T, h, w] into the middle of the mean colour: [C, T, H, W], H and W = `size`.
 
-    Normalised that colour is 0, to within half a grey level.
+    Normalised that colour is 0, to within half a level.
     """
-    (h, w), colour = clip.shape[2:], torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8)
+    (h, w), full = clip.shape[2:], channels.full_scale
+    colour = torch.tensor([round(full * mean) for mean in channels.mean], dtype=clip.dtype)
     framed = rearrange(colour, "c -> c 1 1 1").expand(-1, clip.shape[1], *size).clone()
     top, left = (size[0] - h) // 2, (size[1] - w) // 2
     framed[:, :, top : top + h, left : left + w] = clip
     return framed
 
 
-def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bring each channel to mean 0 and deviation 1 on ImageNet: uint8 [B, 3, T, H, W] -> the same shape in `dtype`.
+def normalise(video: torch.Tensor, dtype: torch.dtype, channels: Channels = RGB) -> torch.Tensor:
+    """Bring each channel to mean 0 and deviation 1: uint8 or uint16 [B, C, T, H, W] -> the same shape in `dtype`.
 
-    The video stays on its device.
+    By default these are the colours of ImageNet. The video stays on its device.
     """
-    scale, shift = _scale_and_shift(video.device)
+    scale, shift = _scale_and_shift(video.device, channels)
     return video.float().mul_(scale).sub_(shift).to(dtype)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)  # they are kept, and training may want what an evaluation has made
-def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make both by channel, [3, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
-    values = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+def _scale_and_shift(device: torch.device, channels: Channels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make both by channel, [C, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
+    values = torch.tensor([channels.mean, channels.std], device=device)
     mean, std = rearrange(values, "s c -> s c 1 1 1")
-    return 1 / (255 * std), mean / std
+    return 1 / (channels.full_scale * std), mean / std

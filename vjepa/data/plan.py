@@ -123,5 +123,5 @@ def _whole(row: IndexRow, data: Data) -> Crop:
 
 
 def clip_bytes(data: Data) -> int:
-    """Give the size of a clip, uint8 [3, T, H, W]."""
-    return 3 * math.prod(data.clip_size)
+    """Give the size of a clip, uint8 or uint16 [C, T, H, W]."""
+    return data.channels.num * data.channels.num_bytes * math.prod(data.clip_size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vjepa.config import Data, Source
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 
 
@@ -68,7 +69,9 @@ def open_sources(data: Data) -> list[TrainSource]:
         parts: list[Part] = []
         for part_name, source in named.items():
             index = opened[source.index] = opened.get(source.index) or ClipIndex.open(source.index)
+            rows = index.select(source.where)
+            require_channels(index, rows, data.channels)
             first_id = parts[-1].first_id + len(parts[-1].index) if parts else 0
-            parts.append(Part(part_name, index, index.select(source.where), first_id))
+            parts.append(Part(part_name, index, rows, first_id))
         sources.append(TrainSource(name, settings, tuple(parts)))
     return sources

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from vjepa.config import Data
+from vjepa.config import Channels, Data
 from vjepa.data.augment import Crop, Size, crop_resize
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import READERS, read_frames
@@ -44,9 +44,9 @@ class MeasuredClips:
         self.reads.append((row, frame_ids, size))
         return frames
 
-    def _crop(self, frames: np.ndarray, crop: Crop, size: Size) -> torch.Tensor:
+    def _crop(self, frames: np.ndarray, crop: Crop, size: Size, channels: Channels) -> torch.Tensor:
         started = perf_counter()
-        clip = crop_resize(frames, crop, size)
+        clip = crop_resize(frames, crop, size, channels)
         self.crop_s += perf_counter() - started
         return clip
 

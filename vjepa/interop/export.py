@@ -135,6 +135,6 @@ def _difference(source: Weights, written: Weights, clip: ClipSize) -> float:
             f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
             "defect, please report it"
         )
-    video = torch.randn(1, 3, *clip.size, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(1, source.model.channels, *clip.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())

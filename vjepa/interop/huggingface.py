@@ -139,8 +139,8 @@ IJEPA_DEFAULTS: dict[str, Any] = {
 DEFAULTS = {"vjepa2": VJEPA2_DEFAULTS, "ijepa": IJEPA_DEFAULTS}
 # What our networks have. I-JEPA was trained with norms of 1e-6; the default of its class here, 1e-12, is read as that.
 SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vjepa2": {"in_chans": (3,), "layer_norm_eps": (NORM_EPS,), "qkv_bias": (True,), "hidden_act": ("gelu",)},
-    "ijepa": {"num_channels": (3,), "layer_norm_eps": (NORM_EPS, 1e-12), "qkv_bias": (True,), "hidden_act": ("gelu",)},
+    "vjepa2": {"layer_norm_eps": (NORM_EPS,), "qkv_bias": (True,), "hidden_act": ("gelu",)},
+    "ijepa": {"layer_norm_eps": (NORM_EPS, 1e-12), "qkv_bias": (True,), "hidden_act": ("gelu",)},
 }
 
 
@@ -173,6 +173,7 @@ def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> 
     predictor_shape = _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}
     shapes = {"encoder": _shape(settings, ""), "predictor": predictor_shape}
     sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
+    sizes["channels"] = settings["in_chans"]
     model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
     ours = take(stored, encoder, VJEPA2_ENCODER, path)
@@ -189,6 +190,7 @@ def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> W
     shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": mlp_ratio}
     cells = side // patch_px
     sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
+    sizes["channels"] = settings["num_channels"]
     model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
     kernel = "embeddings.patch_embeddings.projection.weight"
     if kernel in stored:
@@ -331,13 +333,13 @@ def write(weights: Weights, folder: Path, size: tuple[int, int, int], fit: str =
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    processor = _processor(crop_px, fit)
+    processor = _processor(crop_px, fit, weights.channels)
     (folder / PROCESSOR).write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
     save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
 
 
-def _processor(crop_px: int, fit: str) -> dict[str, Any]:
+def _processor(crop_px: int, fit: str, channels: config.Channels) -> dict[str, Any]:
     """Make the settings of their video processor, which resizes the short side to 8/7 of what it crops in the centre.
 
     It can neither squash nor letterbox: for such clips it only normalises, and is given squares of `crop_px`.
@@ -347,6 +349,9 @@ def _processor(crop_px: int, fit: str) -> dict[str, Any]:
         "crop_size": {"height": crop_px, "width": crop_px},
         "do_resize": fit == "crop",
         "do_center_crop": fit == "crop",
+        "image_mean": channels.mean,
+        "image_std": channels.std,
+        "rescale_factor": 1 / channels.full_scale,
     }
 
 
@@ -358,6 +363,7 @@ def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
         "model_type": "vjepa2",
         "dtype": "float32",
         "patch_size": model.patch_px,
+        "in_chans": model.channels,
         "tubelet_size": model.tubelet_frames,
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,

@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vjepa.data.augment import normalise
+from vjepa.config import Channels
+from vjepa.data.augment import RGB, normalise
 from vjepa.data.time_order import Time, in_time
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
@@ -32,7 +33,7 @@ class Readout:
     """Say how a frozen encoder is read: after `blocks`, on `device`, with forward passes in `dtype`.
 
     outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, P, L * D], the tokens of
-    each block as `pooling` has them, in fp32.
+    each block as `pooling` has them, in fp32. channels: of the clips, as `normalise` takes them.
     """
 
     blocks: tuple[int, ...]
@@ -40,6 +41,7 @@ class Readout:
     device: torch.device
     dtype: torch.dtype
     pooling: Pooling = MEAN
+    channels: Channels = RGB
 
 
 def encoder_extractor(encoder: Encoder, weights: str, readout: Readout, time: Time = "forward") -> Extractor:
@@ -71,7 +73,7 @@ def levels_extractor(
 
     def run_few(video: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            found = read(normalise(video.to(device), dtype))
+            found = read(normalise(video.to(device), dtype, readout.channels))
         values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([readout.pooling(level) for level in found], -1)}
         return {output: values[output] for output in readout.outputs}
 
@@ -147,7 +149,7 @@ def plain_extractor(name: str) -> Extractor:
 
 
 def pixels(video: Tensor) -> Tensor:
-    """Shrink every frame to at most 32 px a side: [B, 3, T, H, W] -> [B, T * 3 * 32 * 32] in 0..1."""
+    """Shrink every frame to at most 32 px a side: [B, C, T, H, W] -> [B, T * C * 32 * 32] in 0..1."""
     return rearrange(_small(video), "b t c h w -> b (t c h w)")
 
 
@@ -162,8 +164,8 @@ def motion_energy(video: Tensor) -> Tensor:
 
 
 def _small(video: Tensor) -> Tensor:
-    """Shrink frames, antialiased: b c t h w, uint8 -> b t c h w, float in 0..1, at most 32 px a side."""
-    frames = rearrange(video, "b c t h w -> (b t) c h w").float() / 255
+    """Shrink frames, antialiased: b c t h w, uint8 or uint16 -> b t c h w, float in 0..1, at most 32 px a side."""
+    frames = rearrange(video, "b c t h w -> (b t) c h w").float() / torch.iinfo(video.dtype).max
     size = [min(side, _PLAIN_PX) for side in frames.shape[-2:]]
     if list(frames.shape[-2:]) != size:
         frames = functional.interpolate(frames, size=size, mode="bilinear", antialias=True)

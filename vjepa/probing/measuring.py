@@ -123,7 +123,8 @@ def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: 
             "leave --pool or --rollout out"
         )
     outputs = ("tokens", "pooled") if attentive else ("pooled",)
-    return Readout(blocks("--levels", levels, subject.encoder.depth), outputs, subject.device, subject.dtype, pooling)
+    depths = blocks("--levels", levels, subject.encoder.depth)
+    return Readout(depths, outputs, subject.device, subject.dtype, pooling, subject.data.channels)
 
 
 def _method(settings: ProbeSettings, readout: Readout) -> ProbeMethod:

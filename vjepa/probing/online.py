@@ -42,7 +42,7 @@ class OnlineProbe:
         self.data, self.wanted, self.encoder = data, wanted, encoder
         self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
         self.num_selection = len(self.splits["selection"].rows)
-        self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
+        self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype, channels=data.channels)
         found = self._accuracies(untrained_extractor(encoder, self.readout, seed))
         self.random_init = {f"{name}_random_init": value for name, value in found.items()}
 

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from vjepa import config
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
@@ -56,6 +57,8 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
     else:
         selection = _read_split(data.selection, labels)
     splits = {"labelled" if data.labelled else "train": train, "selection": selection, "val": val}
+    for split in splits.values():
+        require_channels(split.index, split.rows, data.channels)
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = len(np.intersect1d(split.rows, other.rows)) if split.index.path == other.index.path else 0
         if shared:

@@ -53,7 +53,7 @@ class Subject:
         weights = load.read(path, format, Hints(settings.encoder), predictor=False)
         encoder, run = weights.build_encoder(), RunFolder.above(path)
         trained = config.load(str(run.config)) if run else None
-        native = trained.data if trained else _published_data(path, encoder)
+        native = trained.data if trained else _published_data(path, encoder, weights.channels)
         where = (trained.run if trained else config.Run()).model_copy(
             update={name: value for name in ("device", "precision") if (value := getattr(settings, name))}
         )
@@ -125,10 +125,11 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _published_data(path: Path, encoder: Encoder) -> config.Data:
+def _published_data(path: Path, encoder: Encoder, channels: config.Channels) -> config.Data:
     """Give the clips that an encoder of no run is published for, spread over the whole video."""
     num_frames, crop_px = _published_frames(encoder.model), _published_px(path, encoder.model)
-    return config.Data.model_validate({"train": "", "num_frames": num_frames, "crop_px": crop_px})
+    data = {"train": "", "num_frames": num_frames, "crop_px": crop_px, "channels": channels}
+    return config.Data.model_validate(data)
 
 
 def _published_frames(model: config.Model) -> int:

@@ -108,9 +108,22 @@ def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, gri
 
 
 def _token_frames(video: torch.Tensor, grid: TokenGrid) -> np.ndarray:
-    """Take the first frame of every time slot: uint8 [3, T, H, W] -> [t, H, W, 3]."""
-    frames: np.ndarray = video.cpu().permute(1, 2, 3, 0).numpy()[:: video.shape[1] // grid.t]
-    return frames
+    """Take the first frame of every time slot: [C, T, H, W] -> uint8 [t, H, W, 3]."""
+    return as_colours(video[:, :: video.shape[1] // grid.t])
+
+
+def as_colours(video: torch.Tensor) -> np.ndarray:
+    """Show [C, T, H, W] as uint8 [T, H, W, 3]: colours as they are; of other channels the first three, else the first.
+
+    Those of 16 bits, or that are no colours, are stretched from the least value of the clip to the largest.
+    """
+    frames: np.ndarray = video.cpu().numpy().transpose(1, 2, 3, 0)
+    if frames.dtype == np.uint8 and frames.shape[-1] == 3:
+        return frames
+    shown = frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, axis=-1)
+    low, high = shown.min(axis=(0, 1, 2)).astype(np.float32), shown.max(axis=(0, 1, 2)).astype(np.float32)
+    stretched: np.ndarray = (shown - low) * (255 / np.maximum(high - low, 1))
+    return stretched.round().astype(np.uint8)
 
 
 def _upscale(cells: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -223,7 +236,8 @@ def middle_frames(batches: Iterable[ClipBatch]) -> dict[int, np.ndarray]:
         for clip_id in np.unique(ids):
             views = np.flatnonzero(ids == clip_id)
             video = batch.video[views[len(views) // 2]]
-            frames[int(clip_id)] = video[:, video.shape[1] // 2].permute(1, 2, 0).numpy().copy()
+            middle = video.shape[1] // 2
+            frames[int(clip_id)] = as_colours(video[:, middle : middle + 1])[0].copy()
     return frames
 
 

@@ -109,7 +109,8 @@ class TrialMonitor(HealthMonitor):
         if self.crops is None or not found or step == 0:
             return found
         batch = self.settings.data.global_batch
-        return found | label_free(self.encoder, self.clips, self.crops, batch, self.step.dtype)
+        channels = self.settings.data.channels
+        return found | label_free(self.encoder, self.clips, self.crops, batch, self.step.dtype, channels)
 
     def judge(self, rows: Sequence[Row]) -> bool:
         """Judge and score what was logged last."""
