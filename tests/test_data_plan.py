@@ -255,4 +255,4 @@ def test_the_reference_page_has_every_column_and_its_examples_run(make_index, mo
     assert names["batch"].video.shape == (8, 3, 4, 64, 64) and names["batch"].failures == ()
     assert {*SCHEMA.names, *READERS} <= set(re.findall(r"`(\w+)`", page))
     for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
-        config.Data(**yaml.safe_load(block)["data"])
+        config.Data.model_validate_json(json.dumps(yaml.safe_load(block)["data"]))

@@ -3,71 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from data_prep.child import Child, ChildLost
+from data_prep.looking.contact_sheet import DEADLINE_S, spread
 from vjepa.config import Channels
-from vjepa.data.clip_index import ClipIndex, IndexRow
-from vjepa.data.decode import read_frames
-from vjepa.data.media import DecodeError
+from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
 
-def measured_channels(index: ClipIndex, where: Mapping[str, str | list[str]], num: int) -> str:
+def measured_channels(
+    index: ClipIndex, where: Mapping[str, str | list[str]], num: int, deadline_s: float = DEADLINE_S
+) -> str:
     """Read the middle frame of `num` clips, evenly among those that are meant; give the lines of a config.
 
-    Mean and deviation are over all pixels, as shares of full scale. Of a film with a companion, that is grey. Raises
-    UserError where no clip can be read, or where they have different channels.
+    Mean and deviation are over all pixels, as shares of full scale. Raises UserError where no clip can be read, or
+    where they have different channels.
     """
     if num < 1:
         raise UserError(f"--channels {num}: at least 1 is needed")
     rows = index.select(where)
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int))]
-    sums: dict[tuple[int, int], list[np.ndarray]] = {}
-    for row in (index.row(int(i)) for i in chosen):
-        try:
-            values = _middle(row)
-        except DecodeError:
-            continue
-        key = values.shape[-1], max(row.bits, row.companion.bits if row.companion else 8)
-        pixels = values.reshape(-1, values.shape[-1])
-        sums.setdefault(key, []).append(np.stack([pixels.mean(0), np.square(pixels).mean(0)]))
-    if len(sums) != 1:
-        found = (
-            ", ".join(f"{len(each)} of {key[0]} with {key[1]} bits" for key, each in sums.items()) or "none readable"
-        )
-        raise UserError(f"{index.path}: clips of one kind are needed, found {found}; choose them with --where")
-    (((channels, bits), moments),) = sums.items()
-    mean, square = np.mean(moments, axis=0)
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    names = Channels().names if channels == 3 else tuple(f"channel_{number}" for number in range(1, channels + 1))
+    kinds: dict[tuple[int, int], list[np.ndarray]] = {}
+    reasons: list[str] = []
+    with Child("-m", "data_prep.looking.moments", str(index.path)) as reader:
+        for i in spread(rows, num).tolist():
+            answer = _ask(reader, i, deadline_s)
+            if "moments" in answer:
+                found = np.array(answer["moments"])
+                kinds.setdefault((found.shape[1], answer["bits"]), []).append(found)
+            else:
+                reasons.append(f"{index.uri(i)}: {answer['reason']}")
+    if not kinds:
+        raise UserError(f"{index.path}: none of {len(reasons)} clips can be read; {reasons[0]}")
+    if len(kinds) > 1:
+        found_kinds = ", ".join(f"{len(each)} of {kind[0]} with {kind[1]} bits" for kind, each in kinds.items())
+        raise UserError(f"{index.path}: has clips of several kinds ({found_kinds} channels); choose one with --where")
+    (((_, bits), measured),) = kinds.items()
+    left_out = f", {len(reasons)} more cannot be read" if reasons else ""
     return "\n".join(
-        [
-            f"# {len(moments)} of {len(rows)} clips of {index.path.name}; name the channels as you like",
-            "data:",
-            "  channels:",
-            f"    names: [{', '.join(names)}]",
-            f"    mean: [{', '.join(f'{value:.5f}' for value in mean)}]",
-            f"    std: [{', '.join(f'{max(value, 1e-5):.5f}' for value in std)}]",
-            f"    bits: {bits}",
-        ]
+        [f"# {len(measured)} of {len(rows)} clips of {index.path.name}{left_out}", *_lines(measured, bits)]
     )
 
 
-def _middle(row: IndexRow) -> np.ndarray:
-    """Read the middle frame, float64 [H, W, C] in shares of full scale; a companion follows as grey."""
-    parts = [_shares(row)]
-    if row.companion:
-        more = _shares(row.companion)
-        more = more.mean(-1, keepdims=True) if row.companion.channels == 3 else more
-        if more.shape[:2] != parts[0].shape[:2]:  # its mean and deviation are those of any other sampling
-            grid = np.ix_(*(np.arange(n) * m // n for n, m in zip(parts[0].shape[:2], more.shape[:2], strict=True)))
-            more = more[grid]
-        parts.append(more)
-    return np.concatenate(parts, axis=-1)
+def _ask(reader: Child, row: int, deadline_s: float) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    try:
+        for message in reader.ask({"row": row}, deadline_s):
+            answer |= message
+    except ChildLost as lost:
+        answer = {"reason": f"the decoder did not end well ({lost.how})"}
+    return answer
 
 
-def _shares(row: IndexRow) -> np.ndarray:
-    frame = read_frames(row, np.array([row.num_frames // 2]))[0]
-    shares: np.ndarray = frame / float(np.iinfo(frame.dtype).max)
-    return shares
+def _lines(measured: list[np.ndarray], bits: int) -> list[str]:
+    """Write float64 [2, C] of each clip, mean and mean square, as `data.channels`."""
+    mean, square = np.mean(measured, axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    names = Channels().names if len(mean) == 3 else tuple(f"channel_{number}" for number in range(1, len(mean) + 1))
+    return [
+        "data:",
+        "  channels:  # name them as you like",
+        f"    names: [{', '.join(names)}]",
+        f"    mean: [{', '.join(f'{value:.5f}' for value in mean)}]",
+        f"    std: [{', '.join(f'{max(value, 1e-5):.5f}' for value in std)}]",
+        f"    bits: {bits}",
+    ]

@@ -10,9 +10,9 @@ import numpy as np
 from data_prep.listing.entry import STACK_EXTENSIONS
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scenes import Frames, cut
-from vjepa.data.decode import Media, holds_several
+from vjepa.data.decode import Media, holds_several, is_deep
 from vjepa.data.media import DecodeError
-from vjepa.data.stacks import AXES, is_deep, read_array, read_stack
+from vjepa.data.stacks import AXES, read_array, read_stack
 
 
 def axes_of(media: Media, extension: str, options: ScanOptions) -> str | None:

@@ -379,6 +379,12 @@ def holds_several(media: Media) -> bool:
         return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
+def is_deep(media: Media) -> bool:
+    """Tell whether a still is grey of more than 8 bits, which `stacks` reads. Raises DecodeError."""
+    with _open_image(media) as image:
+        return str(image.mode).startswith("I")
+
+
 @contextmanager
 def _open_image(media: Media) -> Iterator[Image.Image]:
     """Open a still. Errors of opening and of the body become DecodeError: those of Pillow share no base."""
