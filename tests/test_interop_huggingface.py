@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,22 @@ def test_their_processor_makes_the_clips_of_the_export(tmp_path: Path) -> None:
         if fit != "crop":  # brought to their size by the user: it only normalises
             expected = normalise(given.transpose(0, 1)[None], torch.float32).transpose(1, 2)
             torch.testing.assert_close(clips, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_channels_are_written_and_read_back_with_their_normalisation(tmp_path: Path) -> None:
+    told = {"names": [f"channel_{i}" for i in range(1, 6)], "mean": [0.2] * 5, "std": [0.1] * 5, "bits": 16}
+    channels = config.Channels.model_validate_json(json.dumps(told))
+    weights = replace(ours(channels=5), channels=channels)
+    huggingface.write(weights, tmp_path / "five", (4, CROP_PX, CROP_PX))
+    again, video = huggingface.read(tmp_path / "five"), torch.randn(1, 5, 4, CROP_PX, CROP_PX)
+    assert again.channels == channels and again.model.channels == 5
+    network = transformers.VJEPA2Model.from_pretrained(tmp_path / "five").eval()
+    with torch.no_grad():
+        answer = network(video.transpose(1, 2), skip_predictor=True).last_hidden_state
+    torch.testing.assert_close(again.build_encoder()(video), answer, **CLOSE)
+    (tmp_path / "five" / huggingface.PROCESSOR).unlink()
+    with pytest.raises(UserError, match=r"has 5 channels, and no video_preprocessor_config\.json tells"):
+        huggingface.read(tmp_path / "five")
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.interop.weights import Weights, parse_model
+from vjepa.interop.weights import Weights, parse_model, parse_section
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import make_predictor
 from vjepa.models.state import read_tensors
@@ -166,7 +166,21 @@ def read(path: Path) -> Weights:
         stored = {key.removeprefix(prefix): tensor for key, tensor in of_model}
     weights = _vjepa2(path, settings, stored) if settings["model_type"] == "vjepa2" else _ijepa(path, settings, stored)
     refuse_rest(stored, path)
-    return weights
+    return replace(weights, channels=_channels(path, weights.model.channels))
+
+
+def _channels(path: Path, num: int) -> config.Channels:
+    """Read by what `num` channels are normalised, off the video processor; colours without one by ImageNet."""
+    rgb, file = config.Channels(), path / PROCESSOR
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if num == rgb.num and "image_mean" not in settings:
+        return rgb
+    if "image_mean" not in settings or "image_std" not in settings:
+        raise UserError(f"{path}: has {num} channels, and no {PROCESSOR} tells their image_mean and image_std")
+    names = rgb.names if num == rgb.num else [f"channel_{number}" for number in range(1, num + 1)]
+    bits = 16 if settings.get("rescale_factor", 1) < 1 / rgb.full_scale else rgb.bits
+    told = {"names": names, "mean": settings["image_mean"], "std": settings["image_std"], "bits": bits}
+    return parse_section(config.Channels, json.dumps(told), str(file))
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
