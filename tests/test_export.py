@@ -45,7 +45,11 @@ def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.Capt
     folder, back = tmp_path / "out" / "folder", tmp_path / "out" / "back.safetensors"
     run(source, "huggingface", folder, *CLIPS)
     run(folder, "safetensors", back, "--format", "huggingface")
-    assert sorted(item.name for item in folder.iterdir()) == ["config.json", "model.safetensors", "video_preprocessor_config.json"]
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "video_preprocessor_config.json",
+    ]
     assert sorted(item.name for item in folder.parent.iterdir()) == ["back.safetensors", "folder"]
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}: encoder and predictor as huggingface; features of clips of 4x16x16 differ from those of "
