@@ -32,6 +32,9 @@ def add_options(parser: argparse.ArgumentParser, defaults: Any, meanings: Mappin
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true", help=meanings[name])
+        elif isinstance(default, str):
+            told = f" (default: {default})" if default else ""
+            parser.add_argument(flag, default=default, metavar="WORD", help=meanings[name] + told)
         else:
             meaning = meanings[name] + ("" if default is None else f" (default: {default:g})")
             kind = int if isinstance(default, int) else float

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.arguments import OneLineParser, add_where
+from data_prep.looking.channels import measured_channels
 from data_prep.looking.contact_sheet import contact_sheet, spread
 from data_prep.looking.description import text
 from data_prep.looking.findings import describe, usable_rows
@@ -27,12 +28,17 @@ def main(arguments: Sequence[str]) -> int:
     add_where(parser)
     add("--html", type=Path, metavar="page.html", help="also write one HTML page, with a contact sheet inside")
     add("--clips", type=int, default=16, metavar="N", help="clips on the contact sheet (default: 16)")
+    measure = "measure each channel of so many clips, evenly among them, and print data.channels for a config"
+    add("--channels", type=int, nargs="?", const=64, metavar="N", help=f"{measure} (default: 64)")
     given = parser.parse_args(arguments)
     if given.clips < 0:
         raise UserError(f"--clips {given.clips}: at least 0 is needed")
     if given.html:
         check_page(given.html)
     index, where = ClipIndex.open(given.index), parse_where(given.where, "where")
+    if given.channels is not None:
+        print(measured_channels(index, where, given.channels))
+        return 0
     description = describe(index, where)
     print(text(description))
     if given.html:

@@ -166,6 +166,14 @@ def test_dump_reads_back_the_same(load, tmp_path) -> None:
     assert config.load(str(tmp_path / "again.yaml")) == settings
 
 
+def test_a_clip_is_a_square_or_has_two_sides(load, tmp_path) -> None:
+    wide, square = load("data.crop_px=[32, 64]"), load("data.crop_px=[32, 32]")
+    assert wide.data.clip_size == (wide.data.num_frames, 32, 64) and (wide.grid.h, wide.grid.w) == (2, 4)
+    assert square.data.crop_px == 32 and square == load("data.crop_px=32")
+    (tmp_path / "again.yaml").write_text(config.dump(wide))
+    assert config.load(str(tmp_path / "again.yaml")).data == wide.data
+
+
 def test_a_config_cannot_be_changed(load) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load().optim.lr = 1.0
@@ -222,6 +230,13 @@ NEXT_TO = {
         ),
         ("model.encoder.heads=5", "model.encoder.heads: 5 heads do not divide a width of 192"),
         ("data.crop_px=33", "data.crop_px: 33 px is not a whole number of patches of model.patch_px=16"),
+        ("data.crop_px=[32, 40]", "data.crop_px: 40 px is not a whole number of patches of model.patch_px=16"),
+        ("data.crop_px=[32]", "data.crop_px: a side of 8 px or more, or [height, width], got [32]"),
+        ("data.crop_px=4", "data.crop_px: a side of 8 px or more, or [height, width], got 4"),
+        (
+            "data={train: x, fit: pad, clips_per_decode: 2}",
+            "data.clips_per_decode: 2 random crops of one clip, while fit",
+        ),
         ("data.num_frames=7", "data.num_frames: 7 is not a whole number of tubelets"),
         ("data.crop_scale=[.9, .3]", "data.crop_scale: needs 0 < low <= high"),
         ("data.mix=[{index: i, ratio: 0}]", "data.mix.0.ratio: Input should be greater than 0, got 0"),

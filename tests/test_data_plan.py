@@ -1,6 +1,7 @@
 """Plans are arithmetic: what a batch has is known without a decode, and one reader does what any plan says."""
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -13,12 +14,12 @@ from PIL import Image
 
 from vjepa import config
 from vjepa.config.row_filter import parse_where, quoted
-from vjepa.data.augment import crop_resize
+from vjepa.data.augment import Crop, crop_resize
 from vjepa.data.clip_index import SCHEMA, ClipIndex, write_index
 from vjepa.data.decode import READERS
 from vjepa.data.images import ArrayImages, FileImages, ReadImages
 from vjepa.data.media import DecodeError
-from vjepa.data.plan import Attempt, BatchPlan, Crop, Decode
+from vjepa.data.plan import Attempt, BatchPlan, Decode, random_crop
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.plan_training import MAX_ATTEMPTS, TrainPlan
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
@@ -122,7 +123,9 @@ def gone():
 
 
 def test_a_row_that_cannot_be_read_is_left_out_or_replaced_as_the_plan_says(index):
-    decode = Decode((0, 1), index.row(1), np.zeros(4, np.int64), (1,), (Crop((0, 0, 16, 16)),))
+    decode = Decode(
+        (0, 1), index.row(1), np.zeros(4, np.int64), (1,), (Crop((0, 0, 16, 16), settings(index).crop_size),)
+    )
     broken, whole = Attempt(7, gone), Attempt(1, lambda: [decode])
 
     def batch_of(place, replaces):
@@ -150,6 +153,35 @@ def test_pictures_of_any_size_are_read_by_their_squares():
         assert torch.equal(clip[:, 0], expected)
 
 
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_the_whole_picture_is_shown_by_training_passes_and_views_alike(fit):
+    pixels = np.random.default_rng(0).integers(256, size=(1, 16, 64, 3), dtype=np.uint8)
+    given = {"train": "x", "num_frames": 1, "crop_px": (16, 32), "fit": fit, "flip": True}
+    images, data = ArrayImages("noise", pixels), config.Data.model_validate(given)
+    size = {"squash": (16, 32), "pad": (8, 32)}[fit]
+    plain, flipped = (crop_resize(pixels, Crop((0, 0, 16, 64), size, flip), (16, 32)) for flip in (False, True))
+    (view,) = Reader(RowPlan(images, np.arange(1), data, 1, Views()), ReadImages(images))[0].video
+    assert torch.equal(view, plain)
+    seen = Reader(RowPlan(images, np.arange(1), data, 1, Passes(20)), ReadImages(images))[0].video
+    assert {torch.equal(clip, plain) for clip in seen} == {True, False}
+    assert all(torch.equal(clip, plain) or torch.equal(clip, flipped) for clip in seen)
+
+
+def test_random_crops_have_the_shape_of_the_clip_on_average():
+    row, data = (
+        ArrayImages("wide", np.zeros((1, 100, 400, 3), np.uint8)).row(0),
+        {"train": "x", "crop_scale": (0.1, 0.2)},
+    )
+    crops = [
+        random_crop(np.random.default_rng(seed), row, config.Data.model_validate({**data, "crop_px": size}))
+        for seed in range(300)
+        for size in (32, (32, 64))
+    ]
+    ratios = np.array([math.log(crop.box[3] / crop.box[2]) for crop in crops]).reshape(-1, 2).mean(0)
+    assert ratios == pytest.approx([math.log(0.75 * 1.35) / 2, math.log(0.75 * 1.35) / 2 + math.log(2)], abs=0.03)
+    assert {crop.size for crop in crops} == {(32, 32), (32, 64)}
+
+
 def test_pictures_in_files_are_upright_and_in_full_before_they_are_cropped(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(30, 64, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -159,7 +191,7 @@ def test_pictures_in_files_are_upright_and_in_full_before_they_are_cropped(tmp_p
     assert (images.row(0).height, images.row(0).width) == images.read(0).shape[:2] == (64, 30)
     batch = Reader(RowPlan(images, np.arange(1), data, 1, Views(num_crops=2)), ReadImages(images))[0]
     for clip, top in zip(batch.video, (0, 34), strict=True):
-        assert torch.equal(clip, crop_resize(images.read(0)[None], (top, 0, 30, 30), 8))
+        assert torch.equal(clip, crop_resize(images.read(0)[None], Crop((top, 0, 30, 30), (8, 8)), (8, 8)))
 
 
 def test_rows_are_written_as_columns_with_values():
@@ -223,4 +255,4 @@ def test_the_reference_page_has_every_column_and_its_examples_run(make_index, mo
     assert names["batch"].video.shape == (8, 3, 4, 64, 64) and names["batch"].failures == ()
     assert {*SCHEMA.names, *READERS} <= set(re.findall(r"`(\w+)`", page))
     for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
-        config.Data(**yaml.safe_load(block)["data"])
+        config.Data.model_validate_json(json.dumps(yaml.safe_load(block)["data"]))

@@ -45,7 +45,11 @@ def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.Capt
     folder, back = tmp_path / "out" / "folder", tmp_path / "out" / "back.safetensors"
     run(source, "huggingface", folder, *CLIPS)
     run(folder, "safetensors", back, "--format", "huggingface")
-    assert sorted(item.name for item in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "video_preprocessor_config.json",
+    ]
     assert sorted(item.name for item in folder.parent.iterdir()) == ["back.safetensors", "folder"]
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}: encoder and predictor as huggingface; features of clips of 4x16x16 differ from those of "
@@ -103,17 +107,17 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there: exists; nothing is overwritten"):
         run(tmp_path / "absent", "onnx", out, *CLIPS)  # refused before anything is read
     with pytest.raises(UserError, match="exists"):
-        export.export(weights(), "onnx", out, export.ClipSize(4, 16))
+        export.export(weights(), "onnx", out, export.ClipSize(4, 16, 16))
     assert out.read_text() == "precious"
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot express positions"):
-        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.ClipSize(4, 16))
+        export.export(weights(positions="sincos"), "huggingface", tmp_path / "new", export.ClipSize(4, 16, 16))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.ClipSize(4, 16))
+        export.export(weights(), "huggingface", tmp_path / "file" / "new", export.ClipSize(4, 16, 16))
 
 
 def test_formats_for_one_size_want_to_know_it(tmp_path: Path, source: Path) -> None:
@@ -126,4 +130,4 @@ def test_a_predictor_that_changed_on_the_way_is_an_error() -> None:
     source = weights()
     changed = dataclasses.replace(source, predictor={**source.predictor, "predictor_norm.bias": torch.ones(24)})
     with pytest.raises(UserError, match="the predictor that was written is not that of source"):
-        export._difference(source, changed, export.ClipSize(4, 16))
+        export._difference(source, changed, export.ClipSize(4, 16, 16))

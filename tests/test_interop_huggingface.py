@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vjepa import config
+from vjepa.data.augment import normalise
 from vjepa.errors import UserError
 from vjepa.interop import huggingface
 from vjepa.interop.weights import Weights
@@ -109,7 +111,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Weights, Path]:
     folder = tmp_path_factory.mktemp("written") / "new" / "folder"
     weights = ours()
-    huggingface.write(weights, folder, crop_px=CROP_PX, num_frames=16)
+    huggingface.write(weights, folder, (16, CROP_PX, CROP_PX))
     return weights, folder
 
 
@@ -235,7 +237,7 @@ def test_an_encoder_without_predictor(published: tuple[nn.Module, Path], tmp_pat
     weights = huggingface.read(edited(published[1], tmp_path, change))
     assert not weights.predictor and weights.build_encoder()
     with pytest.raises(UserError, match=r"has no predictor, and .* needs one; export from a file that holds both"):
-        huggingface.write(weights, tmp_path / "new", CROP_PX, 16)
+        huggingface.write(weights, tmp_path / "new", (16, CROP_PX, CROP_PX))
 
 
 @pytest.mark.parametrize(
@@ -286,8 +288,45 @@ def test_what_they_cannot_express_is_refused(tmp_path: Path, settings: dict[str,
     with pytest.raises(
         UserError, match=rf"^our\.safetensors: .*cannot express {message}.*; export it with --to safetensors$"
     ):
-        huggingface.write(ours(**settings), tmp_path / "new", CROP_PX, 16)
+        huggingface.write(ours(**settings), tmp_path / "new", (16, CROP_PX, CROP_PX))
     assert not (tmp_path / "new").exists()
+
+
+def test_only_squares_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^--crop-px 16,32: Hugging Face's V-JEPA 2 knows .* --to onnx or safetensors$"
+    ):
+        huggingface.write(ours(), tmp_path / "new", (16, 16, 32))
+    assert not (tmp_path / "new").exists()
+
+
+def test_their_processor_makes_the_clips_of_the_export(tmp_path: Path) -> None:
+    frames = torch.randint(0, 256, (4, 3, 40, 60), dtype=torch.uint8)
+    for fit in ("crop", "squash", "pad"):
+        huggingface.write(ours(), tmp_path / fit, (4, CROP_PX, CROP_PX), fit)
+        processor = transformers.AutoVideoProcessor.from_pretrained(tmp_path / fit)
+        given = frames if fit == "crop" else frames[..., :CROP_PX, :CROP_PX]
+        clips = processor(given, return_tensors="pt")["pixel_values_videos"]
+        assert clips.shape == (1, 4, 3, CROP_PX, CROP_PX)
+        if fit != "crop":  # brought to their size by the user: it only normalises
+            expected = normalise(given.transpose(0, 1)[None], torch.float32).transpose(1, 2)
+            torch.testing.assert_close(clips, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_channels_are_written_and_read_back_with_their_normalisation(tmp_path: Path) -> None:
+    told = {"names": [f"channel_{i}" for i in range(1, 6)], "mean": [0.2] * 5, "std": [0.1] * 5, "bits": 16}
+    channels = config.Channels.model_validate_json(json.dumps(told))
+    weights = replace(ours(channels=5), channels=channels)
+    huggingface.write(weights, tmp_path / "five", (4, CROP_PX, CROP_PX))
+    again, video = huggingface.read(tmp_path / "five"), torch.randn(1, 5, 4, CROP_PX, CROP_PX)
+    assert again.channels == channels and again.model.channels == 5
+    network = transformers.VJEPA2Model.from_pretrained(tmp_path / "five").eval()
+    with torch.no_grad():
+        answer = network(video.transpose(1, 2), skip_predictor=True).last_hidden_state
+    torch.testing.assert_close(again.build_encoder()(video), answer, **CLOSE)
+    (tmp_path / "five" / huggingface.PROCESSOR).unlink()
+    with pytest.raises(UserError, match=r"has 5 channels, and no video_preprocessor_config\.json tells"):
+        huggingface.read(tmp_path / "five")
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -35,7 +35,7 @@ def _seed() -> None:
 
 @pytest.mark.fast
 def test_patch_embedding_is_the_strided_convolution() -> None:
-    embed = PatchEmbed(4, 2, 16)
+    embed = PatchEmbed(3, 4, 2, 16)
     nn.init.normal_(embed.proj.bias)
     for size in ((6, 8, 12), (7, 11, 14)):  # what does not fill a patch is left out, by both
         video = torch.randn(2, 3, *size)

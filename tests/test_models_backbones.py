@@ -26,6 +26,7 @@ from vjepa.probing import extractors
 from vjepa.probing.subject import blocks
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint, optim
+from vjepa.training.flops import step_flops
 from vjepa.training.pretraining import train
 
 ENERGY = {"backbone": "energy", "positions": "sincos", "patch_px": 8, "encoder": {"width": 24, "depth": 3, "heads": 2}}
@@ -62,7 +63,7 @@ def settings(name: str, num_frames: int = 4, **tree: dict) -> config.Config:
 
 def step_inputs(jepa: Jepa, plan_of: config.Config) -> tuple[torch.Tensor, list]:
     data = plan_of.data
-    video = torch.randn(2, 3, data.num_frames, data.crop_px, data.crop_px, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(2, 3, *data.clip_size, generator=torch.Generator().manual_seed(0))
     return video, plan(plan_of.masks, plan_of.grid).draw(2, 0, 0, 0, 1)
 
 
@@ -119,6 +120,24 @@ def test_asking_for_all_tokens_one_by_one_is_asking_for_all(name: str) -> None:
         )  # the clip as the start of a longer one, as a roll-out has it
         torch.testing.assert_close(encoder.encode(longer, ids), expected, atol=1e-5, rtol=1e-4)
         assert blocks("--levels", "quarters", encoder.depth)[-1] == encoder.depth - 1
+
+
+@every_backbone
+def test_frames_need_not_be_square(name: str) -> None:
+    side = MODELS[name]["patch_px"]
+    run = settings(name, data={"crop_px": [2 * side, 5 * side]})
+    jepa, grid = build(run).eval(), run.grid
+    assert (grid.h, grid.w) == (2, 5) == (jepa.encoder.grid(4, 2 * side, 5 * side).h, 5)
+    video, masks = step_inputs(jepa, run)
+    loss = jepa(video, masks)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and step_flops(run) > 0
+    ids = torch.tensor([[3, 7, 12], [0, 9, 19]])
+    hidden = torch.stack([torch.tensor([i for i in range(20) if i not in seen]) for seen in ids.tolist()])
+    features = jepa.encoder.encode(patchify(video, run.model), ids)
+    other = changed(video, hidden, run.model)
+    assert not torch.equal(other, video)
+    torch.testing.assert_close(jepa.encoder.encode(patchify(other, run.model), ids), features, atol=1e-5, rtol=1e-4)
 
 
 @every_backbone
@@ -204,13 +223,13 @@ def test_exports(tmp_path: Path) -> None:
     run = settings("resnet")
     jepa = build(run).eval()
     weights = Weights("trained", run.model, jepa.encoder.state_dict(), jepa.predictor.state_dict())
-    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.ClipSize(4, 32)) == 0
+    assert export.export(weights, "safetensors", tmp_path / "resnet.safetensors", export.ClipSize(4, 32, 32)) == 0
     video = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(load_encoder(tmp_path / "resnet.safetensors")(video), jepa.encoder(video))
     with pytest.raises(
         UserError, match=r"trained: Hugging Face's V-JEPA 2 cannot express backbone: test_resnet \(it is a ViT\)"
     ):
-        export.export(weights, "huggingface", tmp_path / "theirs", export.ClipSize(4, 32))
+        export.export(weights, "huggingface", tmp_path / "theirs", export.ClipSize(4, 32, 32))
 
 
 def test_a_run_of_a_network_of_timm_from_end_to_end(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_pixels_are_normalised_colour_by_colour(taps: int, frames: int) -> None:
     """Patches of 2 x 2 px; a single frame stands for as many as a clip has."""
     pixels = np.random.default_rng(0).normal(2, 3, (2, 5, 3, taps, 4))
     found = (
-        targets.normalised_pixels(torch.from_numpy(pixels.reshape(2, 5, -1)), taps, frames)
+        targets.normalised_pixels(torch.from_numpy(pixels.reshape(2, 5, -1)), 3, taps, frames)
         .numpy()
         .reshape(2, 5, 3, frames, 4)
     )

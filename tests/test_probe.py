@@ -425,7 +425,7 @@ def test_digits_need_no_index(run, tmp_path):
         (["--fold", "split"], "needs 3 or more values"),
         (["--fold", "scene", "--val", "split=val"], "give one or the other"),
         (["--crop_px", "12"], "--crop_px 12: is not a whole"),
-        (["--crop_px", "4"], r"--crop_px 4: crop_px: Input should be greater than or equal to 8, got 4$"),
+        (["--crop_px", "4"], r"--crop_px 4: crop_px: a side of 8 px or more, or \[height, width\], got 4$"),
         (
             ["--clip_fps", "2", "--frame_step", "2"],
             r"--clip_fps 2.0 --frame_step 2: clip_fps and frame_step: each says",

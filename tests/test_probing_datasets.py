@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from data_prep.index import build_index
 from vjepa import config, probe
-from vjepa.data.augment import crop_resize
+from vjepa.data.augment import Crop, crop_resize
 from vjepa.data.images import ReadImages
 from vjepa.data.plan_rows import RowPlan, Views
 from vjepa.data.reader import Reader
@@ -94,7 +94,9 @@ def test_images_become_clips_of_one_frame():
     assert torch.cat([batch.clip_ids for batch in batches]).tolist() == rows.tolist()
     video = torch.cat([batch.video for batch in batches])
     assert video.shape == (10, 3, 1, 32, 32) and video.dtype == torch.uint8
-    assert torch.equal(video[3], crop_resize(digits.images.read(int(rows[3]))[None], (0, 0, 8, 8), 32))
+    assert torch.equal(
+        video[3], crop_resize(digits.images.read(int(rows[3]))[None], Crop((0, 0, 8, 8), (32, 32)), (32, 32))
+    )
     assert reader.plan.batch_bytes == batches[0].video.numel()
     assert torch.equal(pickle.loads(pickle.dumps(reader))[1].video, batches[1].video)  # noqa: S301
 

@@ -101,13 +101,13 @@ def test_the_command_prints_the_table_again(tmp_path, capsys):
 
 @pytest.mark.fast
 def test_upscaled_cells_cover_their_pixels():
-    cells = np.arange(8).reshape(2, 2, 2)
-    assert (pictures._upscale(cells, 6) == np.kron(cells, np.ones((1, 3, 3)))).all()
+    cells = np.arange(12).reshape(2, 2, 3)
+    assert (pictures._upscale(cells, (6, 12)) == np.kron(cells, np.ones((1, 3, 4)))).all()
 
 
 def draw(folder, num_frames=16, clips=3):
-    grid = TokenGrid(max(1, num_frames // 2), 4, 4)
-    videos = torch.randint(0, 256, (clips, 3, num_frames, 64, 64), dtype=torch.uint8)
+    grid = TokenGrid(max(1, num_frames // 2), 4, 6)
+    videos = torch.randint(0, 256, (clips, 3, num_frames, 64, 96), dtype=torch.uint8)
     rows = [{"step": step, "loss": 1 / step, "prediction": 0.9 / step, "lr": 1.0} for step in range(1, 50)]
     pictures.save_run_pictures(
         folder,

@@ -26,10 +26,11 @@ def load_encoder(
 ) -> Encoder:
     """Load a frozen encoder, on the CPU, in evaluation mode: `encoder(video [B, 3, T, H, W]) -> [B, N, D]`.
 
-    The video is normalised by ImageNet's mean and standard deviation. Its N tokens lie on the grid
-    `encoder.grid(T, H, W)` of t time slots, h rows and w columns, in raster order; `encoder(video, context_ids)`, ids
-    [B, K], gives those tokens alone, which see no others. T = 1 is an image, one time slot; the image evaluations of
-    V-JEPA 1 and 2 repeat it to 16 frames instead, which `video.expand(-1, -1, 16, -1, -1)` does. Predictors of four
+    The video is normalised by ImageNet's mean and standard deviation, or by `data.channels` of its run. Its N tokens
+    lie on the grid `encoder.grid(T, H, W)` of t time slots, h rows and w columns, in raster order;
+    `encoder(video, context_ids)`, ids [B, K], gives those tokens alone, which see no others. T = 1 is an image, one
+    time slot; the image evaluations of V-JEPA 1 and 2 repeat it to 16 frames instead, which
+    `video.expand(-1, -1, 16, -1, -1)` does. Predictors of four
     levels (V-JEPA 2.1 g and G) take `encoder.encode(patchify(video, encoder.model), context_ids)`, [B, K, 4 D].
 
     path: a run, checkpoint or export of vjepa; a training file of V-JEPA 1, V-JEPA 2, V-JEPA 2.1 or I-JEPA; a folder of

@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-frames", type=int, metavar="T", help="frames of a clip; onnx and huggingface need it")
     parser.add_argument(
-        "--crop-px", type=int, metavar="S", help="side of a clip in pixels; onnx and huggingface need it"
+        "--crop-px",
+        type=command.numbers(command.number(int, least=1)),
+        metavar="S|H,W",
+        help="side of a clip in pixels, or height and width; onnx and huggingface need it",
     )
     return parser
 

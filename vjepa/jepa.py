@@ -102,7 +102,7 @@ class Jepa(nn.Module):
         """
         settings, device = self.settings, next(self.parameters()).device
         seed, objective = settings.run.seed, self.objective
-        video = normalise(sent(batch.video, device), self.dtype)
+        video = normalise(sent(batch.video, device), self.dtype, settings.data.channels)
         drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
         masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps)
         torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
@@ -121,12 +121,12 @@ class Jepa(nn.Module):
             self.shadow.refresh()
 
     def observe(self, video: Tensor) -> Observed:
-        """Run the networks on clips that are not learned from, uint8 [B, 3, T, S, S], under fixed masks.
+        """Run the networks on clips that are not learned from, uint8 [B, 3, T, H, W], under fixed masks.
 
         Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
         each mask set.
         """
-        video = normalise(sent(video, next(self.parameters()).device), self.dtype)
+        video = normalise(sent(video, next(self.parameters()).device), self.dtype, self.settings.data.channels)
         patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
         seed = int(generator(self.settings.run.seed, "monitor", 0).integers(1 << 63))
         drawn = plan(self.settings.masks, patches.grid)
@@ -265,7 +265,8 @@ class Jepa(nn.Module):
         Without a target encoder they are features of the context encoder, and their gradient is not stopped (LeJEPA).
         """
         if self.objective.targets == "pixels":
-            return normalised_pixels(patches.pixels, patches.taps, self.encoder.model.tubelet_frames)
+            model = self.encoder.model
+            return normalised_pixels(patches.pixels, model.channels, patches.taps, model.tubelet_frames)
         if self.target_encoder is None:
             return layer_normed(self.encoder.encode(patches), self.encoder.width)
         with torch.no_grad():

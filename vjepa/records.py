@@ -1,4 +1,4 @@
-"""The records that cross rooms. Shapes: B clips, T frames, S pixels a side, N tokens, D features.
+"""The records that cross rooms. Shapes: B clips, T frames of H x W pixels, N tokens, D features.
 
 Importing this module loads no tensor library: the annotations are for readers and type checkers.
 """
@@ -49,7 +49,7 @@ class TokenGrid:
 class Clip:
     """Hold one clip, ready to be batched.
 
-    video: uint8 [3, T, S, S], RGB, upright, cropped.
+    video: uint8 [3, T, H, W], RGB, upright, cropped.
     clip_id: where it came from: a row of the clip index.
     """
 
@@ -63,7 +63,7 @@ class ClipBatch:
 
     It carries no label: none may touch pre-training, and probes look labels up by clip id.
 
-    video: uint8 [B, 3, T, S, S].
+    video: uint8 [B, 3, T, H, W].
     clip_ids: int64 [B], rows of the clip index; of a source with several, the rows of the first, then of the next.
     failures: rows that could not be read, as (clip_id, reason).
     num_replaced: clips of this batch that stand in for another.

@@ -72,6 +72,9 @@ def encode_copies(job: CopyJob, alive: Callable[[int], None]) -> Iterator[tuple[
     A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames
     read.
     """
+    if job.rows[0].axes:
+        yield from ((row, "a stack of arrays or pages, of which no copy decodes faster") for row in job.rows)
+        return
     if job.rows[0].decoder == "image":
         for row, path in zip(job.rows, job.paths, strict=True):
             yield row, _copy_image(row, Path(path), job.options)

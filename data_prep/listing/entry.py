@@ -12,7 +12,8 @@ VIDEO_EXTENSIONS: Final = frozenset({
     ".ogg", ".vob", ".mxf", ".dv", ".y4m", ".gif",
 })  # fmt: skip
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
-MEDIA_EXTENSIONS: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+STACK_EXTENSIONS: Final = frozenset({".npy", ".npz"})  # arrays: pictures of any channels, and series of them
+MEDIA_EXTENSIONS: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | STACK_EXTENSIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,15 @@ def strip(frames: np.ndarray) -> bytes:
     return as_jpeg(picture)
 
 
+def _shown(frames: np.ndarray) -> np.ndarray:
+    """Show [n, H, W, C] as uint8 [n, H, W, 3]: of a stack the first three channels, else the first, stretched."""
+    if frames.shape[-1] == 3 and frames.dtype == np.uint8:
+        return frames
+    some = frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, axis=-1)
+    low, high = (limit(axis=(0, 1, 2)).astype(np.float32) for limit in (some.min, some.max))
+    return ((some - low) * (255 / np.maximum(high - low, 1))).round().astype(np.uint8)  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Answer with the strip of each row of an index that is asked for, or the reason why it cannot be read."""
     index = ClipIndex.open(sys.argv[1])
@@ -37,7 +46,7 @@ def main() -> None:
         except DecodeError as error:
             say(reason=str(error))
         else:
-            say(jpeg=base64.b64encode(strip(frames)).decode())
+            say(jpeg=base64.b64encode(strip(_shown(frames))).decode())
 
     serve(answer)
 

@@ -86,9 +86,7 @@ def build_index(
     with (
         _folder(out.parent),
         Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal,
-        _known_files(
-            out, listing.entries, {"version": version, "scenes": options.scenes and options.scene_threshold}
-        ) as known,
+        _known_files(out, listing.entries, {"version": version, "measured_with": options.measured_with}) as known,
     ):
         if known and rescan and not journal.has_answers:
             known.clear()

@@ -16,12 +16,13 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from data_prep.child import Message, Say, serve
-from data_prep.listing.entry import IMAGE_EXTENSIONS, Entry
+from data_prep.listing.entry import IMAGE_EXTENSIONS, STACK_EXTENSIONS, Entry
 from data_prep.listing.places import file_facts, is_address, suffix
 from data_prep.scanning.measure import Measurement, measure
 from data_prep.scanning.options import FIRST_OF_SEVERAL, ScanOptions
 from data_prep.scanning.random_access import TURNING, exact_decoder, keyframe_decoder
 from data_prep.scanning.scenes import BLACK_BELOW, cut
+from data_prep.scanning.stacks import axes_of, scan_stack
 from data_prep.scanning.track import FileScan
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import MIRRORED, holds_several, read_image
@@ -68,7 +69,10 @@ def look_into(entry: Entry, options: ScanOptions, excluded: Collection[str] = ()
         with _at_hand(entry) as media:
             row["content_hash"] = media.sha256()
             extension = suffix(entry.uri if entry.offset is None else entry.name)
-            if extension in IMAGE_EXTENSIONS:
+            still = extension in IMAGE_EXTENSIONS | STACK_EXTENSIONS
+            if still and (axes := axes_of(media.open(), extension, options)):
+                return scan_stack(media.open(), row, extension[1:], axes, options.stack_fps)
+            if still:
                 return FileScan(row, clip=_scan_image(media, extension))
             return _scan_video(media, row, options, excluded, announce)
     except DecodeError as error:
@@ -149,7 +153,7 @@ def _whole(media: _Bytes, measured: Measurement) -> IndexRow:
     columns |= {"keyframe_decoder": None, "uri": media.uri, "offset": media.offset, "length": media.length}
     times_s = columns["times_s"]
     columns["times_s"] = None if times_s is None else np.array(times_s)
-    return IndexRow(**{field.name: columns[field.name] for field in fields(IndexRow)})
+    return IndexRow(**{field.name: columns[field.name] for field in fields(IndexRow) if field.name in columns})
 
 
 def _reason(error: DecodeError) -> str:

@@ -20,7 +20,7 @@ from data_prep.scanning.scenes import Frames, cut, filter_status, rate
 from vjepa.data.media import DecodeError
 
 FALLBACK_FPS: Final = 25.0  # where neither timestamps nor the header tell a rate
-_WHITE: Final = 255
+WHITE: Final = 255
 _BEYOND_S: Final = 1.0  # a part is cut from what comes so far behind its end, as timestamps may run backwards
 # a clock has jumped where it goes back by so many of the longest usual gaps between frames, or ahead by as many and 3 s
 _JUMP_FRAMES: Final = 10.0
@@ -33,7 +33,7 @@ class Track:
     """Hold what decoding in order told of the n frames of a video, n >= 1.
 
     seconds: float64 [n], timestamps as they came, nan where there was none. num_values: numbers in each of the small
-    pictures that were measured. level_sums: uint32 [n], sum of each picture. change_sums: uint32 [n], sum of the
+    pictures that were measured, of 0 to WHITE. level_sums: [n], sum of each picture. change_sums: [n], sum of the
     absolute differences from the picture before; the first is 0. keyframes: int64 [k], numbers of frames. sizes: (first
     frame that has it, width, height), upright, square pixels. scenes: (frame at which it was told, frame at which a
     scene begins). header_fps: 0 where the header tells none.
@@ -56,14 +56,14 @@ class Track:
             n = int(later.argmax()) + 1 if later.any() else n
         times, clock_starts = true_times(self.seconds[:n], self.header_fps)
         fps = rate(times, self.header_fps or FALLBACK_FPS, clock_starts)
-        changes = self.change_sums[:n] / self.num_values / _WHITE
+        changes = self.change_sums[:n] / self.num_values / WHITE
         changes[0] = math.nan
         return Frames(
             times_s=times,
             end_s=float(times[-1]) + 1 / fps,
             fps=fps,
             keyframes=self.keyframes[self.keyframes < n],
-            levels=self.level_sums[:n] / self.num_values / _WHITE,
+            levels=self.level_sums[:n] / self.num_values / WHITE,
             changes=changes,
             sizes=[size for size in self.sizes if size[0] < n],
             scene_starts=[start for told, start in self.scenes if told < n],

@@ -5,6 +5,7 @@ unknown key, a wrong type or an impossible value is a `ConfigError` with one lin
 wrong, and the remedy. Counts of time are in steps unless the name says otherwise (`_s` seconds, `_px` pixels).
 """
 
+from vjepa.config.channels import IMAGENET_MEAN, IMAGENET_STD, Channels
 from vjepa.config.data import Data, MixedSource, Source
 from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
@@ -15,9 +16,12 @@ from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "MASK_KINDS",
     "PRESETS",
     "Backbone",
+    "Channels",
     "Config",
     "ConfigError",
     "Data",

@@ -6,7 +6,9 @@ from fractions import Fraction
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from vjepa.config.channels import Channels
 from vjepa.config.row_filter import Where
 from vjepa.config.section import Section, check_ranges
 
@@ -114,12 +116,23 @@ class Data(Section):
         1, ge=1, description="training clips drawn from a video when its turn comes, side by side in the batch"
     )
     clips_per_decode: int = Field(1, ge=1, description="random crops of each of them: as many clips from one decode")
-    crop_px: int = Field(224, ge=8, description="side of the square crop")
+    channels: Channels = Channels()
+    crop_px: int | tuple[int, int] = Field(
+        224, description="size of a clip, 8 or more: side of a square, or [height, width]"
+    )
+    fit: Literal["crop", "squash", "pad"] = Field(
+        "crop",
+        description="how frames of another shape fill it; crop: a random crop is resized, in evaluation the largest "
+        "one in the centre; squash: the whole frame is, its shape lost; pad: it is with its shape, the mean colour "
+        "around it",
+    )
     crop_scale: tuple[float, float] = Field(
-        (0.3, 1.0), description="area of a random crop as a share of the frame (V-JEPA: .3 to 1)"
+        (0.3, 1.0), description="area of a random crop (fit: crop) as a share of the frame (V-JEPA: .3 to 1)"
     )
     crop_aspect: tuple[float, float] = Field(
-        (0.75, 1.35), description="width over height of a random crop (V-JEPA: .75 to 1.35)"
+        (0.75, 1.35),
+        description="width over height of a random crop (fit: crop), as a multiple of that of the clip (V-JEPA: .75 to "
+        "1.35)",
     )
     flip: bool = Field(False, description="mirror half of the training clips; never where left and right matter")
     global_batch: int = Field(32, ge=1, description="clips per step")
@@ -141,11 +154,25 @@ class Data(Section):
         description="a decode that takes longer is stopped with its process, and the clip is put in quarantine",
     )
 
+    @field_validator("crop_px", mode="before")
+    @classmethod
+    def _as_size(cls, size: Any) -> Any:
+        """Take a side or [height, width], of which equal ones are a side."""
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(type(side) is int and side >= 8 for side in sides):
+            raise PydanticCustomError("size", "a side of 8 px or more, or [height, width]")
+        return sides[0] if sides[0] == sides[1] else sides
+
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         check_ranges(self, crop_scale=1.0, crop_aspect=None)
         if self.prepare != "none" and len(self.train.paths) > 1:
             raise ValueError(f"prepare: {self.prepare} is written beside one index; give data.train one, or none here")
+        if self.fit != "crop" and self.clips_per_decode > 1:
+            raise ValueError(
+                f"clips_per_decode: {self.clips_per_decode} random crops of one clip, while fit: {self.fit} shows the "
+                "whole frame in each; set clips_per_decode: 1, or fit: crop"
+            )
         for per, what in (("step", "step"), ("clip", "clip in its batches")):
             total = sum(self._ratios(per))
             if total >= 1:
@@ -162,6 +189,16 @@ class Data(Section):
                     f"{self.clips_in_turn}"
                 )
         return self
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Give height and width of a clip, px."""
+        return (self.crop_px, self.crop_px) if isinstance(self.crop_px, int) else self.crop_px
+
+    @property
+    def clip_size(self) -> tuple[int, int, int]:
+        """Give T, H, W of a clip: frames, height and width in px."""
+        return (self.num_frames, *self.crop_size)
 
     def _ratios(self, per: str) -> tuple[Fraction, ...]:
         """List the ratio of each source of `mix` that has this `per`, exactly as it is written: 0.1 is a tenth."""

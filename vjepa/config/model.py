@@ -140,6 +140,9 @@ class Model(Section):
         description="side of a patch; of a CNN, the stride of the map that is read as tokens: mostly 32 for its last "
         "stage, 16 for the one before",
     )
+    channels: int = Field(
+        3, ge=1, le=64, description="of the videos that it is given; a run takes it from data.channels"
+    )
     tubelet_frames: int = Field(
         2,
         ge=1,
@@ -211,8 +214,8 @@ class Model(Section):
 
     @property
     def patch_values(self) -> int:
-        """Count the numbers in the pixels of a patch: 3 colours, tubelet_frames frames, patch_px rows and columns."""
-        return 3 * self.tubelet_frames * self.patch_px**2
+        """Count the numbers in the pixels of a patch: channels, tubelet_frames frames, patch_px rows and columns."""
+        return self.channels * self.tubelet_frames * self.patch_px**2
 
     def _is_changed(self, path: str) -> bool:
         *parents, name = path.split(".")

@@ -158,7 +158,7 @@ class Config(Section):
         self._check_choices()
         self._check_views()
         self._check_sizes()
-        resolved = self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
+        resolved = self._with_channels()._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
         self.__dict__.update(resolved.__dict__)  # `Config(...)` gives itself, whatever a validator returns
         return self
 
@@ -191,11 +191,11 @@ class Config(Section):
 
     def _check_sizes(self) -> None:
         """Check that clips are whole numbers of patches and tubelets, and have a grid."""
-        if self.data.crop_px % self.model.patch_px:
-            raise ValueError(
-                f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
-                f"model.patch_px={self.model.patch_px}"
-            )
+        for side in self.data.crop_size:
+            if side % self.model.patch_px:
+                raise ValueError(
+                    f"data.crop_px: {side} px is not a whole number of patches of model.patch_px={self.model.patch_px}"
+                )
         for name, data in self.data.sources.items():
             path = f"{name.removesuffix('.train')}.num_frames"
             if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
@@ -204,7 +204,7 @@ class Config(Section):
                     f"model.tubelet_frames={self.model.tubelet_frames}"
                 )
             try:
-                self.model.grid(data.num_frames, data.crop_px, data.crop_px)
+                self.model.grid(*data.clip_size)
             except ConfigError as error:
                 raise ValueError(f"{path}: {error}") from None
 
@@ -223,6 +223,13 @@ class Config(Section):
                 raise ValueError(
                     f"{path}: terms of objective compare clips, and a batch shows a single one; set {2 * crops} or more"
                 )
+
+    def _with_channels(self) -> Self:
+        """Give the networks the number of channels of the clips; another number is a mistake."""
+        num = self.data.channels.num
+        if self.model.channels not in (Model.model_fields["channels"].default, num):
+            raise ValueError(f"model.channels: {self.model.channels}, while data.channels names {num}; leave it out")
+        return self.model_copy(update={"model": self.model.model_copy(update={"channels": num})})
 
     def _with_view_invariance(self) -> Self:
         """Set the weight of agreement between views where none is given; see `Objective.view_invariance`."""
@@ -284,7 +291,4 @@ class Config(Section):
     @property
     def grids(self) -> dict[str, TokenGrid]:
         """Give name -> the token grid of a clip, for every source of `data.sources`."""
-        return {
-            name: self.model.grid(data.num_frames, data.crop_px, data.crop_px)
-            for name, data in self.data.sources.items()
-        }
+        return {name: self.model.grid(*data.clip_size) for name, data in self.data.sources.items()}

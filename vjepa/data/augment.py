@@ -1,12 +1,13 @@
-"""Clip-consistent crop and flip in uint8; normalisation where the video is.
+"""Clip-consistent crop, resize, letterbox and flip in uint8; normalisation where the video is.
 
-A box is (top, left, height, width) in pixels.
+A box is (top, left, height, width) in pixels, a size (height, width).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -15,10 +16,23 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-Box = tuple[int, int, int, int]
+from vjepa.config import Channels
 
-IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
-IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+RGB: Final = Channels()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Name a box of the frames of a row, the size that it is brought to, and whether it is mirrored.
+
+    Of a clip that is larger the rest, on both sides alike, has the mean colour.
+    """
+
+    box: Box
+    size: Size
+    flip: bool = False
 
 
 def random_crop_box(
@@ -38,22 +52,28 @@ def random_crop_box(
     return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def view_boxes(height: int, width: int, num_crops: int) -> list[Box]:
-    """Lay `num_crops` squares, as large as fit, evenly along the longer side from end to end.
+def inscribed(shape: Size, frame: Size) -> Size:
+    """Find the largest size within `frame` that has the proportions of `shape`, to a pixel; at least 1 px a side."""
+    scale = min(frame[0] / shape[0], frame[1] / shape[1])
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def view_boxes(height: int, width: int, num_crops: int, shape: Size) -> list[Box]:
+    """Lay `num_crops` boxes of the proportions of `shape`, as large as fit, evenly along what they leave free.
 
     A single one is in the centre.
     """
-    side = min(height, width)
+    h, w = inscribed(shape, (height, width))
     places = [(k / (num_crops - 1) if num_crops > 1 else 0.5) for k in range(num_crops)]
-    return [(int((height - side) * place), int((width - side) * place), side, side) for place in places]
+    return [(int((height - h) * place), int((width - w) * place), h, w) for place in places]
 
 
-def size_needed(boxes: Sequence[Box], height: int, width: int, crop_px: int) -> tuple[int, int] | None:
-    """Find the smallest whole fraction of a frame, (height, width), that leaves every box `crop_px` a side.
+def size_needed(crops: Sequence[Crop], height: int, width: int) -> Size | None:
+    """Find the smallest whole fraction of a frame, (height, width), that leaves every box the size it is brought to.
 
     None: no smaller than the frame.
     """
-    fraction = min(min(h, w) for _, _, h, w in boxes) // crop_px
+    fraction = min(min(crop.box[2] // crop.size[0], crop.box[3] // crop.size[1]) for crop in crops)
     return (-(-height // fraction), -(-width // fraction)) if fraction > 1 else None
 
 
@@ -66,31 +86,49 @@ def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
     return top, left, new_h, new_w
 
 
-def crop_resize(frames: np.ndarray, box: Box, crop_px: int, flip: bool = False) -> torch.Tensor:
-    """Cut the same box out of every frame: uint8 [T, H0, W0, 3] -> uint8 [3, T, S, S], S = crop_px.
+def crop_resize(frames: np.ndarray, crop: Crop, size: Size, channels: Channels = RGB) -> torch.Tensor:
+    """Cut the same box out of every frame: [T, H0, W0, C] -> [C, T, H, W] of the same type, H and W = `size`.
 
-    It is resized, antialiased, and mirrored if `flip`.
+    It is resized, antialiased, to `crop.size`, mirrored if `crop.flip`, and laid into the middle of the clip. uint8, or
+    uint16, which PyTorch can hold and not resize: that is done in fp32.
     """
-    top, left, h, w = box
-    clip = rearrange(torch.from_numpy(frames[:, top : top + h, left : left + w]), "t h w c -> t c h w")
-    if (h, w) != (crop_px, crop_px):
-        clip = functional.interpolate(clip, size=(crop_px, crop_px), mode="bilinear", antialias=True)
-    return rearrange(clip.flip(-1) if flip else clip, "t c h w -> c t h w")
+    top, left, h, w = crop.box
+    cut = frames[:, top : top + h, left : left + w]
+    is_deep = cut.dtype == np.uint16
+    clip = rearrange(torch.from_numpy(cut.astype(np.float32) if is_deep else cut), "t h w c -> t c h w")
+    if (h, w) != crop.size:
+        clip = functional.interpolate(clip, size=crop.size, mode="bilinear", antialias=True)
+    clip = rearrange(clip.flip(-1) if crop.flip else clip, "t c h w -> c t h w")
+    clip = clip if crop.size == size else _letterboxed(clip, size, channels)
+    return clip.round().to(torch.uint16) if is_deep else clip
 
 
-def normalise(video: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bring each channel to mean 0 and deviation 1 on ImageNet: uint8 [B, 3, T, S, S] -> the same shape in `dtype`.
+def _letterboxed(clip: torch.Tensor, size: Size, channels: Channels) -> torch.Tensor:
+    """Lay [C, T, h, w] into the middle of the mean colour: [C, T, H, W], H and W = `size`.
 
-    The video stays on its device.
+    Normalised that colour is 0, to within half a level.
     """
-    scale, shift = _scale_and_shift(video.device)
+    (h, w), full = clip.shape[2:], channels.full_scale
+    colour = torch.tensor([round(full * mean) for mean in channels.mean], dtype=clip.dtype)
+    framed = rearrange(colour, "c -> c 1 1 1").expand(-1, clip.shape[1], *size).clone()
+    top, left = (size[0] - h) // 2, (size[1] - w) // 2
+    framed[:, :, top : top + h, left : left + w] = clip
+    return framed
+
+
+def normalise(video: torch.Tensor, dtype: torch.dtype, channels: Channels = RGB) -> torch.Tensor:
+    """Bring each channel to mean 0 and deviation 1: uint8 or uint16 [B, C, T, H, W] -> the same shape in `dtype`.
+
+    By default these are the colours of ImageNet. The video stays on its device.
+    """
+    scale, shift = _scale_and_shift(video.device, channels)
     return video.float().mul_(scale).sub_(shift).to(dtype)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)  # they are kept, and training may want what an evaluation has made
-def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make both by channel, [3, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
-    values = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+def _scale_and_shift(device: torch.device, channels: Channels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make both by channel, [C, 1, 1, 1], once a device: a copy in every step would make the host wait for the GPU."""
+    values = torch.tensor([channels.mean, channels.std], device=device)
     mean, std = rearrange(values, "s c -> s c 1 1 1")
-    return 1 / (255 * std), mean / std
+    return 1 / (channels.full_scale * std), mean / std

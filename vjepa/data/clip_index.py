@@ -17,7 +17,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from vjepa.errors import UserError
 from vjepa.files import cache_folder, whole_file
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
@@ -58,7 +58,10 @@ SCHEMA: Final = pa.schema(
         ("rotation", pa.int32()),
         ("sample_aspect", pa.float64()),  # width over height of a stored pixel
         ("codec", pa.string()),
-        ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12
+        ("bit_depth", pa.int32()),  # of the stored samples: 8, 10, 12, 16
+        ("channels", pa.int32()),  # of a decoded frame; null: 3, red, green and blue
+        ("bits", pa.int32()),  # of a decoded value: 8 or 16; null: 8
+        ("axes", pa.string()),  # of a stack, a letter each: t, h, w, c; null: no stack
         ("decoder", pa.string()),  # of `decode.READERS`: the first that is exact on this file, wherever a clip starts
         ("keyframe_decoder", pa.string()),  # a quicker one, exact where a clip starts at a keyframe; null: none
         ("status", pa.string()),  # ok, or a reason in plain words
@@ -85,6 +88,8 @@ class IndexRow:
     clip_id: its row in the index. uri: an absolute path or an fsspec address.
     times_s: float64 [num_frames], ascending; None where the rate is constant.
     keyframe_decoder: in place of `decoder` for a clip that starts at a keyframe; None: the same.
+    channels: of a decoded frame, of `bits` a value. axes: of a stack, a letter each: t, h, w, c.
+    companion: a film of the same clock, whose channels follow.
     """
 
     clip_id: int
@@ -103,6 +108,10 @@ class IndexRow:
     sample_aspect: float
     decoder: str
     keyframe_decoder: str | None = None
+    channels: int = 3
+    bits: int = 8
+    axes: str = ""
+    companion: IndexRow | None = None
 
     def times(self) -> np.ndarray:
         """Give the time of each frame in seconds: float64 [num_frames], ascending."""
@@ -116,10 +125,12 @@ class IndexRow:
 _PACKED: Final = np.dtype(
     [(name, "<i8") for name in ("offset", "length", "first_frame")]
     + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
-    + [(name, "<i4") for name in ("num_frames", "width", "height", "rotation")]
-    + [("decoder", "S16"), ("keyframe_decoder", "S16"), ("times", "?")]
+    + [(name, "<i4") for name in ("num_frames", "width", "height", "rotation", "channels", "bits")]
+    + [("decoder", "S16"), ("keyframe_decoder", "S16"), ("axes", "S4"), ("times", "?")]
 )
 _PACKED_COLUMN: Final = "packed row"
+_MISSING: Final = {"decoder": "", "keyframe_decoder": "", "axes": "", "first_frame": 0, "channels": 3, "bits": 8}
+COMPANION: Final = "companion"  # a column of labels or a manifest: a film of the same clock, whose channels follow
 
 
 class _Batch(NamedTuple):
@@ -143,6 +154,8 @@ class ClipIndex:
         self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])["first_rows"]
         self._batches: dict[int, _Batch] = {}
         self._reads = 0
+        self._has_companions = COMPANION in self._file.schema.names
+        self._numbers: dict[str, int] | None = None  # of the rows, by their files; only companions are looked up
 
     @classmethod
     def open(cls, path: str | Path) -> ClipIndex:
@@ -198,8 +211,11 @@ class ClipIndex:
             times_s=batch.times_s[place].values.to_numpy() if has_times else None,
             decoder=numbers.pop("decoder").decode(),
             keyframe_decoder=numbers.pop("keyframe_decoder").decode() or None,
+            axes=numbers.pop("axes").decode(),
             **numbers,
         )
+        if self._has_companions and (name := self.cell(i, COMPANION)):
+            row = replace(row, companion=self._companion(row, name))
         self._reads += 1
         if self._reads % _READS_BETWEEN_RELEASES == 0:
             self._pages.madvise(mmap.MADV_DONTNEED)
@@ -211,6 +227,16 @@ class ClipIndex:
     def uris(self) -> list[str]:
         """Read of each row where its file is: an absolute path, or an address."""
         return [resolve(str(uri), self._folder) for uri in self.column("uri")]
+
+    def _companion(self, row: IndexRow, name: str) -> IndexRow | None:
+        """Find the row of the file `name`, from the folder of the film on. Raises UserError where there is none."""
+        wanted = os.path.normpath(os.path.join(os.path.dirname(row.uri), name))
+        if self._numbers is None:
+            self._numbers = {os.path.normpath(uri): i for i, uri in enumerate(self.uris())}
+        number = self._numbers.get(wanted)
+        if number is None or self.cell(number, "status") != "ok" or self.cell(number, COMPANION):
+            raise UserError(f"{self.path}: {row.uri} names the companion {name}, and no usable row of it is {wanted}")
+        return self.row(number)
 
     def keyframes(self, i: int) -> np.ndarray:
         """Read the times of the keyframes of row number `i` in seconds: float64 [n], ascending; none if not known."""
@@ -394,11 +420,11 @@ def _write_copy(path: Path, copy: Path, source: str) -> None:
 
 
 def _pack(table: pa.Table) -> pa.Array:
-    """Pack the numbers of each row as `_PACKED`; -1 where there is none, 0 for the first frame."""
+    """Pack the numbers of each row as `_PACKED`; `_MISSING` or -1 where there is none."""
     numbers = np.zeros(table.num_rows, _PACKED)
     for name in SCHEMA.names:
         if name in numbers.dtype.fields:
-            missing = {"decoder": "", "keyframe_decoder": "", "first_frame": 0}.get(name, -1)
+            missing = _MISSING.get(name, -1)
             numbers[name] = table[name].fill_null(missing).to_numpy().astype(_PACKED[name])
     numbers["times"] = table["times_s"].is_valid().to_numpy()
     return pa.FixedSizeBinaryArray.from_buffers(

@@ -1,4 +1,4 @@
-"""Row and frame ids to frames: the only importer of decord, PyAV, torchcodec and Pillow in `vjepa`.
+"""Row and frame ids to frames: with `stacks` the only importer of decord, PyAV, torchcodec and Pillow in `vjepa`.
 
 The index says which decoder is exact on a file, found by holding it against decoding in order from the start ("pyav"):
 in the order in which the decoder yields frames, never sorted by timestamp, for packed B-frames make timestamps run
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.stacks import read_stack
 from vjepa.errors import UserError
 
 try:
@@ -67,6 +68,8 @@ _FAR_S: Final = 4.0  # ahead of where a file without an index of keyframes is de
 def read_frames(row: IndexRow, frame_ids: np.ndarray, size: Size | None = None) -> np.ndarray:
     """Decode int64 [T] frame ids, in any order and repeated or not, to uint8 [T, H, W, 3]: RGB, upright, square pixels.
 
+    Of a stack, uint8 or uint16 [T, H, W, C], its channels as they are and always in full.
+
     frame_ids: count from the first frame of the clip.
     size: (H, W) that is wanted, if not that of the video: the decoder reduces, antialiased, for a part of the cost of
         full frames.
@@ -78,8 +81,8 @@ def read_frames(row: IndexRow, frame_ids: np.ndarray, size: Size | None = None) 
     if row.decoder not in READERS:
         raise DecodeError(f"decoder {row.decoder!r} is none of {', '.join(READERS)}: index it again")
     frames = READERS[row.decoder](row, ids, size)
-    height, width = size or (row.height, row.width)
-    if frames.shape != (len(ids), height, width, 3):
+    height, width = (row.height, row.width) if row.axes else size or (row.height, row.width)
+    if frames.shape != (len(ids), height, width, row.channels):
         raise _changed_size(row, frames.shape[1], frames.shape[2])
     return frames if len(ids) == len(places) and (places[1:] > places[:-1]).all() else frames[places]
 
@@ -406,6 +409,12 @@ def holds_several(media: Media) -> bool:
         return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
+def is_deep(media: Media) -> bool:
+    """Tell whether a still is grey of more than 8 bits, which `stacks` reads. Raises DecodeError."""
+    with _open_image(media) as image:
+        return str(image.mode).startswith("I")
+
+
 @contextmanager
 def _open_image(media: Media) -> Iterator[Image.Image]:
     """Open a still. Errors of opening and of the body become DecodeError: those of Pillow share no base."""
@@ -434,10 +443,18 @@ def _read_image(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray
     return read_image(_open(row), size)[None]
 
 
+def _read_stack(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
+    stack, wanted = read_stack(_open(row), row.axes), row.first_frame + ids
+    if wanted[-1] >= len(stack):
+        raise DecodeError(f"frame {wanted[-1]} is wanted, it has {len(stack)}: changed since its scan?")
+    return np.ascontiguousarray(stack[wanted])
+
+
 READERS: Final[dict[str, Callable[[IndexRow, np.ndarray, Size | None], np.ndarray]]] = {
     "decord": _read_decord,
     "torchcodec": _read_torchcodec,
     "pyav_seek": _read_pyav_seek,
     "pyav": _read_pyav,
     "image": _read_image,
+    "stack": _read_stack,
 }

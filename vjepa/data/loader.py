@@ -104,6 +104,7 @@ class _Made(NamedTuple):
     """Say what a batch is whose clips lie in shared memory: plain values, so that no handle is passed on."""
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     clip_ids: list[int]
     failures: tuple[tuple[int, str], ...]
     num_replaced: int
@@ -251,7 +252,8 @@ class _Worker:
     def batch(self, step: int, made: _Made) -> ClipBatch:
         """Give a batch whose clips are still in this memory."""
         self.made.add(step)
-        video = self.slots[self.taken[step]][: math.prod(made.shape)].view(made.shape)
+        num_bytes = math.prod(made.shape) * made.dtype.itemsize
+        video = self.slots[self.taken[step]][:num_bytes].view(made.dtype).view(made.shape)
         return ClipBatch(
             video, torch.tensor(made.clip_ids, dtype=torch.int64), made.failures, made.num_replaced, made.source
         )
@@ -319,8 +321,16 @@ def _make(reader: Reader, step: int, slot: torch.Tensor) -> _Made | UserError | 
         return error
     except Exception:  # noqa: BLE001  (the boundary of the process: it is raised again on the other side)
         return traceback.format_exc()
-    slot[: batch.video.numel()].copy_(batch.video.flatten())
-    return _Made(tuple(batch.video.shape), batch.clip_ids.tolist(), batch.failures, batch.num_replaced, batch.source)
+    values = batch.video.flatten().view(torch.uint8)
+    slot[: len(values)].copy_(values)
+    return _Made(
+        tuple(batch.video.shape),
+        batch.video.dtype,
+        batch.clip_ids.tolist(),
+        batch.failures,
+        batch.num_replaced,
+        batch.source,
+    )
 
 
 def _plain_exit(code: int | None) -> str:

@@ -6,23 +6,16 @@ batch number -> places -> attempts to fill a place -> decodes -> clips
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from vjepa.config import Data
-from vjepa.data.augment import Box, random_crop_box, view_boxes
+from vjepa.data.augment import Crop, inscribed, random_crop_box, view_boxes
 from vjepa.data.clip_index import ClipIndex, IndexRow
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Name a box of the frames of a row, and whether it is mirrored."""
-
-    box: Box
-    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,16 +97,31 @@ class FinitePlan(Plan, Protocol):
 
 
 def random_crop(rng: np.random.Generator, row: IndexRow, data: Data) -> Crop:
-    """Draw a box, then whether it is mirrored."""
-    box = random_crop_box(rng, row.height, row.width, data.crop_scale, data.crop_aspect)
-    return Crop(box, bool(data.flip and rng.random() < 0.5))
+    """Draw a box, where `fit` does not show the whole frame, then whether it is mirrored."""
+    crop = _whole(row, data)
+    if data.fit == "crop":
+        shape = data.crop_size[1] / data.crop_size[0]
+        aspect = data.crop_aspect[0] * shape, data.crop_aspect[1] * shape
+        crop = Crop(random_crop_box(rng, row.height, row.width, data.crop_scale, aspect), data.crop_size)
+    return replace(crop, flip=bool(data.flip and rng.random() < 0.5))
 
 
-def even_crops(row: IndexRow, num: int) -> tuple[Crop, ...]:
-    """Lay `num` squares evenly along the longer side; a single one in the centre."""
-    return tuple(map(Crop, view_boxes(row.height, row.width, num)))
+def even_crops(row: IndexRow, data: Data, num: int) -> tuple[Crop, ...]:
+    """Lay `num` boxes of the shape of a clip evenly along the frame, a single one in the centre.
+
+    Where `fit` shows the whole frame they are all the same.
+    """
+    if data.fit != "crop":
+        return (_whole(row, data),) * num
+    return tuple(Crop(box, data.crop_size) for box in view_boxes(row.height, row.width, num, data.crop_size))
+
+
+def _whole(row: IndexRow, data: Data) -> Crop:
+    """Bring the whole frame to the size of a clip or, with `fit: pad`, to the largest of its own shape in there."""
+    size = inscribed((row.height, row.width), data.crop_size) if data.fit == "pad" else data.crop_size
+    return Crop((0, 0, row.height, row.width), size)
 
 
 def clip_bytes(data: Data) -> int:
-    """Give the size of a clip, uint8 [3, T, S, S]."""
-    return 3 * data.num_frames * data.crop_px**2
+    """Give the size of a clip, uint8 or uint16 [C, T, H, W]."""
+    return data.channels.num * data.channels.num_bytes * math.prod(data.clip_size)

@@ -24,7 +24,7 @@ FramesAt = Callable[[float], np.ndarray]  # a position in [0, 1) of a video -> i
 
 @dataclass(frozen=True)
 class Views:
-    """Look at a video `num_clips` times evenly in time, and at `num_crops` places evenly along the longer side."""
+    """Look at a video `num_clips` times evenly in time, and at `num_crops` places evenly along the frame."""
 
     num_clips: int = 1
     num_crops: int = 1
@@ -35,7 +35,7 @@ class Views:
 
     def decodes(self, row: IndexRow, data: Data, frames_at: FramesAt) -> list[Decode]:
         """Plan the views of a row; nothing is random."""
-        crops, ids = even_crops(row, self.num_crops), (row.clip_id,)
+        crops, ids = even_crops(row, data, self.num_crops), (row.clip_id,)
         middles = [(clip + 0.5) / self.num_clips for clip in range(self.num_clips)]
         return [Decode((0, row.clip_id), row, frames_at(middle), ids, crops) for middle in middles]
 

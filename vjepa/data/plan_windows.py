@@ -122,7 +122,11 @@ class WindowPlan:
         """Group the clips of a batch that share a decode, with their row."""
         for i, group in groupby(self.batches[number], key=lambda u: int(self.videos.rows[u])):
             row, clips = self.videos.index.row(i), list(group)
-            most = max(1, _DECODE_BYTES // (3 * row.height * row.width * self.videos.data.num_frames))
+            most = max(
+                1,
+                _DECODE_BYTES
+                // (row.height * row.width * clip_bytes(self.videos.data) // math.prod(self.videos.data.crop_size)),
+            )
             for first in range(0, len(clips), most):
                 yield row, clips[first : first + most]
 
@@ -132,4 +136,4 @@ class WindowPlan:
 
     def _decodes(self, row: IndexRow, clips: Sequence[int]) -> list[Decode]:
         ids = np.concatenate([self.videos.frame_ids(row, u) for u in clips])
-        return [Decode((0, row.clip_id), row, ids, tuple(clips), even_crops(row, 1))]
+        return [Decode((0, row.clip_id), row, ids, tuple(clips), even_crops(row, self.videos.data, 1))]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from vjepa.config import Data
-from vjepa.data.augment import Box, crop_resize, scaled_box, size_needed
+from vjepa.config import Channels, Data
+from vjepa.data.augment import Crop, Size, crop_resize, scaled_box, size_needed
 from vjepa.data.being_read import Watch
+from vjepa.data.channels import joined
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import read_frames
+from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError
 from vjepa.data.plan import Attempt, BatchPlan, Decode, Plan
 from vjepa.errors import UserError
 from vjepa.records import Clip, ClipBatch
 
-ReadFrames = Callable[[IndexRow, np.ndarray, tuple[int, int] | None], np.ndarray]  # see `decode.read_frames`
-CropFrames = Callable[[np.ndarray, Box, int, bool], torch.Tensor]  # see `augment.crop_resize`
+ReadFrames = Callable[[IndexRow, np.ndarray, Size | None], np.ndarray]  # see `decode.read_frames`
+CropFrames = Callable[[np.ndarray, Crop, Size, Channels], torch.Tensor]  # see `augment.crop_resize`
 Failures = list[tuple[int, str]]  # (clip id, reason)
 
 
@@ -66,15 +69,19 @@ class Reader:
         return [clip for part in attempt.parts for clip in self._clips(part, data, failures)]
 
     def _cut(self, decode: Decode, data: Data) -> list[Clip]:
-        """Decode once and cut every clip from it, uint8 [3, T, S, S] each. Raises DecodeError."""
+        """Decode once and cut every clip from it, uint8 or uint16 [C, T, H, W] each. Raises DecodeError."""
         row = decode.row
-        size = size_needed([crop.box for crop in decode.crops], row.height, row.width, data.crop_px)
+        size = size_needed(decode.crops, row.height, row.width)
         with self.watch.reading(*decode.name):
-            frames = self.read(row, decode.frame_ids, size)
+            parts = [self.read(row, decode.frame_ids, size)]
+            if row.companion:
+                ids = frame_ids_at(row.companion.times(), row.times()[decode.frame_ids])
+                parts.append(self.read(row.companion, ids, parts[0].shape[1:3]))
+            frames = joined(parts, data.channels)
         clips = []
         for crop in decode.crops:
-            box = scaled_box(crop.box, row.height, row.width, frames)
-            videos = torch.split(self.crop(frames, box, data.crop_px, crop.flip), data.num_frames, dim=1)
+            there = replace(crop, box=scaled_box(crop.box, row.height, row.width, frames))
+            videos = torch.split(self.crop(frames, there, data.crop_size, data.channels), data.num_frames, dim=1)
             clips += [Clip(video, clip_id) for video, clip_id in zip(videos, decode.clip_ids, strict=True)]
         return clips
 
@@ -82,9 +89,10 @@ class Reader:
 def batch_of(
     clips: Sequence[Clip], plan: BatchPlan, failures: tuple[tuple[int, str], ...], num_replaced: int
 ) -> ClipBatch:
-    """Lay B clips uint8 [3, T, S, S] into one batch: video uint8 [B, 3, T, S, S]."""
+    """Lay B clips [C, T, H, W] into one batch: video uint8 or uint16 [B, C, T, H, W]."""
     data = plan.data
-    video = torch.empty((len(clips), 3, data.num_frames, data.crop_px, data.crop_px), dtype=torch.uint8)
+    dtype = {8: torch.uint8, 16: torch.uint16}[data.channels.bits]
+    video = torch.empty((len(clips), data.channels.num, *data.clip_size), dtype=dtype)
     for place, clip in zip(video.numpy(), clips, strict=True):
         # a crop lies pixel by pixel; NumPy, by planes, is twice as fast as copy_
         for plane, channel in zip(place, clip.video.numpy(), strict=True):

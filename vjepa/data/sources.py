@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vjepa.config import Data, Source
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.joined_index import open_index
 
@@ -69,7 +70,9 @@ def open_sources(data: Data) -> list[TrainSource]:
         parts: list[Part] = []
         for part_name, source in named.items():
             index = opened[source.paths] = opened.get(source.paths) or open_index(source.paths)
+            rows = index.select(source.where)
+            require_channels(index, rows, data.channels)
             first_id = parts[-1].first_id + len(parts[-1].index) if parts else 0
-            parts.append(Part(part_name, index, index.select(source.where), first_id))
+            parts.append(Part(part_name, index, rows, first_id))
         sources.append(TrainSource(name, settings, tuple(parts)))
     return sources

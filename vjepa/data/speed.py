@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from vjepa.config import Data
-from vjepa.data.augment import Box, crop_resize
+from vjepa.config import Channels, Data
+from vjepa.data.augment import Crop, Size, crop_resize
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import READERS, read_frames
 from vjepa.data.plan_training import TrainPlan
@@ -22,7 +22,7 @@ from vjepa.data.reader import Reader, one_thread
 from vjepa.data.sources import open_sources
 
 STARTS: Final = ("uniform", "keyframe")
-Size = tuple[int, int] | None  # height and width of decoded frames, px; None: as they are
+Wanted = Size | None  # of decoded frames; None: as they are
 
 
 class MeasuredClips:
@@ -33,20 +33,20 @@ class MeasuredClips:
 
     def read(self, step: int) -> None:
         """Read the batch of a step."""
-        self.reads: list[tuple[IndexRow, np.ndarray, Size]] = []
+        self.reads: list[tuple[IndexRow, np.ndarray, Wanted]] = []
         self.decode_s = self.crop_s = 0.0
         self.reader[step]
 
-    def _decode(self, row: IndexRow, frame_ids: np.ndarray, size: Size) -> np.ndarray:
+    def _decode(self, row: IndexRow, frame_ids: np.ndarray, size: Wanted) -> np.ndarray:
         started = perf_counter()
         frames = read_frames(row, frame_ids, size)
         self.decode_s += perf_counter() - started
         self.reads.append((row, frame_ids, size))
         return frames
 
-    def _crop(self, frames: np.ndarray, box: Box, crop_px: int, flip: bool) -> torch.Tensor:
+    def _crop(self, frames: np.ndarray, crop: Crop, size: Size, channels: Channels) -> torch.Tensor:
         started = perf_counter()
-        clip = crop_resize(frames, box, crop_px, flip)
+        clip = crop_resize(frames, crop, size, channels)
         self.crop_s += perf_counter() - started
         return clip
 
@@ -88,7 +88,7 @@ def loader_speed(data: Data, seed: int, num_batches: int, against: str | None = 
     return {"global_batch": data.global_batch, "batches": num_batches, **_rates(data, medians)}
 
 
-def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Size]]) -> None:
+def _decode_again(reads: Sequence[tuple[IndexRow, np.ndarray, Wanted]]) -> None:
     """Open each file and get each frame once: what no loader can do without."""
     with one_thread():
         for row, frame_ids, size in reads:

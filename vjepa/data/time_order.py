@@ -13,7 +13,7 @@ Time = Literal["forward", "shuffled", "reversed"]
 
 
 def in_time(video: Tensor, clip_ids: Tensor, time: Time) -> Tensor:
-    """Put the frames of clips [B, 3, T, S, S] in another order; shuffled, one that is fixed by the clip id."""
+    """Put the frames of clips [B, 3, T, H, W] in another order; shuffled, one that is fixed by the clip id."""
     if time == "reversed":
         return video.flip(2)
     if time == "shuffled":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,23 +10,27 @@ from typing import Final
 
 import torch
 
+from vjepa import config
 from vjepa.errors import UserError
 from vjepa.interop import huggingface, load, onnx, own
 from vjepa.interop.meta import Hints
 from vjepa.interop.weights import Weights
+from vjepa.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class ClipSize:
-    """Tell the clips that exported networks are for: their frames, and the side of their square pictures in pixels."""
+    """Tell the clips that exported networks are for: their frames, height and width in pixels; how frames fill them."""
 
     num_frames: int
-    crop_px: int
+    height: int
+    width: int
+    fit: str = "crop"
 
     @property
     def size(self) -> tuple[int, int, int]:
         """Give T, H, W."""
-        return self.num_frames, self.crop_px, self.crop_px
+        return self.num_frames, self.height, self.width
 
 
 def export_file(
@@ -36,16 +40,17 @@ def export_file(
     format: str | None = None,
     hints: Hints | None = None,
     num_frames: int | None = None,
-    crop_px: int | None = None,
+    crop_px: Sequence[int] | None = None,
 ) -> str:
     """Read `source`, write it to `out` in the format `to`, and report in one line what was done.
 
-    format and hints are those of `load.read`. num_frames and crop_px: the clips that the result is for; a safetensors
-    file is for any. Raises UserError as `load.read` and `export` do, and where a size is missing.
+    format and hints are those of `load.read`. num_frames and crop_px (a side, or height and width): the clips that the
+    result is for; a safetensors file is for any. Raises UserError as `load.read` and `export` do, and where a size is
+    missing.
     """
     refuse_existing(out)  # before minutes of reading
     weights = load.read(source, format, hints)
-    clip = _clip_size(weights, to, num_frames, crop_px)
+    clip = _clip_size(weights, to, num_frames, crop_px, _fit(Path(source)))
     difference = export(weights, to, out, clip)
     what = "encoder and predictor" if weights.predictor and to != "onnx" else "encoder"
     size = "x".join(map(str, clip.size))
@@ -81,13 +86,22 @@ def refuse_existing(path: Path) -> None:
         raise UserError(f"{path}: exists; nothing is overwritten, name another --out")
 
 
-def _clip_size(weights: Weights, to: str, num_frames: int | None, crop_px: int | None) -> ClipSize:
+def _clip_size(weights: Weights, to: str, num_frames: int | None, crop_px: Sequence[int] | None, fit: str) -> ClipSize:
     """Take the size that is given; a safetensors file is for any size and is checked on a small one."""
     if num_frames and crop_px:
-        return ClipSize(num_frames, crop_px)
+        if len(crop_px) > 2:
+            raise UserError(f"--crop-px {','.join(map(str, crop_px))}: give a side, or height and width")
+        return ClipSize(num_frames, crop_px[0], crop_px[-1], fit)
     if to != "safetensors":
         raise UserError(f"--to {to} needs --num-frames and --crop-px: what it writes is for clips of one size")
-    return ClipSize(2 * weights.model.tubelet_frames, 4 * weights.model.patch_px)
+    side = 4 * weights.model.patch_px
+    return ClipSize(2 * weights.model.tubelet_frames, side, side)
+
+
+def _fit(source: Path) -> str:
+    """Read how frames filled the clips of the run that `source` is of; the centre of others."""
+    run = RunFolder.above(source)
+    return config.load(str(run.config)).data.fit if run else "crop"
 
 
 def _safetensors(weights: Weights, path: Path, clip: ClipSize) -> float:
@@ -96,7 +110,7 @@ def _safetensors(weights: Weights, path: Path, clip: ClipSize) -> float:
 
 
 def _huggingface(weights: Weights, path: Path, clip: ClipSize) -> float:
-    huggingface.write(weights, path, clip.crop_px, clip.num_frames)
+    huggingface.write(weights, path, clip.size, clip.fit)
     return _difference(weights, huggingface.read(path), clip)
 
 
@@ -121,6 +135,6 @@ def _difference(source: Weights, written: Weights, clip: ClipSize) -> float:
             f"{written.origin}: the predictor that was written is not that of {source.origin}; this is a "
             "defect, please report it"
         )
-    video = torch.randn(1, 3, *clip.size, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(1, source.model.channels, *clip.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return float((source.build_encoder()(video) - written.build_encoder()(video)).abs().max())

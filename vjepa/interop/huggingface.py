@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.interop.weights import Weights, parse_model
+from vjepa.interop.weights import Weights, parse_model, parse_section
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import make_predictor
 from vjepa.models.state import read_tensors
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PROCESSOR = "video_preprocessor_config.json"
 MASK_TOKENS = "predictor.embeddings.mask_tokens"  # [n, 1, 1, width], where we have n of [1, 1, width]
 NORM_EPS = 1e-6
 
@@ -138,8 +139,8 @@ IJEPA_DEFAULTS: dict[str, Any] = {
 DEFAULTS = {"vjepa2": VJEPA2_DEFAULTS, "ijepa": IJEPA_DEFAULTS}
 # What our networks have. I-JEPA was trained with norms of 1e-6; the default of its class here, 1e-12, is read as that.
 SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vjepa2": {"in_chans": (3,), "layer_norm_eps": (NORM_EPS,), "qkv_bias": (True,), "hidden_act": ("gelu",)},
-    "ijepa": {"num_channels": (3,), "layer_norm_eps": (NORM_EPS, 1e-12), "qkv_bias": (True,), "hidden_act": ("gelu",)},
+    "vjepa2": {"layer_norm_eps": (NORM_EPS,), "qkv_bias": (True,), "hidden_act": ("gelu",)},
+    "ijepa": {"layer_norm_eps": (NORM_EPS, 1e-12), "qkv_bias": (True,), "hidden_act": ("gelu",)},
 }
 
 
@@ -165,13 +166,28 @@ def read(path: Path) -> Weights:
         stored = {key.removeprefix(prefix): tensor for key, tensor in of_model}
     weights = _vjepa2(path, settings, stored) if settings["model_type"] == "vjepa2" else _ijepa(path, settings, stored)
     refuse_rest(stored, path)
-    return weights
+    return replace(weights, channels=_channels(path, weights.model.channels))
+
+
+def _channels(path: Path, num: int) -> config.Channels:
+    """Read by what `num` channels are normalised, off the video processor; colours without one by ImageNet."""
+    rgb, file = config.Channels(), path / PROCESSOR
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if num == rgb.num and "image_mean" not in settings:
+        return rgb
+    if "image_mean" not in settings or "image_std" not in settings:
+        raise UserError(f"{path}: has {num} channels, and no {PROCESSOR} tells their image_mean and image_std")
+    names = rgb.names if num == rgb.num else [f"channel_{number}" for number in range(1, num + 1)]
+    bits = 16 if settings.get("rescale_factor", 1) < 1 / rgb.full_scale else rgb.bits
+    told = {"names": names, "mean": settings["image_mean"], "std": settings["image_std"], "bits": bits}
+    return parse_section(config.Channels, json.dumps(told), str(file))
 
 
 def _vjepa2(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> Weights:
     predictor_shape = _shape(settings, "pred_") | {"mask_tokens": settings["pred_num_mask_tokens"]}
     shapes = {"encoder": _shape(settings, ""), "predictor": predictor_shape}
     sizes = {"patch_px": _side(path, settings, "patch_size"), "tubelet_frames": settings["tubelet_size"]}
+    sizes["channels"] = settings["in_chans"]
     model = parse_model({"positions": "rope", "rope": "vjepa2"} | sizes | shapes, f"{path / CONFIG}")
     encoder, predictor = _networks(model)
     ours = take(stored, encoder, VJEPA2_ENCODER, path)
@@ -188,6 +204,7 @@ def _ijepa(path: Path, settings: dict[str, Any], stored: dict[str, Tensor]) -> W
     shape = _shape(settings | {"mlp_ratio": 1.0}, "") | {"mlp_ratio": mlp_ratio}
     cells = side // patch_px
     sizes = {"patch_px": patch_px, "tubelet_frames": 1, "sincos_grid": (1, cells, cells)}
+    sizes["channels"] = settings["num_channels"]
     model = parse_model({"positions": "sincos_2d", "encoder": shape} | sizes, f"{path / CONFIG}")
     kernel = "embeddings.patch_embeddings.projection.weight"
     if kernel in stored:
@@ -301,15 +318,20 @@ def refuse_rest(stored: Mapping[str, Tensor], path: Path) -> None:
         raise UserError(f"{path}: {min(stored)} is not part of this model{more}; the weights do not fit {CONFIG}")
 
 
-def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None:
+def write(weights: Weights, folder: Path, size: tuple[int, int, int], fit: str = "crop") -> None:
     """Write a new folder that `transformers.VJEPA2Model.from_pretrained` loads with no key missing or surplus.
 
-    crop_px: the square size of the videos that it will be given; its positions are right for no other (see above).
-    num_frames: of a clip, for the record; it changes nothing.
+    size: T, H, W of the videos that it will be given; they are squares, for its positions are right for no others (see
+    above), while T is for the record and changes nothing. fit: how frames filled them, for its processor.
     Raises UserError for what V-JEPA 2 cannot express there, and for clips smaller than a patch.
     """
     _refuse_inexpressible(weights)
-    model = weights.model
+    model, (num_frames, height, crop_px) = weights.model, size
+    if height != crop_px:
+        raise UserError(
+            f"--crop-px {height},{crop_px}: Hugging Face's V-JEPA 2 knows the positions of square clips alone; export "
+            "it with --to onnx or safetensors"
+        )
     if crop_px < model.patch_px or num_frames < 1:
         raise UserError(
             f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones"
@@ -325,8 +347,26 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
     folder.mkdir(parents=True)
     settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    processor = _processor(crop_px, fit, weights.channels)
+    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
     save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
+
+
+def _processor(crop_px: int, fit: str, channels: config.Channels) -> dict[str, Any]:
+    """Make the settings of their video processor, which resizes the short side to 8/7 of what it crops in the centre.
+
+    It can neither squash nor letterbox: for such clips it only normalises, and is given squares of `crop_px`.
+    """
+    return {
+        "video_processor_type": "VJEPA2VideoProcessor",
+        "crop_size": {"height": crop_px, "width": crop_px},
+        "do_resize": fit == "crop",
+        "do_center_crop": fit == "crop",
+        "image_mean": channels.mean,
+        "image_std": channels.std,
+        "rescale_factor": 1 / channels.full_scale,
+    }
 
 
 def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
@@ -337,6 +377,7 @@ def _settings(model: config.Model, num_masks: int) -> dict[str, Any]:
         "model_type": "vjepa2",
         "dtype": "float32",
         "patch_size": model.patch_px,
+        "in_chans": model.channels,
         "tubelet_size": model.tubelet_frames,
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,

@@ -252,7 +252,8 @@ def read(path: Path, format: str, hints: Hints | None = None, *, predictor: bool
         settings["predictor"] = _predictor(stored["predictor"], settings, hints, format, path)
     _check_tables(tables, settings, path)
     dense = "predictor_proj_context.weight" in stored["predictor"]
-    return Weights(str(path), parse_model(settings, str(path)), **stored, dense=dense, tables=tables, which=which)
+    model = parse_model(settings, str(path))
+    return Weights(str(path), model, stored["encoder"], stored["predictor"], dense, tables, which)
 
 
 def _need(tensors: Tensors, key: str, origin: Path | str) -> Tensor:
@@ -295,7 +296,7 @@ def _as_video(stored: dict[str, dict[str, Tensor]]) -> None:
 def _patches(encoder: Tensors, path: Path) -> dict[str, Any]:
     """Read the settings of patches off the kernel [D, 3, taps, p, p]."""
     shape = list(encoder[KERNEL].shape)
-    if shape[1] != 3 or shape[3] != shape[4]:
+    if shape[1] != 3 or shape[3] != shape[4]:  # what is published sees colours
         raise UserError(f"{path}: {KERNEL} has shape {shape}; patches are square, of 3 colours")
     return {"patch_px": shape[3], "tubelet_frames": shape[2]}
 

@@ -28,7 +28,7 @@ class _WholeVideo(nn.Module):
 
 
 def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
-    """Write `path`: input `video` [B, 3, T, H, W], output `features` [B, N, D], for any B and one size (T, H, W).
+    """Write `path`: input `video` [B, C, T, H, W], output `features` [B, N, D], for any B and one size (T, H, W).
 
     Return the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4,
     where torch cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are
@@ -36,7 +36,7 @@ def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> 
     """
     onnxruntime = _onnxruntime()
     network = _WholeVideo(encoder).eval()
-    video = torch.randn(3, 3, *example_size, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(3, encoder.model.channels, *example_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = network(video)  # this also makes the tables of positions, which the export then takes as constants
     num_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())

@@ -1,7 +1,8 @@
 """Weights of `vjepa` itself: run folders, their checkpoints, and a single safetensors file for passing on.
 
 `vjepa.run_folder` says what lies where in a run. The single file holds tensors `encoder.*`, `predictor.*` and
-`tables.*`; its metadata are format ("vjepa"), model (JSON of its settings), dense ("true", "false") and which.
+`tables.*`; its metadata are format ("vjepa"), model and channels (JSON of these settings), dense ("true", "false") and
+which.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.files import whole_file
-from vjepa.interop.weights import Weights, parse_model
+from vjepa.interop.weights import Weights, parse_model, parse_section
 from vjepa.models.state import read_tensors
 from vjepa.run_folder import Checkpoint, RunFolder
 
@@ -67,6 +68,7 @@ def write(weights: Weights, path: Path) -> None:
         "model": weights.model.model_dump_json(),
         "dense": str(weights.dense).lower(),
         "which": weights.which,
+        "channels": weights.channels.model_dump_json(),
     }
     write_file(path, tensors, metadata)
 
@@ -89,7 +91,9 @@ def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
             raise UserError(f"{path}: {key} is part of no network; keys start with {starts}")
         parts[part][name] = tensor
     model, dense = parse_model(metadata["model"], str(path)), metadata.get("dense") == "true"
-    return Weights(str(path), model, dense=dense, which=metadata.get("which", "target_encoder"), **parts)
+    channels = parse_section(config.Channels, metadata.get("channels", "{}"), str(path))
+    which = metadata.get("which", "target_encoder")
+    return Weights(str(path), model, dense=dense, which=which, channels=channels, **parts)
 
 
 def _read_checkpoint(checkpoint: Checkpoint, which: str | None) -> Weights:
@@ -130,7 +134,8 @@ def _of_run(
     num_tokens = settings.model.predictor.mask_tokens or len(settings.masks)
     shape = settings.model.predictor.model_copy(update={"mask_tokens": num_tokens})
     model = settings.model.model_copy(update={"predictor": shape})
-    return Weights(str(path), model, encoder, predictor, settings.objective.context_weight > 0, which=which)
+    dense, channels = settings.objective.context_weight > 0, settings.data.channels
+    return Weights(str(path), model, encoder, predictor, dense, which=which, channels=channels)
 
 
 def _checkpoint_of(path: Path) -> Checkpoint | None:

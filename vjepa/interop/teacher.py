@@ -35,7 +35,7 @@ def read_teacher(
                 f"that, it is {getattr(ours, name)}"
             )
     for name, data in sources.items():
-        size = data.num_frames, data.crop_px, data.crop_px
+        size = data.clip_size
         if theirs.grid(*size) != ours.grid(*size):
             raise UserError(
                 f"objective.teacher: {teacher.origin} cuts {name} into {theirs.grid(*size)}, this run into "

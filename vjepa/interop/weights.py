@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -17,6 +17,8 @@ from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
 from vjepa.models.predictor import MlpPredictor, Predictor, make_predictor
 from vjepa.models.state import load_strictly
+
+Settings = TypeVar("Settings", config.Model, config.Channels)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Weights:
     computed.
     which: what the encoder was in training, `encoder` or its moving average, `target_encoder`, which is what is
     published.
+    channels: of the clips that the networks learned from, by which these are normalised.
     """
 
     origin: str
@@ -40,6 +43,7 @@ class Weights:
     dense: bool = False
     tables: Mapping[str, Tensor] = field(default_factory=dict)
     which: str = "target_encoder"
+    channels: config.Channels = config.Channels()  # noqa: RUF009 - it is frozen
 
     def build_encoder(self) -> Encoder:
         """Make the encoder, frozen, on the CPU, in evaluation mode.
@@ -69,8 +73,12 @@ class Weights:
 
 def parse_model(settings: Mapping[str, Any] | str, origin: str) -> config.Model:
     """Validate settings of the networks, from plain data or its JSON. Raises UserError with one line."""
-    text = settings if isinstance(settings, str) else json.dumps(settings)
+    return parse_section(config.Model, settings if isinstance(settings, str) else json.dumps(settings), origin)
+
+
+def parse_section(kind: type[Settings], text: str, origin: str) -> Settings:
+    """Validate a section of settings from its JSON. Raises UserError with one line."""
     try:
-        return config.Model.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{origin}: {config.explain(error, config.Model)}") from None
+        raise UserError(f"{origin}: {config.explain(error, kind)}") from None

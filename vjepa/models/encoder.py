@@ -28,7 +28,7 @@ LEAST_CHANGE: Final = 5e-3
 class Patches:
     """Hold a video cut into the pieces that tokens are made of.
 
-    One cutting serves every encoder and mask of a step. pixels: [B, N, 3 * taps * p * p], in raster order. taps: frames
+    One cutting serves every encoder and mask of a step. pixels: [B, N, C * taps * p * p], in raster order. taps: frames
     of a piece, 1 for a single frame that is not repeated.
     """
 
@@ -69,23 +69,23 @@ def patchify(video: Tensor, model: config.Model) -> Patches:
 
 def unpatchify(patches: Patches, patch_px: int) -> Tensor:
     """Join b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2): the frames of all clips, one after the other."""
-    sizes = {"h": patches.grid.h, "w": patches.grid.w, "c": 3, "p": patches.taps, "p1": patch_px}
+    sizes = {"h": patches.grid.h, "w": patches.grid.w, "p": patches.taps, "p1": patch_px, "p2": patch_px}
     return rearrange(patches.pixels, "b (t h w) (c p p1 p2) -> (b t p) c (h p1) (w p2)", **sizes)
 
 
 class PatchEmbed(nn.Module):
     """Embed each patch by one linear map (the kernel of a strided 3D convolution)."""
 
-    def __init__(self, patch_px: int, tubelet_frames: int, width: int) -> None:
+    def __init__(self, channels: int, patch_px: int, tubelet_frames: int, width: int) -> None:
         super().__init__()
         kernel = (tubelet_frames, patch_px, patch_px)
-        self.proj = nn.Conv3d(3, width, kernel, stride=kernel)
+        self.proj = nn.Conv3d(channels, width, kernel, stride=kernel)
         small_normal(self.proj.weight)
         if self.proj.bias is not None:
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, pixels: Tensor, taps: int) -> Tensor:
-        """Embed [B, K, 3 * taps * p * p] -> [B, K, D].
+        """Embed [B, K, C * taps * p * p] -> [B, K, D].
 
         For one tap the kernel is summed over time, which equals repeating the frame.
         """
@@ -158,9 +158,9 @@ class PatchEncoder(Encoder):
     def __init__(self, model: config.Model) -> None:
         super().__init__()
         self.model, self.width, self.depth = model, model.encoder.width, model.encoder.depth
-        self.patch_embed = PatchEmbed(model.patch_px, model.tubelet_frames, self.width)
+        self.patch_embed = PatchEmbed(model.channels, model.patch_px, model.tubelet_frames, self.width)
         if model.image_mode == "own":
-            self.patch_embed_img = PatchEmbed(model.patch_px, 1, self.width)
+            self.patch_embed_img = PatchEmbed(model.channels, model.patch_px, 1, self.width)
         if model.modality_embedding:
             self.img_mod_embed, self.video_mod_embed = (nn.Parameter(torch.zeros(1, 1, self.width)) for _ in range(2))
         if model.positions != "rope":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def load_strictly(module: nn.Module, stored: Mapping[str, Tensor], origin: Path 
         module.load_state_dict(copies, assign=True)
     else:
         module.load_state_dict(stored)
+
+
+def spread_colours(stored: dict[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
+    """Give each channel of a network the mean of the kernels of 3 colours in `stored`, times 3 over their number.
+
+    So equal channels give what a grey picture gave. Kernels are [D, C, ...]; what fits already stays. It is said.
+    """
+    for key, tensor in wanted.items():
+        kernel = stored.get(key)
+        if kernel is None or kernel.ndim < 4 or kernel.shape[1] != 3 or kernel.shape[1] == tensor.shape[1]:
+            continue
+        num = tensor.shape[1]
+        if kernel.shape[2:] == tensor.shape[2:]:
+            stored[key] = kernel.mean(1, keepdim=True).expand(-1, num, *kernel.shape[2:]) * (3 / num)
+            print(f"{origin}: {num} channels start with the mean of the kernels of 3 colours", file=sys.stderr)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from vjepa import config
 from vjepa.errors import UserError
 from vjepa.models.encoder import Encoder, Patches, unpatchify
 from vjepa.models.layers import gather_tokens
+from vjepa.models.state import spread_colours
 from vjepa.records import TokenGrid
 
 
@@ -127,14 +128,19 @@ def make_encoder(model: config.Model) -> TimmEncoder:
 
 
 def load_pretrained(encoder: TimmEncoder) -> None:
-    """Load the weights that timm publishes, from its cache or the network. Raises UserError where there are none."""
+    """Load the weights that timm publishes, from its cache or the network. Raises UserError where there are none.
+
+    Of other channels than colours each starts with the mean of the kernels of these.
+    """
     try:
         with torch.random.fork_rng(devices=[]):
-            published = encoder.make_network(pretrained=True)
+            published = encoder.of_channels(3).make_network(pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         what = f"model.pretrained: the weights of {encoder.model.backbone} cannot be fetched ({_one_line(error)})"
         raise UserError(f"{what}; set model.pretrained: false for random ones") from None
-    encoder.network.load_state_dict(published.state_dict())
+    tensors = published.state_dict()
+    spread_colours(tensors, encoder.network.state_dict(), f"model.pretrained: {encoder.model.backbone}")
+    encoder.network.load_state_dict(tensors)
 
 
 class TimmEncoder(Encoder):
@@ -150,19 +156,26 @@ class TimmEncoder(Encoder):
         self.width = self.shape.width
         published = timm.get_pretrained_cfg(model.backbone)
         colours = (published.mean, published.std, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        if model.channels != len(published.mean):  # channels that it was not published for are normalised as they are
+            colours = ((0.0,), (1.0,), (0.0,), (1.0,))
         # on the CPU even where networks are built on the meta device: some have buffers that are in no file
         with torch.device("cpu"):
             self.network = self.make_network()
-            mean, std, our_mean, our_std = (torch.tensor(three).view(3, 1, 1) for three in colours)
+            mean, std, our_mean, our_std = (torch.tensor(each).view(-1, 1, 1) for each in colours)
             self.register_buffer("scale", our_std / std, persistent=False)
             self.register_buffer("shift", (our_mean - mean) / std, persistent=False)
+
+    def of_channels(self, num: int) -> TimmEncoder:
+        """Give this kind of encoder for `num` channels, itself where these are its own."""
+        model = self.model.model_copy(update={"channels": num})
+        return self if num == self.model.channels else type(self)(model)
 
     def make_network(self, **options: Any) -> Any:
         """Make the network of timm, with more options of timm.create_model."""
         raise NotImplementedError
 
     def _recolour(self, pixels: Tensor) -> Tensor:
-        """Map [..., 3, height, width], normalised as ours are, to what the network expects."""
+        """Map [..., C, height, width], normalised as ours are, to what the network expects."""
         return pixels * self.scale + self.shift
 
 
@@ -177,7 +190,8 @@ class TimmVit(TimmEncoder):
         self.depth = len(self.network.blocks)
 
     def make_network(self, **options: Any) -> Any:
-        network = timm.create_model(self.model.backbone, num_classes=0, **options)
+        options |= {"num_classes": 0, "in_chans": self.model.channels}
+        network = timm.create_model(self.model.backbone, **options)
         network.reset_classifier(0, "")  # drops a pooling of its own, too
         return network
 
@@ -206,7 +220,7 @@ class TimmVit(TimmEncoder):
         """
         embed, grid = self.network.patch_embed, patches.grid
         pixels = patches.pixels if ids is None else gather_tokens(patches.pixels, ids)
-        sizes = {"c": 3, "p": patches.taps, "x": self.model.patch_px}
+        sizes = {"p": patches.taps, "x": self.model.patch_px, "y": self.model.patch_px}
         pixels = self._recolour(rearrange(pixels, "b k (c p x y) -> b p k c x y", **sizes))
         tokens = embed.norm(functional.linear(pixels.flatten(3), embed.proj.weight.flatten(1), embed.proj.bias))
         prefix, positions = self._tables(grid)
@@ -246,7 +260,8 @@ class TimmMap(TimmEncoder):
     """
 
     def make_network(self, **options: Any) -> Any:
-        network = timm.create_model(self.model.backbone, features_only=True, out_indices=(self.shape.stage,), **options)
+        options |= {"features_only": True, "out_indices": (self.shape.stage,), "in_chans": self.model.channels}
+        network = timm.create_model(self.model.backbone, **options)
         for name in self.shape.unread:
             network.get_parameter(name).requires_grad_(False)
         return network

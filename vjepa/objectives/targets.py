@@ -19,11 +19,11 @@ def layer_normed(tokens: Tensor, width: int) -> Tensor:
     return rearrange(functional.layer_norm(groups, groups.shape[-1:]), "b n g d -> b n (g d)")
 
 
-def normalised_pixels(pixels: Tensor, taps: int, frames: int) -> Tensor:
-    """Norm the pixels of every patch colour by colour: b n (c t p) -> b n (c frames p).
+def normalised_pixels(pixels: Tensor, channels: int, taps: int, frames: int) -> Tensor:
+    """Norm the pixels of every patch channel by channel: b n (c t p) -> b n (c frames p).
 
     A single frame (taps = 1) stands `frames` times.
     """
     if taps < frames:
-        pixels = repeat(pixels, "b n (c p) -> b n (c t p)", c=3, t=frames)
-    return layer_normed(pixels, pixels.shape[-1] // 3)
+        pixels = repeat(pixels, "b n (c p) -> b n (c t p)", c=channels, t=frames)
+    return layer_normed(pixels, pixels.shape[-1] // channels)

@@ -24,7 +24,7 @@ class Extractor:
     """Turn clips into features.
 
     facts: all that the features depend on beside the clips, as plain values.
-    outputs: names of what `run` gives: uint8 [B, 3, T, S, S] and clip ids int64 [B] -> output -> float [B, K, D].
+    outputs: names of what `run` gives: uint8 [B, 3, T, H, W] and clip ids int64 [B] -> output -> float [B, K, D].
     """
 
     facts: Mapping[str, Any]

@@ -52,7 +52,7 @@ def evaluate_run(
     Raises UserError as `read_splits` does, where no clip can be read, and for features that are not finite.
     """
     splits: dict[str, Split] = vars(read_splits(data, wanted.labels, wanted.group))
-    readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
+    readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype, channels=data.channels)
     encoder = encoder.to(device).eval()
     extractors = kinds_of_features(encoder, "", readout, wanted.baselines, seed)
     banks, rows = split_banks(splits, data, wanted.batch, extractors), splits["val"].rows

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vjepa.config import Data
+from vjepa.config import Channels, Data
 from vjepa.config import Source as IndexSource
 from vjepa.config.row_filter import parse_where
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.images import ReadImages
 from vjepa.data.loader import plan_loader
@@ -137,7 +138,7 @@ class ClipSource:
         names = _READING if isinstance(views, Views) else (*_READING, *_AUGMENTING)
         facts = {"rows": _rows_hash(self.index, clip_ids), "views": _words(views)}
         ahead = {} if self.anticipation_s is None else {"anticipation_s": self.anticipation_s}
-        return {**facts, **{name: getattr(self.data, name) for name in names}, **ahead}
+        return {**facts, **{name: getattr(self.data, name) for name in names}, **_shown(self.data), **ahead}
 
     def uri(self, clip_id: int) -> str:
         return self.index.uri(clip_id)
@@ -159,7 +160,8 @@ class ImageSource:
 
     def facts(self, clip_ids: np.ndarray, views: Views | Passes) -> dict[str, Any]:
         rows = hashlib.sha256(np.ascontiguousarray(clip_ids).tobytes()).hexdigest()
-        return {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
+        facts = {"images": self.images.data_hash, "rows": rows, "views": _words(views), "crop_px": self.data.crop_px}
+        return {**facts, **_shown(self.data)}
 
     def uri(self, clip_id: int) -> str:
         return self.images.images.uri(clip_id)
@@ -177,6 +179,7 @@ def _clips(path: str, data: Data, request: Request) -> Dataset:
     if request.fold is not None:
         where: dict[str, Any] = {"folds": request.fold}
         splits = _folds(index, request)
+        require_channels(index, index.select({}), data.channels)
     else:
         sources = _sources(index, request.where)
         found = read_splits(data.model_copy(update=sources), request.labels, request.group)
@@ -259,6 +262,12 @@ def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
         first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
         digest.update(memoryview(text)[first:last])
     return digest.hexdigest()
+
+
+def _shown(data: Data) -> dict[str, Any]:
+    """Name how frames fill a clip, and its channels; features of crops of colours, the defaults, go without it."""
+    fit = {} if data.fit == "crop" else {"fit": data.fit}
+    return fit if data.channels == Channels() else fit | {"channels": data.channels.model_dump()}
 
 
 def _words(views: Views | Passes) -> dict[str, Any]:

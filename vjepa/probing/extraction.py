@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from vjepa import command
+from vjepa.config import Channels
 from vjepa.config.row_filter import parse_where
 from vjepa.data.augment import normalise
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
 from vjepa.data.loader import plan_loader
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
@@ -88,6 +90,7 @@ class Extraction:
         if settings.dtype == "fp32" and settings.precision is None:
             settings = replace(settings, precision="fp32")
         subject = Subject.read(settings, settings.format)
+        require_channels(index, selected, subject.data.channels)
         encoding = Encoding.of(subject, settings.level, settings.pool, _DTYPES[settings.dtype])
         cut = Cut(settings.num_clips, settings.window_s, settings.stride_s)
         videos = CutVideos.of(index, selected, subject.data, cut)
@@ -121,13 +124,14 @@ class Encoding:
     stored: torch.dtype
     computed: torch.dtype
     device: torch.device
+    channels: Channels
 
     @classmethod
     def of(cls, subject: Subject, level: str, pool: str, stored: torch.dtype) -> Encoding:
         """Parse --level and --pool. Raises UserError for what the encoder does not have."""
         depths = None if level == "last" else blocks("--level", level, subject.encoder.depth)
         pooling = Pooling.parse(pool, subject.grid)
-        return cls(subject.encoder, depths, pooling, stored, subject.dtype, subject.device)
+        return cls(subject.encoder, depths, pooling, stored, subject.dtype, subject.device, subject.data.channels)
 
     @property
     def names(self) -> list[str]:
@@ -147,10 +151,10 @@ class Encoding:
         return f"{' x '.join(map(str, self.shape))} {str(self.stored).removeprefix('torch.')} numbers of {levels}"
 
     def __call__(self, video: Tensor) -> dict[str, Tensor]:
-        """Encode uint8 [B, 3, T, S, S] -> [B, D], or [B, P, D], by name. Raises UserError for NaN."""
+        """Encode uint8 [B, 3, T, H, W] -> [B, D], or [B, P, D], by name. Raises UserError for NaN."""
         mixed = self.computed is not torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, self.computed, enabled=mixed):
-            clips = normalise(video.to(self.device), self.computed)
+            clips = normalise(video.to(self.device), self.computed, self.channels)
             levels = [self.encoder(clips)] if self.depths is None else self.encoder.intermediate(clips, self.depths)
         found = {}
         for name, tokens in zip(self.names, levels, strict=True):
@@ -230,7 +234,8 @@ def _facts_of_videos(videos: CutVideos) -> dict[str, Any]:
     return {
         "dataset": str(videos.index.path),
         "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),
-        "views": {**frames, "crop": "centre", **asdict(videos.cut)},
+        **({} if videos.data.channels == Channels() else {"channels": videos.data.channels.model_dump(mode="json")}),
+        "views": {**frames, "crop": {"crop": "centre"}.get(videos.data.fit, videos.data.fit), **asdict(videos.cut)},
     }
 
 

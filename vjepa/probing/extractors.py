@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vjepa.data.augment import normalise
+from vjepa.config import Channels
+from vjepa.data.augment import RGB, normalise
 from vjepa.data.time_order import Time, in_time
 from vjepa.models.backbone import make_encoder
 from vjepa.models.encoder import Encoder
@@ -32,7 +33,7 @@ class Readout:
     """Say how a frozen encoder is read: after `blocks`, on `device`, with forward passes in `dtype`.
 
     outputs: `tokens` [B, L * N, D], those of one block after those of another; `pooled` [B, P, L * D], the tokens of
-    each block as `pooling` has them, in fp32.
+    each block as `pooling` has them, in fp32. channels: of the clips, as `normalise` takes them.
     """
 
     blocks: tuple[int, ...]
@@ -40,6 +41,7 @@ class Readout:
     device: torch.device
     dtype: torch.dtype
     pooling: Pooling = MEAN
+    channels: Channels = RGB
 
 
 def encoder_extractor(encoder: Encoder, weights: str, readout: Readout, time: Time = "forward") -> Extractor:
@@ -63,7 +65,7 @@ def untrained_extractor(encoder: Encoder, readout: Readout, seed: int) -> Extrac
 def levels_extractor(
     facts: Mapping[str, Any], read: Callable[[Tensor], list[Tensor]], readout: Readout, time: Time = "forward"
 ) -> Extractor:
-    """Make features of what `read` gives: normalised clips [B, 3, T, S, S] -> [B, N, D] of each level.
+    """Make features of what `read` gives: normalised clips [B, 3, T, H, W] -> [B, N, D] of each level.
 
     facts: what they depend on beside `readout` and `time`.
     """
@@ -71,7 +73,7 @@ def levels_extractor(
 
     def run_few(video: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            found = read(normalise(video.to(device), dtype))
+            found = read(normalise(video.to(device), dtype, readout.channels))
         values = {"tokens": torch.cat(found, 1), "pooled": torch.cat([readout.pooling(level) for level in found], -1)}
         return {output: values[output] for output in readout.outputs}
 
@@ -147,12 +149,12 @@ def plain_extractor(name: str) -> Extractor:
 
 
 def pixels(video: Tensor) -> Tensor:
-    """Shrink every frame to at most 32 px a side: [B, 3, T, S, S] -> [B, T * 3 * 32 * 32] in 0..1."""
+    """Shrink every frame to at most 32 px a side: [B, C, T, H, W] -> [B, T * C * 32 * 32] in 0..1."""
     return rearrange(_small(video), "b t c h w -> b (t c h w)")
 
 
 def motion_energy(video: Tensor) -> Tensor:
-    """Measure how much each grey pixel changes from frame to frame: [B, 3, T, S, S] -> [B, (T - 1) * 32 * 32].
+    """Measure how much each grey pixel changes from frame to frame: [B, 3, T, H, W] -> [B, (T - 1) * 32 * 32].
 
     It sees where and when things move and nothing of how they look; a single frame has none (one zero).
     """
@@ -162,10 +164,11 @@ def motion_energy(video: Tensor) -> Tensor:
 
 
 def _small(video: Tensor) -> Tensor:
-    """Shrink frames, antialiased: b c t h w, uint8 -> b t c h w, float in 0..1, at most 32 px a side."""
-    frames = rearrange(video, "b c t h w -> (b t) c h w").float() / 255
-    if frames.shape[-1] > _PLAIN_PX:
-        frames = functional.interpolate(frames, size=(_PLAIN_PX, _PLAIN_PX), mode="bilinear", antialias=True)
+    """Shrink frames, antialiased: b c t h w, uint8 or uint16 -> b t c h w, float in 0..1, at most 32 px a side."""
+    frames = rearrange(video, "b c t h w -> (b t) c h w").float() / torch.iinfo(video.dtype).max
+    size = [min(side, _PLAIN_PX) for side in frames.shape[-2:]]
+    if list(frames.shape[-2:]) != size:
+        frames = functional.interpolate(frames, size=size, mode="bilinear", antialias=True)
     return rearrange(frames, "(b t) c h w -> b t c h w", b=len(video))
 
 

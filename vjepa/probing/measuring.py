@@ -36,7 +36,14 @@ from vjepa.ranks import Ranks
 
 # the name on the command line -> the name in the code
 _MODES: Final[dict[str, Mode]] = {"knn": "knn", "linear_probe": "linear", "attentive": "attentive"}
-_READ: Final = ("num_frames", "clip_fps", "frame_step", "duration_s", "crop_px")  # what a result says of the clips
+_READ: Final = (
+    "num_frames",
+    "clip_fps",
+    "frame_step",
+    "duration_s",
+    "crop_px",
+    "fit",
+)  # what a result says of the clips
 
 
 def measure(settings: ProbeSettings) -> tuple[ProbeTask, dict[str, Comparison]] | None:
@@ -81,6 +88,11 @@ class ProbeTask:
     def of(cls, settings: ProbeSettings) -> ProbeTask:
         """Read the encoder and open the data set. Raises UserError for whatever does not fit together."""
         subject = Subject.read(settings)
+        if settings.num_crops > 1 and subject.data.fit != "crop":
+            raise UserError(
+                f"--num_crops {settings.num_crops}: with fit: {subject.data.fit} every view shows the whole frame; "
+                "leave it out, or give --fit crop"
+            )
         dataset = _dataset(settings, subject.data)
         if isinstance(dataset.source, datasets.ImageSource):
             subject = subject.of_images()
@@ -147,7 +159,8 @@ def _readout(subject: Subject, levels: str, pool: str, eval_mode: str, rollout: 
             "leave --pool or --rollout out"
         )
     outputs = ("tokens", "pooled") if attentive else ("pooled",)
-    return Readout(blocks("--levels", levels, subject.encoder.depth), outputs, subject.device, subject.dtype, pooling)
+    depths = blocks("--levels", levels, subject.encoder.depth)
+    return Readout(depths, outputs, subject.device, subject.dtype, pooling, subject.data.channels)
 
 
 def _method(settings: ProbeSettings, readout: Readout, task: Task) -> ProbeMethod:

@@ -43,7 +43,7 @@ class OnlineProbe:
         self.data, self.wanted, self.encoder = data, wanted, encoder
         self.tasks = of_run(wanted, vars(splits))
         self.splits = {"train": _few(splits.train, num), "selection": _few(splits.selection, num)}
-        self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype)
+        self.readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype, channels=data.channels)
         found = self._measure(untrained_extractor(encoder, self.readout, seed))
         self.random_init = {f"{name}_random_init": value for name, value in found.items() if name != _HALF}
 

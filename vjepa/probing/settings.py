@@ -36,9 +36,17 @@ class SubjectSettings:
         Option("their rate (default: as the run was trained; the whole video for other encoders)", "F", above=0),
     ] = None
     frame_step: Annotated[int | None, Option("every n-th frame instead", "N", least=1)] = None
-    crop_px: Annotated[int | None, Option("side of the crop (default: as the encoder was trained)", "S", least=1)] = (
-        None
-    )
+    crop_px: Annotated[
+        tuple[int, ...] | None,
+        Option("side of a clip, or height and width (default: as the encoder was trained)", "S|H,W", least=1),
+    ] = None
+    fit: Annotated[
+        Literal["crop", "squash", "pad"] | None,
+        Option(
+            "frames of another shape: the centre alone; the whole, squashed; or the whole within a border (default: as "
+            "the run was trained; crop for other encoders)"
+        ),
+    ] = None
     workers: Annotated[
         int | None, Option("processes that decode (default: as the run was trained, 2)", "N", least=0)
     ] = None
@@ -93,7 +101,7 @@ class ProbeSettings(SubjectSettings):
     num_clips: Annotated[
         int, Option("clips of a video to choose and measure on, evenly in time; their answers are averaged", least=1)
     ] = 1
-    num_crops: Annotated[int, Option("crops of each, evenly along the longer side", least=1)] = 1
+    num_crops: Annotated[int, Option("crops of each, evenly along the longer side (fit: crop)", least=1)] = 1
     train_passes: Annotated[
         int, Option("random clips and crops of each video to learn from; 0: the central one", "N", least=0)
     ] = 0

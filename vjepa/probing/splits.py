@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from vjepa import config
+from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.joined_index import are_shared, open_index
 from vjepa.errors import UserError
@@ -63,6 +64,8 @@ def read_splits(data: config.Data, labels: Sequence[str], group: str = "group") 
     else:
         selection = _read_split(data.selection, labels)
     splits = {"labelled" if data.labelled else "train": train, "selection": selection, "val": val}
+    for split in splits.values():
+        require_channels(split.index, split.rows, data.channels)
     for (name, split), (other_name, other) in combinations(splits.items(), 2):
         shared = are_shared(other.index, other.rows, split.index, split.rows).sum()
         if shared:

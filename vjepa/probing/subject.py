@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
@@ -53,7 +53,7 @@ class Subject:
         weights = load.read(path, format, Hints(settings.encoder), predictor=False)
         encoder, run = weights.build_encoder(), RunFolder.above(path)
         trained = config.load(str(run.config)) if run else None
-        native = trained.data if trained else _published_data(path, encoder)
+        native = trained.data if trained else _published_data(path, encoder, weights.channels)
         where = (trained.run if trained else config.Run()).model_copy(
             update={name: value for name in ("device", "precision") if (value := getattr(settings, name))}
         )
@@ -66,7 +66,7 @@ class Subject:
     @property
     def grid(self) -> TokenGrid:
         """Give the token grid of its clips."""
-        return self.encoder.grid(self.data.num_frames, self.data.crop_px, self.data.crop_px)
+        return self.encoder.grid(*self.data.clip_size)
 
     def of_images(self) -> Subject:
         """Give the same encoder, shown single frames."""
@@ -100,27 +100,36 @@ def _require(path: Path) -> None:
 
 def _data(settings: SubjectSettings, native: config.Data, encoder: Encoder) -> config.Data:
     """Change `native` by what the options say."""
-    names = ("num_frames", "clip_fps", "frame_step", "crop_px", "workers")
+    names = ("num_frames", "clip_fps", "frame_step", "crop_px", "fit", "workers")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    changes = {"prepare": "none", "mix": [], "labelled": None, **given}
+    words = " ".join(f"--{name} {_word(value)}" for name, value in given.items())
+    if len(given.get("crop_px", ())) == 1:
+        given["crop_px"] = given["crop_px"][0]
+    changes = {"prepare": "none", "mix": [], "labelled": None, "clips_per_decode": 1, **given}
     if {"clip_fps", "frame_step"} & given.keys():
         changes = {"clip_fps": None, "frame_step": None, "duration_s": None, **changes}
     try:
         data = config.Data.model_validate({**native.model_dump(), **changes})
-        encoder.grid(data.num_frames, data.crop_px, data.crop_px)
+        encoder.grid(*data.clip_size)
     except (ValidationError, config.ConfigError) as error:
-        words = " ".join(f"--{name} {value}" for name, value in given.items())
         problem = config.explain(error) if isinstance(error, ValidationError) else error
         raise UserError(f"{words or settings.model_path}: {problem}") from None
-    if data.crop_px % encoder.model.patch_px:
-        raise UserError(f"--crop_px {data.crop_px}: is not a whole number of patches of {encoder.model.patch_px} px")
+    for side in data.crop_size:
+        if side % encoder.model.patch_px:
+            raise UserError(f"--crop_px {side}: is not a whole number of patches of {encoder.model.patch_px} px")
     return data
 
 
-def _published_data(path: Path, encoder: Encoder) -> config.Data:
+def _word(value: Any) -> str:
+    """Write the value of an option as it is given: 64,128."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _published_data(path: Path, encoder: Encoder, channels: config.Channels) -> config.Data:
     """Give the clips that an encoder of no run is published for, spread over the whole video."""
     num_frames, crop_px = _published_frames(encoder.model), _published_px(path, encoder.model)
-    return config.Data(train=config.Source(index=""), num_frames=num_frames, crop_px=crop_px)
+    data = {"train": "", "num_frames": num_frames, "crop_px": crop_px, "channels": channels}
+    return config.Data.model_validate(data)
 
 
 def _published_frames(model: config.Model) -> int:
@@ -129,13 +138,14 @@ def _published_frames(model: config.Model) -> int:
     return model.sincos_grid[0] * model.tubelet_frames if model.sincos_grid else _PUBLISHED_FRAMES
 
 
-def _published_px(path: Path, model: config.Model) -> int:
-    """Read the side of the crop from the config of a Hugging Face folder; else off the positions."""
+def _published_px(path: Path, model: config.Model) -> int | tuple[int, int]:
+    """Read the size of the crop from the config of a Hugging Face folder; else off the positions."""
     config_path = path / "config.json"
     if config_path.is_file():
         settings = json.loads(config_path.read_text(encoding="utf-8"))
         size = settings.get("crop_size", settings.get("image_size"))
         if isinstance(size, int):
             return size
-    cells = model.sincos_grid[1] if model.sincos_grid else model.rope_grid
-    return cells * model.patch_px if cells else _PUBLISHED_PX[model.rope]
+    if model.sincos_grid:
+        return model.sincos_grid[1] * model.patch_px, model.sincos_grid[2] * model.patch_px
+    return model.rope_grid * model.patch_px if model.rope_grid else _PUBLISHED_PX[model.rope]

@@ -43,7 +43,7 @@ def save_run_pictures(
 ) -> None:
     """Write loss_curve.png, mask.png and features_pca.png into `folder`.
 
-    rows: those of metrics.jsonl. terms: names of the loss and its terms. videos: uint8 [B, 3, T, S, S], a few
+    rows: those of metrics.jsonl. terms: names of the loss and its terms. videos: uint8 [B, 3, T, H, W], a few
     validation clips. context_ids: [Kc], visible tokens of the first clip. tokens: features of every token, [B, N, D].
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,21 +74,21 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[st
 
 
 def mask_picture(path: Path, video: torch.Tensor, grid: TokenGrid, context_ids: torch.Tensor) -> None:
-    """Draw frames of one clip, uint8 [3, T, S, S], above the same frames with every hidden token grey.
+    """Draw frames of one clip, uint8 [3, T, H, W], above the same frames with every hidden token grey.
 
     context_ids: [Kc], the tokens that are seen.
     """
     seen = np.zeros(grid.num_tokens, dtype=bool)
     seen[context_ids.cpu().numpy()] = True
     frames = _token_frames(video, grid)
-    hidden = ~_upscale(seen.reshape(grid.t, grid.h, grid.w), frames.shape[1])
+    hidden = ~_upscale(seen.reshape(grid.t, grid.h, grid.w), frames.shape[1:3])
     masked = np.where(hidden[..., None], 0.15 * frames + 0.85 * 128, frames).astype(np.uint8)
     title = f"The context encoder sees {seen.mean():.0%} of {grid.t}x{grid.h}x{grid.w} tokens"
     _grid_picture(path, title, [("frames", frames), ("context", masked)], video.shape[1] // grid.t)
 
 
 def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, grid: TokenGrid) -> None:
-    """Draw frames of clips, uint8 [B, 3, T, S, S], above their token features [B, N, D] as colours.
+    """Draw frames of clips, uint8 [B, 3, T, H, W], above their token features [B, N, D] as colours.
 
     Red, green and blue are three principal components, fitted over all shown clips together, so that one colour means
     one thing in all of them.
@@ -104,30 +104,45 @@ def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, gri
     rows: list[tuple[str, np.ndarray]] = []
     for number, (video, colour) in enumerate(zip(videos, colours, strict=True), 1):
         frames = _token_frames(video, grid)
-        rows += [(f"clip {number}", frames), ("features", _upscale(colour, frames.shape[1]))]
+        rows += [(f"clip {number}", frames), ("features", _upscale(colour, frames.shape[1:3]))]
     _grid_picture(
         path, "Token features: first three principal components as red, green, blue", rows, videos.shape[2] // grid.t
     )
 
 
 def _token_frames(video: torch.Tensor, grid: TokenGrid) -> np.ndarray:
-    """Take the first frame of every time slot: uint8 [3, T, S, S] -> [t, S, S, 3]."""
-    frames: np.ndarray = video.cpu().permute(1, 2, 3, 0).numpy()[:: video.shape[1] // grid.t]
-    return frames
+    """Take the first frame of every time slot: [C, T, H, W] -> uint8 [t, H, W, 3]."""
+    return as_colours(video[:, :: video.shape[1] // grid.t])
 
 
-def _upscale(cells: np.ndarray, side: int) -> np.ndarray:
-    """Enlarge by nearest neighbour: [t, h, w, ...] -> [t, S, S, ...], S = `side`."""
-    return cells[:, np.arange(side) * cells.shape[1] // side][:, :, np.arange(side) * cells.shape[2] // side]
+def as_colours(video: torch.Tensor) -> np.ndarray:
+    """Show [C, T, H, W] as uint8 [T, H, W, 3]: colours as they are; of other channels the first three, else the first.
+
+    Those of 16 bits, or that are no colours, are stretched from the least value of the clip to the largest.
+    """
+    frames: np.ndarray = video.cpu().numpy().transpose(1, 2, 3, 0)
+    if frames.dtype == np.uint8 and frames.shape[-1] == 3:
+        return frames
+    shown = frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, axis=-1)
+    low, high = shown.min(axis=(0, 1, 2)).astype(np.float32), shown.max(axis=(0, 1, 2)).astype(np.float32)
+    stretched: np.ndarray = (shown - low) * (255 / np.maximum(high - low, 1))
+    return stretched.round().astype(np.uint8)
+
+
+def _upscale(cells: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Enlarge by nearest neighbour: [t, h, w, ...] -> [t, H, W, ...], H and W = `size`."""
+    rows, columns = (np.arange(side) * num // side for side, num in zip(size, cells.shape[1:3], strict=True))
+    return cells[:, rows][:, :, columns]
 
 
 def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]], frames_per_slot: int) -> None:
-    """Draw named rows of images [t, S, S, 3]; of many time slots, _MAX_SLOTS spread evenly are shown."""
+    """Draw named rows of images [t, H, W, 3]; of many time slots, _MAX_SLOTS spread evenly are shown."""
     slots = len(rows[0][1])
     shown = np.unique(np.linspace(0, slots - 1, min(slots, _MAX_SLOTS)).round().astype(int))
     side_in = 1.3 if len(shown) > 3 else 1.9
-    width_in = max(side_in * len(shown) + 0.6, 3.6)
-    figure = new_figure(width_in, side_in * len(rows) + 0.8)
+    height, width = rows[0][1].shape[1:3]
+    width_in = max(side_in * min(4, max(1.0, width / height)) * len(shown) + 0.6, 3.6)
+    figure = new_figure(width_in, side_in * min(4, max(1.0, height / width)) * len(rows) + 0.8)
     figure.suptitle(fill(title, int(11 * width_in)), fontsize=11)
     axes = figure.subplots(len(rows), len(shown), squeeze=False)
     for (name, images), line in zip(rows, axes, strict=True):
@@ -235,7 +250,7 @@ def worst_picture(
 ) -> None:
     """Draw a frame of each clip over what is true and the answer, of classes each with its probability.
 
-    frames: uint8 [S, S, 3] by clip id. A clip without a frame is left out. `what` was measured is said in the title.
+    frames: uint8 [H, W, 3] by clip id. A clip without a frame is left out. `what` was measured is said in the title.
     """
     shown = [mistake for mistake in worst if mistake.clip_id in frames]
     rows = max(1, -(-len(shown) // _COLUMNS))
@@ -259,14 +274,15 @@ def worst_picture(
 
 
 def middle_frames(batches: Iterable[ClipBatch]) -> dict[int, np.ndarray]:
-    """Take the middle frame of the middle view of every clip of `batches`: clip id -> uint8 [S, S, 3]."""
+    """Take the middle frame of the middle view of every clip of `batches`: clip id -> uint8 [H, W, 3]."""
     frames = {}
     for batch in batches:
         ids = batch.clip_ids.numpy()
         for clip_id in np.unique(ids):
             views = np.flatnonzero(ids == clip_id)
             video = batch.video[views[len(views) // 2]]
-            frames[int(clip_id)] = video[:, video.shape[1] // 2].permute(1, 2, 0).numpy().copy()
+            middle = video.shape[1] // 2
+            frames[int(clip_id)] = as_colours(video[:, middle : middle + 1])[0].copy()
     return frames
 
 

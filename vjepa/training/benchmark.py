@@ -40,7 +40,7 @@ def bench(settings: config.Config, num_steps: int) -> dict[str, Any]:
     data = settings.data
     teacher = read_teacher(settings.objective.teacher, settings.run.folder, settings.model, data.sources)
     step = training_step(settings, where, dtype, teacher)
-    shape = (data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px)
+    shape = (data.global_batch, data.channels.num, *data.clip_size)
     noise = torch.randint(256, shape, dtype=torch.uint8).to(where)
     batch = ClipBatch(noise, torch.arange(len(noise)))
     peak = matmul_peak(where, dtype)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vjepa import files
 from vjepa.errors import NotFinite
-from vjepa.models.state import load_strictly, read_tensors
+from vjepa.models.state import load_strictly, read_tensors, spread_colours
 from vjepa.records import ClipBatch
 from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder, followed
 from vjepa.training.step import Method
@@ -124,19 +124,28 @@ def read_state(checkpoint: Checkpoint) -> TrainingState:
 
 
 def load_weights(path: Path, method: Method) -> None:
-    """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit."""
+    """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit.
+
+    Channels start from weights of colours with the mean of their kernels.
+    """
     path = followed(path)
     run = RunFolder(path)
-    load_networks(run.newest or Checkpoint(path), method)
+    load_networks(run.newest or Checkpoint(path), method, other_channels=True)
 
 
-def load_networks(checkpoint: Checkpoint, method: Method) -> None:
-    """Load every network of a checkpoint. Raises UserError where they do not fit."""
+def load_networks(checkpoint: Checkpoint, method: Method, other_channels: bool = False) -> None:
+    """Load every network of a checkpoint. Raises UserError where they do not fit.
+
+    other_channels: a network of 3 colours may start one of other channels.
+    """
     if checkpoint.is_one:
         read_state(checkpoint)  # a newer format is named before what it changed
     for name, network in method.networks.items():
         file = checkpoint.network(name)
-        load_strictly(network, read_tensors(file), file)
+        tensors = read_tensors(file)
+        if other_channels:
+            spread_colours(tensors, network.state_dict(), str(file))
+        load_strictly(network, tensors, file)
 
 
 def _trained(method: Method) -> dict[str, nn.Parameter]:

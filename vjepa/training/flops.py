@@ -34,7 +34,7 @@ def step_flops(settings: config.Config, teacher: config.Model | None = None) -> 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             method.to_empty(device="cpu")
-            video = torch.empty(data.global_batch, 3, data.num_frames, data.crop_px, data.crop_px, dtype=torch.uint8)
+            video = torch.empty(data.global_batch, data.channels.num, *data.clip_size, dtype=torch.uint8)
             batch = ClipBatch(video, torch.arange(len(video)))
             return count(lambda: method.terms(batch, 0)["loss"].backward())  # type: ignore[no-untyped-call]
     finally:

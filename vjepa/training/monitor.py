@@ -34,7 +34,7 @@ class HealthMonitor:
     def __init__(
         self, settings: config.Config, clips: Tensor, step: TrainingStep, rows: Sequence[Row], total_steps: int
     ) -> None:
-        """Watch `step` on uint8 clips [B, 3, T, S, S]; fewer than two are not measured.
+        """Watch `step` on uint8 clips [B, 3, T, H, W]; fewer than two are not measured.
 
         rows: of metrics.jsonl up to the step that the run goes on from.
         """
@@ -88,7 +88,7 @@ class HealthMonitor:
 
 
 def read_clips(settings: config.Config) -> Tensor:
-    """Read the clips that are measured, uint8 [B, 3, T, S, S]: evenly among the rows, from the middle of each.
+    """Read the clips that are measured, uint8 [B, 3, T, H, W]: evenly among the rows, from the middle of each.
 
     Those that cannot be read are left out.
     """

@@ -271,6 +271,6 @@ def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
         videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
     mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
     with torch.inference_mode():
-        tokens = method.measured_encoder(normalise(videos.to(run.device), torch.float32))
+        tokens = method.measured_encoder(normalise(videos.to(run.device), torch.float32, settings.data.channels))
     terms = ["loss", "context", *settings.objective.weights]
     pictures.save_run_pictures(run.folder.pictures, rows, terms, videos, settings.grid, mask.context_ids[0], tokens)

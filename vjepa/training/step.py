@@ -32,7 +32,7 @@ class Method(Protocol):
         """Compute named scalars on the device, of which `loss` is what is minimised: functions of weights and step."""
 
     def observe(self, video: Tensor) -> Observed:
-        """Run the networks on uint8 clips [B, 3, T, S, S] for the monitor; nothing is drawn, nothing changes."""
+        """Run the networks on uint8 clips [B, 3, T, H, W] for the monitor; nothing is drawn, nothing changes."""
 
     def after_update(self, step: int) -> None:
         """Do what follows an update of the weights, such as a moving average."""

@@ -60,7 +60,7 @@ class HeldOut:
         return replace(source, parts=tuple(parts))
 
     def read(self, settings: config.Config) -> Tensor:
-        """Read at most `monitor.clips` or MOST_CLIPS of them, evenly among all: uint8 [B, 3, T, S, S]."""
+        """Read at most `monitor.clips` or MOST_CLIPS of them, evenly among all: uint8 [B, 3, T, H, W]."""
         num = min(settings.monitor.clips or MOST_CLIPS, len(self.rows))
         places = np.unique(np.linspace(0, len(self.rows) - 1, num).astype(int))
         batches = eval_loader(self.index, self.rows[places], settings.data, min(num, 8), settings.data.workers)

@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from vjepa.config import Channels
 from vjepa.counter_rng import generator
-from vjepa.data.augment import normalise
+from vjepa.data.augment import RGB, normalise
 from vjepa.health.measures import effective_rank
 from vjepa.health.verdict import Row
 from vjepa.models.encoder import Encoder
@@ -30,32 +31,39 @@ _NOISE_FLOOR: Final = 1e-4  # of the variance of features
 
 
 @torch.no_grad()
-def label_free(encoder: Encoder, clips: Tensor, crops: Tensor, batch: int, dtype: torch.dtype) -> dict[str, float]:
-    """Measure an encoder on uint8 clips [B, 3, T, S, S] and on B x Q crops of them, those of a clip side by side."""
-    whole = pooled(encoder, clips, batch, dtype)
-    views = rearrange(pooled(encoder, crops, batch, dtype), "(b q) d -> b q d", b=len(clips))
+def label_free(
+    encoder: Encoder, clips: Tensor, crops: Tensor, batch: int, dtype: torch.dtype, channels: Channels = RGB
+) -> dict[str, float]:
+    """Measure an encoder on clips [B, C, T, H, W] and on B x Q crops of them, those of a clip side by side."""
+    whole = pooled(encoder, clips, batch, dtype, channels)
+    views = rearrange(pooled(encoder, crops, batch, dtype, channels), "(b q) d -> b q d", b=len(clips))
     return {"tuner/rank": effective_rank(whole), "tuner/information": information(views)}
 
 
 def crop(clips: Tensor, seed: int) -> Tensor:
-    """Take _CROPS random squares of each clip, enlarged to its size: uint8 [B, 3, T, S, S] -> [B * Q, 3, T, S, S]."""
-    side, found = clips.shape[-1], []
+    """Take _CROPS random parts of the shape of each clip, enlarged to its size: [B, C, T, H, W] -> [B * Q, C, T, H, W].
+
+    Their places are drawn along the width, in which they have some room; the rows follow.
+    """
+    (height, side), found = clips.shape[-2:], []
     for number, clip in enumerate(clips):
         rng = generator(seed, "tuner_views", number)
         for _ in range(_CROPS):
             size = int(rng.integers(round(_LEAST_SIDE * side), side + 1))
             y, x = rng.integers(0, side - size + 1, 2)
-            frames = clip[:, :, y : y + size, x : x + size].transpose(0, 1).float()
-            found.append(functional.interpolate(frames, size=(side, side), mode="bilinear").transpose(0, 1))
-    return torch.stack(found).round().to(torch.uint8)
+            rows, y = round(size * height / side), int(y) * height // side
+            frames = clip[:, :, y : y + rows, x : x + size].transpose(0, 1).float()
+            found.append(functional.interpolate(frames, size=(height, side), mode="bilinear").transpose(0, 1))
+    return torch.stack(found).round().to(clips.dtype)
 
 
-def pooled(encoder: Encoder, videos: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
-    """Compute mean-pooled features [N, D] of uint8 clips, in evaluation, `batch` at a time."""
+def pooled(encoder: Encoder, videos: Tensor, batch: int, dtype: torch.dtype, channels: Channels = RGB) -> Tensor:
+    """Compute mean-pooled features [N, D] of clips, in evaluation, `batch` at a time."""
     device, training = next(encoder.parameters()).device, encoder.training
     encoder.eval()
     with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-        parts = [encoder(normalise(part.to(device), dtype)).float().mean(dim=1) for part in torch.split(videos, batch)]
+        clips = (normalise(part.to(device), dtype, channels) for part in torch.split(videos, batch))
+        parts = [encoder(part).float().mean(dim=1) for part in clips]
     encoder.train(training)
     return torch.cat(parts)
 

@@ -63,7 +63,7 @@ def shortened(settings: config.Config, total_steps: int, steps: int, with_labels
 def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: Score, report: Report) -> Outcome:
     """Train once with `settings`, as `shortened` gives them, in a folder that is gone afterwards.
 
-    clips: uint8 [B, 3, T, S, S], those of `held_out` that are measured.
+    clips: uint8 [B, 3, T, H, W], those of `held_out` that are measured.
     """
     with TemporaryDirectory(prefix="vjepa-tune-") as folder:
         placed = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": folder})})
@@ -109,7 +109,8 @@ class TrialMonitor(HealthMonitor):
         if self.crops is None or not found or step == 0:
             return found
         batch = self.settings.data.global_batch
-        return found | label_free(self.encoder, self.clips, self.crops, batch, self.step.dtype)
+        channels = self.settings.data.channels
+        return found | label_free(self.encoder, self.clips, self.crops, batch, self.step.dtype, channels)
 
     def judge(self, rows: Sequence[Row]) -> bool:
         """Judge and score what was logged last."""

@@ -1,0 +1,54 @@
+"""Scan a stack: arrays, pages of a TIFF, pictures of 16 bits a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_prep.listing.entry import STACK_EXTENSIONS
+from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scenes import cut
+from data_prep.scanning.track import WHITE, FileScan, Track
+from vjepa.data.decode import Media, holds_several, is_deep
+from vjepa.data.media import DecodeError
+from vjepa.data.stacks import AXES, read_array, read_stack
+
+
+def axes_of(media: Media, extension: str, options: ScanOptions) -> str | None:
+    """Name the axes of a stack; None for a picture that is none. Raises DecodeError where nothing says them."""
+    if extension in STACK_EXTENSIONS:
+        found = options.axes or AXES.get(read_array(media).ndim)
+        if found is None:
+            raise DecodeError(f"an array of {read_array(media).ndim} axes; name them with --axes")
+        return found
+    deep, several = is_deep(media), holds_several(media)
+    if deep and several and options.pages == "first":
+        raise DecodeError("several pages of 16 bits; say what they are with --pages channels or --pages frames")
+    if not (deep or (several and options.pages != "first")):
+        return None
+    page = AXES[read_array(media).ndim - several]
+    return ({"channels": "c", "frames": "t"}[options.pages] if several else "") + page
+
+
+def scan_stack(media: Media, columns: Mapping[str, Any], codec: str, axes: str, fps: float) -> FileScan:
+    """Say what is in a stack of `axes`. columns: those of the file. Raises DecodeError."""
+    stack = read_stack(media, axes)
+    num, height, width, channels = stack.shape
+    scale, levels, changes = WHITE / float(np.iinfo(stack.dtype).max), np.empty(num), np.zeros(num)
+    before: np.ndarray | None = None
+    for i, frame in enumerate(stack):
+        values = frame.astype(np.float32)
+        levels[i] = values.mean() * scale
+        if before is not None:
+            changes[i] = np.abs(values - before).mean() * scale
+        before = values
+    seconds, keyframes = np.arange(num) / fps, np.arange(num)
+    track = Track(seconds, 1, levels, changes, keyframes, [(0, width, height)], [], fps)
+    bits = 8 * stack.dtype.itemsize
+    facts = {"decoder": "stack", "codec": codec, "bit_depth": bits, "bits": bits, "channels": channels, "axes": axes}
+    if num > 1:
+        return FileScan(columns, clip=facts, track=track)
+    (still,) = cut(track.frames(), ScanOptions())
+    return FileScan(columns, clip=still | facts)
