@@ -157,7 +157,8 @@ def test_damaged_files_never_stop_a_scan(tmp_path, request):
     (tmp_path / "damaged").mkdir()
     files = write_valid_files(tmp_path / "valid")
     entries = list(damaged_copies(files, tmp_path / "damaged", count))
-    scans = [rows for _, rows in scan_in_processes(entries, Work(ScanOptions(), DEADLINE_S, workers=1))]
+    options = ScanOptions()
+    scans = [found.clips(options) for _, found in scan_in_processes(entries, Work(options, DEADLINE_S, workers=1))]
     assert len(scans) == count
     rows = [
         {"uri": entry.uri, "label_id": -1} | row for entry, some in zip(entries, scans, strict=True) for row in some
