@@ -22,11 +22,11 @@ HEIGHT, WIDTH = 32, 64  # twice as wide as high: the middle square ends 16 px be
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Index 48 films of noise with a bright bar at the far left or the far right, which is their label."""
+    """Index 96 films of noise with a bright bar at the far left or the far right, which is their label."""
     root, rng = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
     (root / "films").mkdir()
     lines = ["file,label,split"]
-    for number in range(48):
+    for number in range(96):
         side = ("left", "right")[number % 2]
         with av.open(str(root / "films" / f"{number:02}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=4, options={"preset": "ultrafast", "crf": "10"})
@@ -47,7 +47,7 @@ def run(films: Path) -> Path:
     """Train on the films in their own shape."""
     wide = settings(films, "wide", data={"crop_px": [16, 32], "val": {"index": str(films), "where": {"split": "val"}}})
     summary = train(wide, progress=False)
-    assert summary and summary["probes"]["label"]["knn"]["num_clips"]["val"] == 16
+    assert summary and summary["probes"]["label"]["knn"]["num_clips"]["val"] == 64
     return Path(str(wide.run.dir))
 
 
@@ -71,7 +71,7 @@ def test_pictures_features_and_exports_have_the_shape_of_the_clips(run: Path, fi
     out = tmp_path / "features.safetensors"
     assert extract.main(["--model_path", str(run), "--dataset", str(films), "--out", str(out), "--pool", "all"]) == 0
     encoder = load_encoder(run)
-    assert load_file(out)["features"].shape == (48, encoder.grid(4, 16, 32).num_tokens, encoder.width)
+    assert load_file(out)["features"].shape == (96, encoder.grid(4, 16, 32).num_tokens, encoder.width)
 
     size = ["--num-frames", "4", "--crop-px", "16,32"]
     assert export.main([str(run), "--to", "onnx", "--out", str(tmp_path / "wide.onnx"), *size]) == 0
