@@ -6,7 +6,7 @@ import pytest
 from data_prep.first_run import pictures
 from data_prep.first_run.new_folder import new_folder
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.decode import read_image
+from vjepa.data.stills import read_image
 from vjepa.errors import UserError
 
 

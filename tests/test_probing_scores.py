@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_score, top_k_accuracy_score
 
-from vjepa.data.decode import read_image
+from vjepa.data.stills import read_image
 from vjepa.errors import UserError
 from vjepa.probing import scores
 from vjepa.records import ClipBatch

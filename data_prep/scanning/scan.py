@@ -25,8 +25,9 @@ from data_prep.scanning.scenes import BLACK_BELOW, cut
 from data_prep.scanning.stacks import axes_of, scan_stack
 from data_prep.scanning.track import FileScan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import MIRRORED, holds_several, read_image
+from vjepa.data.decode import MIRRORED
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.stills import holds_several, read_image
 
 _REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
     "Invalid data": "not a video or image",

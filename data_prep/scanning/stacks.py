@@ -11,9 +11,9 @@ from data_prep.listing.entry import STACK_EXTENSIONS
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scenes import cut
 from data_prep.scanning.track import WHITE, FileScan, Track
-from vjepa.data.decode import Media, holds_several, is_deep
-from vjepa.data.media import DecodeError
+from vjepa.data.media import DecodeError, Media
 from vjepa.data.stacks import AXES, read_array, read_stack
+from vjepa.data.stills import holds_several, is_deep
 
 
 def axes_of(media: Media, extension: str, options: ScanOptions) -> str | None:

@@ -1,4 +1,4 @@
-"""Row and frame ids to frames: with `stacks` the only importer of decord, PyAV, torchcodec and Pillow in `vjepa`.
+"""Row and frame ids to frames: with `stills` and `stacks` the only importer of decoders in `vjepa`.
 
 The index says which decoder is exact on a file, found by holding it against decoding in order from the start ("pyav"):
 in the order in which the decoder yields frames, never sorted by timestamp, for packed B-frames make timestamps run
@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
-from PIL import ExifTags, Image
 
-from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.media import DecodeError, Media, Size, open_media, plain, rewound
 from vjepa.data.stacks import read_stack
+from vjepa.data.stills import read_image
 from vjepa.errors import UserError
 
 try:
@@ -41,21 +40,8 @@ if decord is not None:
     decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
 av.logging.set_level(None)
 
-Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
-Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
-
 # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _DECORD_LEAST_PX: Final = 96
-_TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes the picture upright
-_FIRST_TURNED: Final = 5  # of the EXIF orientations, which are numbered to 8: width and height change places
 MIRRORED: Final = 360  # degrees; a whole turn, so that what counts quarters need not know
 _UPRIGHT_MATRIX: Final = struct.pack("=9i", 1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TOLERANCE: Final = 0.3  # of the time to the nearest frame: the index rounds to a millisecond, a neighbour is 1 away
@@ -121,7 +107,7 @@ def open_decord(media: Media, size: Size | None = None) -> Any:
     height, width = size or (-1, -1)
     try:
         # a file object is copied by decord, whole: it has no other way to read bytes
-        return decord.VideoReader(_rewound(media), ctx=decord.cpu(0), num_threads=1, width=width, height=height)
+        return decord.VideoReader(rewound(media), ctx=decord.cpu(0), num_threads=1, width=width, height=height)
     except (decord.DECORDError, AssertionError, OSError, RuntimeError, UnicodeError) as error:
         reason = plain(error)  # "Error reading FILE..." hides why
         raise DecodeError("decord cannot open it" if reason.startswith("Error reading") else reason) from None
@@ -148,7 +134,7 @@ def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
     Errors of opening and of the body become DecodeError.
     """
     try:
-        with av.open(_rewound(media), metadata_errors="ignore") as container:
+        with av.open(rewound(media), metadata_errors="ignore") as container:
             stream = container.streams.best("video")  # the cover of a song only where there is nothing else
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 raise DecodeError("no video stream")
@@ -197,14 +183,6 @@ def turned(picture: np.ndarray, rotation: int) -> np.ndarray:
 def _upright_size(frame: Any, rotation: int, sample_aspect: float) -> Size:
     height, width = round(frame.height * max(1.0, 1 / sample_aspect)), round(frame.width * max(1.0, sample_aspect))
     return (width, height) if rotation % 180 else (height, width)
-
-
-def _rewound(media: Media) -> Any:
-    """Give what the libraries take: text for a path, a file object that stands at its start."""
-    if isinstance(media, str | Path):
-        return str(media)
-    media.seek(0)
-    return media
 
 
 def _open(row: IndexRow) -> str | BinaryIO:
@@ -376,67 +354,6 @@ class _Seeker:
 
     def _timestamp(self, time_s: float) -> int:
         return int(time_s // self._stream.time_base)
-
-
-def read_image(media: Media, size: Size | None = None) -> np.ndarray:
-    """Read a still: uint8 [H, W, 3], turned upright by its EXIF orientation, scaled to `size` where it is given.
-
-    Raises DecodeError.
-    """
-    with _open_image(media) as image:
-        if image.mode.startswith(("I", "F")):
-            raise DecodeError(f"an image of mode {image.mode}, not of 8 bits a channel")
-        if size:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is not below `size`, whichever way it is turned
-            image.draft("RGB", (max(size), max(size)))
-        turn = _TURNS.get(_orientation(image))
-        picture = (image if turn is None else image.transpose(turn)).convert("RGB")
-        return np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR) if size else picture)
-
-
-def image_size(media: Media) -> Size:
-    """Read the size of a still, upright, from its header. Raises DecodeError."""
-    with _open_image(media) as image:
-        is_turned = _orientation(image) >= _FIRST_TURNED
-        return image.size if is_turned else (image.height, image.width)
-
-
-def holds_several(media: Media) -> bool:
-    """Tell whether a still is the first of several in its file (animations, pages), of which it alone is read.
-
-    What phones keep beside a photograph in its JPEG (depth, brightness; MPO) does not count.
-    """
-    with _open_image(media) as image:
-        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
-
-
-def is_deep(media: Media) -> bool:
-    """Tell whether a still is grey of more than 8 bits, which `stacks` reads. Raises DecodeError."""
-    with _open_image(media) as image:
-        return str(image.mode).startswith("I")
-
-
-@contextmanager
-def _open_image(media: Media) -> Iterator[Image.Image]:
-    """Open a still. Errors of opening and of the body become DecodeError: those of Pillow share no base."""
-    try:
-        with Image.open(_rewound(media)) as image:
-            yield image
-    except DecodeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a damaged picture makes a plugin stumble over
-        raise DecodeError(plain(error)) from None
-
-
-def _orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation alone, 1 to 8; 1, as it is, where there is none that can be read.
-
-    Whatever else EXIF holds, and however wrong, does not keep a picture from being turned.
-    """
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # noqa: BLE001 - of damaged EXIF, as viewers do: the picture is there all the same
-        return 1
-    return found if isinstance(found, int) and found in _TURNS else 1
 
 
 def _read_image(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:

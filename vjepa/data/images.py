@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import image_size, read_image
+from vjepa.data.stills import image_size, read_image
 
 
 def handwritten_digits() -> tuple[np.ndarray, np.ndarray]:

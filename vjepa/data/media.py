@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
+
+Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
+Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
 
 
 class DecodeError(Exception):
@@ -55,6 +58,14 @@ def open_media(uri: str, offset: int | None = None, length: int | None = None) -
             "changed since its scan?"
         )
     return io.BytesIO(data)
+
+
+def rewound(media: Media) -> Any:
+    """Give what the libraries take: text for a path, a file object that stands at its start."""
+    if isinstance(media, str | Path):
+        return str(media)
+    media.seek(0)
+    return media
 
 
 def _read_slice(path: str, offset: int, length: int) -> bytes:
