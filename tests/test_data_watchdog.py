@@ -223,7 +223,7 @@ def test_no_process_outlives_a_trainer_that_is_killed(index, tmp_path, doing):
         trainer.kill()
         trainer.wait()
         trainer.stdout.close()
-    wait_until(lambda: not any(map(is_alive, below)), 5)
+    wait_until(lambda: not any(map(is_alive, below)), 60)
     left = [pid for pid in below if is_alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
