@@ -116,6 +116,25 @@ class Eval(Section):
     online_clips: int = Field(512, ge=2, description="train clips, and selection clips, of that probe at most")
 
 
+def check_sizes(model: Model, data: Data) -> None:
+    """Check that clips are whole numbers of patches and tubelets, and have a grid. Raises ValueError."""
+    if data.crop_px % model.patch_px:
+        raise ValueError(
+            f"data.crop_px: {data.crop_px} px is not a whole number of patches of model.patch_px={model.patch_px}"
+        )
+    for name, source in data.sources.items():
+        path = f"{name.removesuffix('.train')}.num_frames"
+        if source.num_frames > 1 and source.num_frames % model.tubelet_frames:
+            raise ValueError(
+                f"{path}: {source.num_frames} is not a whole number of tubelets of "
+                f"model.tubelet_frames={model.tubelet_frames}"
+            )
+        try:
+            model.grid(source.num_frames, source.crop_px, source.crop_px)
+        except ConfigError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
 class Config(Section):
     run: Run = Run()
     data: Data
@@ -135,7 +154,7 @@ class Config(Section):
     def _fits(self) -> Self:
         self._check_choices()
         self._check_views()
-        self._check_sizes()
+        check_sizes(self.model, self.data)
         return self._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
 
     def _check_choices(self) -> None:
@@ -164,25 +183,6 @@ class Config(Section):
                 "objective.context_weight: masks of kind ijepa predict each target apart, with no loss on "
                 "visible tokens; use another kind"
             )
-
-    def _check_sizes(self) -> None:
-        """Check that clips are whole numbers of patches and tubelets, and have a grid."""
-        if self.data.crop_px % self.model.patch_px:
-            raise ValueError(
-                f"data.crop_px: {self.data.crop_px} px is not a whole number of patches of "
-                f"model.patch_px={self.model.patch_px}"
-            )
-        for name, data in self.data.sources.items():
-            path = f"{name.removesuffix('.train')}.num_frames"
-            if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
-                raise ValueError(
-                    f"{path}: {data.num_frames} is not a whole number of tubelets of "
-                    f"model.tubelet_frames={self.model.tubelet_frames}"
-                )
-            try:
-                self.model.grid(data.num_frames, data.crop_px, data.crop_px)
-            except ConfigError as error:
-                raise ValueError(f"{path}: {error}") from None
 
     def _check_views(self) -> None:
         """Check that terms over embeddings have clips, or views of a clip, to compare."""

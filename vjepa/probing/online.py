@@ -61,6 +61,10 @@ class OnlineProbe:
         low, high = wilson_interval(found["knn"] * self.num_selection, self.num_selection)
         return {**found, "knn_half": (high - low) / 2, **self.random_init}
 
+    def merit(self, found: dict[str, float]) -> float:
+        """Tell by what was measured how good a checkpoint is."""
+        return found["knn"]
+
     def _accuracies(self, extractor: Extractor) -> dict[str, float]:
         banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})
         found = {}

@@ -49,11 +49,11 @@ class Subject:
         cannot take, and for a device that this machine lacks.
         """
         path = settings.model_path
-        _require(path)
+        require(path)
         weights = load.read(path, format, Hints(settings.encoder), predictor=False)
         encoder, run = weights.build_encoder(), RunFolder.above(path)
-        trained = config.load(str(run.config)) if run else None
-        native = trained.data if trained else _published_data(path, encoder)
+        trained = config.load_run(run.config) if run else None
+        native = trained.data if trained else _published_data(path, encoder.model)
         where = (trained.run if trained else config.Run()).model_copy(
             update={name: value for name in ("device", "precision") if (value := getattr(settings, name))}
         )
@@ -89,7 +89,7 @@ def blocks(option: str, text: str, depth: int) -> tuple[int, ...]:
     return tuple(sorted({number % depth for number in numbers}))
 
 
-def _require(path: Path) -> None:
+def require(path: Path) -> None:
     """Raise UserError where there is nothing at `path`, with a run under runs/ that may be meant."""
     if path.exists():
         return
@@ -117,9 +117,15 @@ def _data(settings: SubjectSettings, native: config.Data, encoder: Encoder) -> c
     return data
 
 
-def _published_data(path: Path, encoder: Encoder) -> config.Data:
+def native_data(path: Path, model: config.Model) -> config.Data:
+    """Say how clips are read for the encoder at `path`: as its run was trained on, else as it was published for."""
+    run = RunFolder.above(path)
+    return config.load_run(run.config).data if run else _published_data(path, model)
+
+
+def _published_data(path: Path, model: config.Model) -> config.Data:
     """Give the clips that an encoder of no run is published for, spread over the whole video."""
-    num_frames, crop_px = _published_frames(encoder.model), _published_px(path, encoder.model)
+    num_frames, crop_px = _published_frames(model), _published_px(path, model)
     return config.Data(train=config.Source(index=""), num_frames=num_frames, crop_px=crop_px)
 
 
