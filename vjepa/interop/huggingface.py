@@ -308,24 +308,38 @@ def write(weights: Weights, folder: Path, crop_px: int, num_frames: int) -> None
     num_frames: of a clip, for the record; it changes nothing.
     Raises UserError for what V-JEPA 2 cannot express there, and for clips smaller than a patch.
     """
+    tensors, settings = translate(weights, crop_px, num_frames)
+    save(folder, settings, tensors)
+
+
+def translate(weights: Weights, crop_px: int, num_frames: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the tensors of `write` under their names, and its config.json. Raises UserError as `write` does."""
     _refuse_inexpressible(weights)
     model = weights.model
     if crop_px < model.patch_px or num_frames < 1:
         raise UserError(
             f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones"
         )
-    networks = ((weights.build_encoder(), VJEPA2_ENCODER), (weights.build_predictor(), VJEPA2_PREDICTOR))
-    theirs: dict[str, Tensor] = {}
-    for network, table in networks:
-        for key, tensor in network.state_dict().items():
-            names = table.theirs(key)
-            theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
+    theirs = split(weights.build_encoder(), VJEPA2_ENCODER) | split(weights.build_predictor(), VJEPA2_PREDICTOR)
     num_masks = sum(name.startswith(MASK_TOKENS) for name in theirs)
     theirs[MASK_TOKENS] = torch.stack([theirs.pop(f"{MASK_TOKENS}.{number}") for number in range(num_masks)])
+    return theirs, _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
+
+
+def split(network: nn.Module, table: TensorNames) -> dict[str, Tensor]:
+    """Give the tensors of `network` under their names: the inverse of `take`."""
+    theirs: dict[str, Tensor] = {}
+    for key, tensor in network.state_dict().items():
+        names = table.theirs(key)
+        theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
+    return theirs
+
+
+def save(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write config.json and the tensors into a new folder."""
     folder.mkdir(parents=True)
-    settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
 
 
