@@ -20,6 +20,7 @@ from vjepa import config, finetune, report
 from vjepa.errors import UserError
 from vjepa.interop.probes import load_probe
 from vjepa.jepa import build
+from vjepa.probing.banks import Bank
 from vjepa.probing.classifying import Network, SelectionJudge, answer
 from vjepa.probing.datasets import Views
 from vjepa.probing.protocol import Examples, ProbeMethod, fit_probe
@@ -104,8 +105,6 @@ def test_the_head_starts_as_the_linear_probe_of_the_frozen_start(start: Path, cl
     values = []
     for batch in source.loader(np.concatenate([trial.train, trial.selection, trial.test]), Views(), 4):
         values.append(network.tokens(batch.video).mean(1))
-    from vjepa.probing.banks import Bank
-
     ids = np.concatenate([trial.train, trial.selection, trial.test])
     bank = Bank(torch.cat(values)[:, None, None].detach().half(), ids, ())
     parts = [Examples.of(bank, part, work.dataset.labels, "x") for part in (trial.train, trial.selection, trial.test)]
@@ -158,7 +157,7 @@ def test_the_judge_prefers_right_answers_then_the_smaller_loss() -> None:
     judge = SelectionJudge.__new__(SelectionJudge)
     judge.num_clips = 10
     best, sure, unsure = (
-        {"selection_accuracy": a, "selection_loss": l} for a, l in ((0.6, 9.0), (0.5, 0.1), (0.5, 0.2))
+        {"selection_accuracy": right, "selection_loss": loss} for right, loss in ((0.6, 9.0), (0.5, 0.1), (0.5, 0.2))
     )
     assert judge.merit(best) > judge.merit(sure) > judge.merit(unsure)
 

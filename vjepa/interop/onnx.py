@@ -59,7 +59,8 @@ def export(network: Encoder | EncoderWithHead, example_size: tuple[int, int, int
     except torch.onnx.OnnxExporterError as error:
         what = str(error).partition("\n")[0]
         raise UserError(
-            f"{path}: torch cannot write backbone: {encoder.model.backbone} as ONNX ({what}); export it with --to safetensors"
+            f"{path}: torch cannot write backbone: {encoder.model.backbone} as ONNX ({what}); export it with "
+            "--to safetensors"
         ) from None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run([output], {"video": video.numpy()})

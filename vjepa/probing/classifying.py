@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vjepa.data.augment import normalise
 from vjepa.data.plan_rows import Views
+from vjepa.interop.classifiers import EncoderWithHead
+from vjepa.interop.probes import Classifier
 from vjepa.models.encoder import Encoder
 from vjepa.probing.banks import SampleSource, nothing_readable
 from vjepa.probing.datasets import Dataset
@@ -27,12 +29,16 @@ Watch = Callable[[Iterable[ClipBatch]], Iterable[ClipBatch]]
 
 @dataclass(frozen=True)
 class Network:
-    """Hold an encoder and a head, frozen, where and in which precision they run."""
+    """Hold an encoder and a head, where and in which precision they run, and which blocks the head reads.
+
+    blocks: None: the last one alone.
+    """
 
     encoder: Encoder
-    head: nn.Module
+    head: Classifier
     device: torch.device
     dtype: torch.dtype
+    blocks: tuple[int, ...] | None = None
 
     def tokens(self, video: Tensor) -> Tensor:
         """Encode uint8 clips [B, 3, T, S, S] -> [B, N, D]."""
@@ -42,9 +48,9 @@ class Network:
 
     def probabilities(self, video: Tensor) -> Tensor:
         """Answer uint8 clips [B, 3, T, S, S] -> fp32 [B, C]."""
-        tokens = self.tokens(video)
+        network = EncoderWithHead(self.encoder, self.head, self.blocks)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits: Tensor = self.head(tokens)
+            logits: Tensor = network(normalise(video.to(self.device), self.dtype))
         return functional.softmax(logits.float(), dim=-1)
 
 

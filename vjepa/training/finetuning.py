@@ -41,7 +41,7 @@ FinetuningRun = TrainingRun[config.FinetuneConfig]
 
 
 @dataclass(frozen=True)
-class Work:
+class Labelled:
     """Hold what a run works on: its start, the labelled clips, the classes that are learned."""
 
     weights: Weights
@@ -62,7 +62,7 @@ def finetune(
         return _go_on(run, method, work, stop_at_step)
 
 
-def prepare(settings: config.FinetuneConfig, progress: bool) -> tuple[FinetuningRun, Finetuning, Work]:
+def prepare(settings: config.FinetuneConfig, progress: bool) -> tuple[FinetuningRun, Finetuning, Labelled]:
     """Check everything that can be wrong before the first step, then open the run folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("vjepa.finetune: runs in one process for now; start it without torchrun")
@@ -81,11 +81,11 @@ def prepare(settings: config.FinetuneConfig, progress: bool) -> tuple[Finetuning
     return (
         FinetuningRun(settings, folder, sources, where, dtype, total, progress),
         method,
-        Work(weights, dataset, classes),
+        Labelled(weights, dataset, classes),
     )
 
 
-def _go_on(run: FinetuningRun, method: Finetuning, work: Work, stop_at_step: int | None) -> dict[str, Any] | None:
+def _go_on(run: FinetuningRun, method: Finetuning, work: Labelled, stop_at_step: int | None) -> dict[str, Any] | None:
     """Restore or start, learn up to `stop_at_step` or the end, and measure; see `finetune`."""
     settings, wanted = run.settings, run.settings.finetune
     optimizer = make_optimizer(method, settings.optim, method.lr_scales())
@@ -113,7 +113,7 @@ def _go_on(run: FinetuningRun, method: Finetuning, work: Work, stop_at_step: int
 def _learn(
     run: FinetuningRun,
     method: Finetuning,
-    work: Work,
+    work: Labelled,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     stop: int,
@@ -129,7 +129,7 @@ def _learn(
     learn(run, step, run_log.RunLog(run.folder, state.step), judge, None, state, stop)
 
 
-def conclude(run: FinetuningRun, method: Finetuning, work: Work, state: TrainingState) -> dict[str, Any] | None:
+def conclude(run: FinetuningRun, method: Finetuning, work: Labelled, state: TrainingState) -> dict[str, Any] | None:
     """Measure the best checkpoint on validation clips, beside the frozen probes; a finished run is only shown again.
 
     None where the baseline from scratch was stopped.
@@ -164,7 +164,7 @@ def _from_scratch(run: FinetuningRun) -> dict[str, Any] | None:
     return finetune(settings.model_copy(update=changes), progress=run.progress)
 
 
-def _measure(run: FinetuningRun, method: Finetuning, work: Work, scratch: dict[str, Any] | None) -> dict[str, Any]:
+def _measure(run: FinetuningRun, method: Finetuning, work: Labelled, scratch: dict[str, Any] | None) -> dict[str, Any]:
     """Answer validation clips by the best checkpoint and by the probes of the frozen start; keep the head."""
     settings, dataset, test = run.settings, work.dataset, run.settings.test
     measured = run.folder.best or run.folder.require()
@@ -194,7 +194,7 @@ def _measure(run: FinetuningRun, method: Finetuning, work: Work, scratch: dict[s
     }
 
 
-def _probe(run: FinetuningRun, work: Work, views: Views) -> dict[str, Comparison]:
+def _probe(run: FinetuningRun, work: Labelled, views: Views) -> dict[str, Comparison]:
     """Measure the frozen start by the probes that are asked for: mode -> comparison."""
     test, found = run.settings.test, dict[str, Comparison]()
     if not test.probes:
