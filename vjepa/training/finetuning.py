@@ -185,7 +185,7 @@ def _measure(run: FinetuningRun, method: Finetuning, work: Labelled, scratch: di
     return {
         "label": settings.finetune.label,
         "measured": {"encoder": settings.measured[0], "step": measured.step},
-        "views": str(views),
+        "views": f"{views.num_clips} clips x {views.num_crops} crops of each video",
         "kinds": kinds | {"chance": {"top1": asdict(classifying.chance(answers.clip_ids, dataset))}},
         "num_clips": {"train": len(trial.train), "selection": len(trial.selection), "val": scores.num_clips},
         "scores": _with_uris(scores.to_dict(), dataset),
