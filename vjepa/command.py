@@ -86,17 +86,19 @@ class _ConfigParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(*arguments, **options)
 
 
-def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
-    """Make a parser of the arguments that every command with a config shares; `--help` lists every setting."""
+def config_parser(
+    command: str, purpose: str, section: type[config.Config | config.FinetuneConfig] = config.Config
+) -> argparse.ArgumentParser:
+    """Make a parser of the arguments that every command with a config shares; `--help` lists every setting of it."""
     parser = _ConfigParser(
         prog=f"python -m vjepa.{command}",
         description=purpose,
         epilog="\n".join(
             [
                 "short names, at the top level of a config and on the command line (name = setting):",
-                *config.describe_aliases(),
+                *config.describe_aliases(section),
                 "settings (section.key = default  meaning):",
-                *config.describe(),
+                *config.describe(section),
             ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,7 +107,8 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="CONFIG.yaml | section.key=value",
-        help="config file or name of a shipped one (default: demo), and overrides",
+        help="config file or name of a shipped one"
+        f"{' (default: demo)' if section is config.Config else ', or none'}, and overrides",
     )
     parser.add_argument("--config", metavar="CONFIG.yaml", help="the same as naming the file first")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
@@ -114,6 +117,12 @@ def config_parser(command: str, purpose: str) -> argparse.ArgumentParser:
 
 def read_config(arguments: argparse.Namespace) -> config.Config:
     """Load the config that the arguments of `config_parser` name."""
+    name, overrides = split_settings(arguments)
+    return config.load(name or "demo", overrides)
+
+
+def split_settings(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Tell the one config file that the arguments of `config_parser` name, where they do, from the overrides."""
     names = [word for word in arguments.settings if "=" not in word]
     if arguments.config:
         names.append(arguments.config)
@@ -121,8 +130,7 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
         raise UserError(
             f"one config file, please, got {len(names)}: {', '.join(names)}; overrides are written section.key=value"
         )
-    overrides = [word for word in arguments.settings if "=" in word]
-    return config.load(names[0] if names else "demo", overrides)
+    return (names[0] if names else None), [word for word in arguments.settings if "=" in word]
 
 
 def number(

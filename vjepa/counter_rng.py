@@ -29,6 +29,8 @@ STREAMS: Final = {
     "bricks": 18,
     "shapes": 19,
     "camera": 20,
+    "rand_augment": 22,
+    "mix": 23,
     "tuner": 24,
     "tuner_views": 25,
     "shots": 30,

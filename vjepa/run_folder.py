@@ -1,6 +1,7 @@
 """What lies where in the folder of a run. Nothing else knows these names.
 
 config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
+start.safetensors  head.safetensors  scratch/    of fine-tuning: its start, the head that goes with best.pth, a baseline
 .lock                     held by the process that trains here, with its host and number
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
@@ -23,7 +24,8 @@ from typing import Any, Final
 from vjepa import files
 from vjepa.errors import UserError
 
-FORMAT_VERSION: Final = 4  # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`
+# of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`, as `best_knn`
+FORMAT_VERSION: Final = 5
 _NAMES: Final = ("latest", "best")
 
 
@@ -120,6 +122,9 @@ class RunFolder:
     tensorboard = _Inside("tensorboard")
     pictures = _Inside("pictures")
     teacher = _Inside("teacher.safetensors")  # what it was at the first step, whatever becomes of its own run
+    start = _Inside("start.safetensors")
+    head = _Inside("head.safetensors")
+    scratch = _Inside("scratch")
     lock = _Inside(".lock")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")

@@ -7,7 +7,19 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 
 from vjepa.config.channels import IMAGENET_MEAN, IMAGENET_STD, Channels
 from vjepa.config.data import Data, MixedSource, Source
-from vjepa.config.files import config_path, describe, describe_aliases, dump, explain, load, validate
+from vjepa.config.files import (
+    config_path,
+    describe,
+    describe_aliases,
+    dump,
+    explain,
+    load,
+    load_run,
+    read_tree,
+    validate,
+    validate_finetuning,
+)
+from vjepa.config.finetuning import Finetune, FinetuneConfig
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
 from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
 from vjepa.config.monitor import HealthState, Monitor
@@ -27,6 +39,8 @@ __all__ = [
     "Data",
     "EncoderSettings",
     "Eval",
+    "Finetune",
+    "FinetuneConfig",
     "HealthState",
     "IjepaMask",
     "Mask",
@@ -49,5 +63,8 @@ __all__ = [
     "dump",
     "explain",
     "load",
+    "load_run",
+    "read_tree",
     "validate",
+    "validate_finetuning",
 ]

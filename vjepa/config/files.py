@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from vjepa.config import reading
 from vjepa.config.aliases import ALIASES
+from vjepa.config.finetuning import FinetuneConfig
 from vjepa.config.masks import MASK_KINDS
 from vjepa.config.model import Backbone
 from vjepa.config.section import ConfigError, Section
@@ -46,19 +47,36 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     Both may use the short names of `ALIASES`. Raises ConfigError with one line.
     """
     path = config_path(name)
+    tree = read_tree(path, overrides)
+    if isinstance(tree["run"], dict) and tree["run"].get("dir") is None:
+        tree["run"]["dir"] = f"runs/{path.stem}"
+    return validate(tree, str(path))
+
+
+def load_run(path: Path) -> Config | FinetuneConfig:
+    """Read the config.yaml of a run, of pre-training or of fine-tuning. Raises ConfigError with one line."""
+    tree = read_tree(path)
+    return validate_finetuning(tree, str(path)) if "finetune" in tree else load(str(path))
+
+
+def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a config file, or none, and overrides, short names spelled out; nothing is validated but its form."""
+    tree = _parse_file(path) if path else {}
+    _spell_out(tree, str(path))
+    for override in overrides:
+        _override(tree, override)
+    tree.setdefault("run", {})
+    return tree
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
     try:
         tree = reading.parse(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(tree).__name__}")
-    _spell_out(tree, str(path))
-    for override in overrides:
-        _override(tree, override)
-    tree.setdefault("run", {})
-    if isinstance(tree["run"], dict) and tree["run"].get("dir") is None:
-        tree["run"]["dir"] = f"runs/{path.stem}"
-    return validate(tree, str(path))
+    return tree
 
 
 def validate(tree: Mapping[str, Any], origin: str) -> Config:
@@ -69,6 +87,15 @@ def validate(tree: Mapping[str, Any], origin: str) -> Config:
         if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
             raise ConfigError(f"{origin}: {error}") from None
         raise ConfigError(f"{origin}: {explain(error)}") from None
+
+
+def validate_finetuning(tree: Mapping[str, Any], origin: str) -> FinetuneConfig:
+    """Make the config of a fine-tuning run of plain data. Raises ConfigError with one line."""
+    try:
+        return FinetuneConfig.model_validate_json(json.dumps(tree))
+    except (ValidationError, TypeError) as error:
+        told = explain(error, FinetuneConfig) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{origin}: {told}") from None
 
 
 def explain(error: ValidationError, section: type[Section] = Config) -> str:
@@ -86,20 +113,23 @@ def _filled(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "data": {"num_frames": 1, **data} if of_timm and isinstance(data, dict) else data}
 
 
-def dump(config: Config) -> str:
+def dump(config: Section) -> str:
     """Write the resolved config as YAML; reading it back gives the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def describe_aliases() -> Iterator[str]:
-    """List the short names, one line each: what it stands for."""
+def describe_aliases(section: type[Section] = Config) -> Iterator[str]:
+    """List the short names that a kind of run has, one line each: what it stands for."""
     for name, path in ALIASES.items():
-        yield f"  {name} = {path}"
+        if path.split(".")[0] in section.model_fields and not (section is not Config and path.startswith("model.")):
+            yield f"  {name} = {path}"
 
 
-def describe() -> Iterator[str]:
-    """List the settings, one line each: path, type, default, meaning."""
-    yield from _describe(Config, "")
+def describe(section: type[Section] = Config) -> Iterator[str]:
+    """List the settings of a kind of run, one line each: path, default, meaning."""
+    yield from _describe(section, "")
+    if section is not Config:
+        return
     for kind, section in MASK_KINDS.items():
         yield from _describe(section, f"masks.N[{kind}].")
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import yaml
 
 from vjepa.config.aliases import ALIASES
+from vjepa.config.finetuning import FinetuneConfig
 from vjepa.config.masks import MASK_KINDS
 from vjepa.config.row_filter import parse_values
 from vjepa.config.section import ConfigError, Section
@@ -86,7 +87,7 @@ def _keep_text(node: yaml.Node, key: str) -> None:
 @cache
 def _text_keys() -> frozenset[str]:
     """Find the keys that hold text wherever they stand."""
-    sections: tuple[type[Section], ...] = (Config, *MASK_KINDS.values())
+    sections: tuple[type[Section], ...] = (Config, FinetuneConfig, *MASK_KINDS.values())
     holds = [pair for section in sections for pair in _holding(section)]
     holds += [(name, text) for name, path in ALIASES.items() for key, text in holds if key == path.split(".")[-1]]
     return frozenset(key for key, text in holds if text) - {key for key, text in holds if not text}

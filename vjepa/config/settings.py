@@ -138,6 +138,26 @@ class Eval(Section):
         return self
 
 
+def check_sizes(model: Model, data: Data) -> None:
+    """Check that clips are whole numbers of patches and tubelets, and have a grid. Raises ValueError."""
+    for side in data.crop_size:
+        if side % model.patch_px:
+            raise ValueError(
+                f"data.crop_px: {side} px is not a whole number of patches of model.patch_px={model.patch_px}"
+            )
+    for name, source in data.sources.items():
+        path = f"{name.removesuffix('.train')}.num_frames"
+        if source.num_frames > 1 and source.num_frames % model.tubelet_frames:
+            raise ValueError(
+                f"{path}: {source.num_frames} is not a whole number of tubelets of "
+                f"model.tubelet_frames={model.tubelet_frames}"
+            )
+        try:
+            model.grid(*source.clip_size)
+        except ConfigError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
 class Config(Section):
     run: Run = Run()
     data: Data
@@ -157,7 +177,7 @@ class Config(Section):
     def _fits(self) -> Self:
         self._check_choices()
         self._check_views()
-        self._check_sizes()
+        check_sizes(self.model, self.data)
         resolved = self._with_channels()._with_view_invariance()._with_initial_std()._with_lr()._with_out_width()
         self.__dict__.update(resolved.__dict__)  # `Config(...)` gives itself, whatever a validator returns
         return self
@@ -188,25 +208,6 @@ class Config(Section):
                 "objective.context_weight: masks of kind ijepa predict each target apart, with no loss on "
                 "visible tokens; use another kind"
             )
-
-    def _check_sizes(self) -> None:
-        """Check that clips are whole numbers of patches and tubelets, and have a grid."""
-        for side in self.data.crop_size:
-            if side % self.model.patch_px:
-                raise ValueError(
-                    f"data.crop_px: {side} px is not a whole number of patches of model.patch_px={self.model.patch_px}"
-                )
-        for name, data in self.data.sources.items():
-            path = f"{name.removesuffix('.train')}.num_frames"
-            if data.num_frames > 1 and data.num_frames % self.model.tubelet_frames:
-                raise ValueError(
-                    f"{path}: {data.num_frames} is not a whole number of tubelets of "
-                    f"model.tubelet_frames={self.model.tubelet_frames}"
-                )
-            try:
-                self.model.grid(*data.clip_size)
-            except ConfigError as error:
-                raise ValueError(f"{path}: {error}") from None
 
     def _check_views(self) -> None:
         """Check that terms over embeddings have clips, or views of a clip, to compare."""

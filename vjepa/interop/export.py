@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -12,8 +14,10 @@ import torch
 
 from vjepa import config
 from vjepa.errors import UserError
-from vjepa.interop import huggingface, load, onnx, own
+from vjepa.interop import classifiers, huggingface, load, onnx, own
+from vjepa.interop.classifiers import VideoClassifier
 from vjepa.interop.meta import Hints
+from vjepa.interop.probes import load_probe
 from vjepa.interop.weights import Weights
 from vjepa.run_folder import RunFolder
 
@@ -49,6 +53,9 @@ def export_file(
     missing.
     """
     refuse_existing(out)  # before minutes of reading
+    classifier = classifiers.find(Path(source)) if format is None and (hints is None or hints == Hints()) else None
+    if classifier is not None:
+        return _export_classifier(source, classifier, to, out, num_frames, crop_px)
     weights = load.read(source, format, hints)
     clip = _clip_size(weights, to, num_frames, crop_px, _fit(Path(source)))
     difference = export(weights, to, out, clip)
@@ -59,17 +66,42 @@ def export_file(
     )
 
 
+def _export_classifier(
+    source: str,
+    classifier: VideoClassifier,
+    to: str,
+    out: Path,
+    num_frames: int | None,
+    crop_px: Sequence[int] | None,
+) -> str:
+    """Write encoder and head of a classifier; its clips are those that it learned from, unless others are named."""
+    data = classifier.data
+    clip = _clip_size(classifier.weights, to, num_frames or data.num_frames, crop_px or data.crop_size, data.fit)
+    difference = _write(partial(CLASSIFIER_WRITERS[to], classifier), out, clip)
+    size = "x".join(map(str, clip.size))
+    told = f"{len(classifier.classes)} classes"
+    return (
+        f"{out}: classifier of {told} as {to}; logits of clips of {size} differ from those of {source} by at most "
+        f"{difference:.2g}"
+    )
+
+
 def export(weights: Weights, to: str, out: Path, clip: ClipSize) -> float:
     """Write `out` in the format `to`; return the largest difference of its features from the source's, on random clips.
 
     Nothing appears at `out` before it is complete and checked. Raises UserError where `out` exists, or where the format
     cannot express the networks.
     """
+    return _write(partial(WRITERS[to], weights), out, clip)
+
+
+def _write(writer: Callable[[Path, ClipSize], float], out: Path, clip: ClipSize) -> float:
+    """Have `writer` make `out` in another place, and all that it wrote appear when it is done."""
     refuse_existing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
-            difference = WRITERS[to](weights, Path(workshop, out.name), clip)
+            difference = writer(Path(workshop, out.name), clip)
             made = sorted(Path(workshop).iterdir())  # an ONNX file may have its weights beside it, and knows their name
             for item in made:
                 refuse_existing(out.with_name(item.name))
@@ -101,7 +133,7 @@ def _clip_size(weights: Weights, to: str, num_frames: int | None, crop_px: Seque
 def _fit(source: Path) -> str:
     """Read how frames filled the clips of the run that `source` is of; the centre of others."""
     run = RunFolder.above(source)
-    return config.load(str(run.config)).data.fit if run else "crop"
+    return config.load_run(run.config).data.fit if run else "crop"
 
 
 def _safetensors(weights: Weights, path: Path, clip: ClipSize) -> float:
@@ -123,6 +155,36 @@ WRITERS: Final[dict[str, Callable[[Weights, Path, ClipSize], float]]] = {
     "onnx": _onnx,
     "safetensors": _safetensors,
 }
+
+
+def _huggingface_classifier(classifier: VideoClassifier, path: Path, clip: ClipSize) -> float:
+    classifiers.write_huggingface(classifier, path, clip.size)
+    written = classifiers.find(path)
+    return _difference_of_logits(classifier, written, clip) if written else math.inf
+
+
+def _onnx_classifier(classifier: VideoClassifier, path: Path, clip: ClipSize) -> float:
+    return onnx.export(classifier.build(), clip.size, path)
+
+
+def _safetensors_classifier(classifier: VideoClassifier, path: Path, clip: ClipSize) -> float:
+    head = classifiers.write_safetensors(classifier, path)
+    written = replace(classifier, weights=own.read(path), head=load_probe(head))
+    return _difference_of_logits(classifier, written, clip)
+
+
+CLASSIFIER_WRITERS: Final[dict[str, Callable[[VideoClassifier, Path, ClipSize], float]]] = {
+    "huggingface": _huggingface_classifier,
+    "onnx": _onnx_classifier,
+    "safetensors": _safetensors_classifier,
+}
+
+
+def _difference_of_logits(source: VideoClassifier, written: VideoClassifier, clip: ClipSize) -> float:
+    """Find the largest difference of the logits of one random clip."""
+    video = torch.randn(1, source.weights.model.channels, *clip.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return float((source.build()(video) - written.build()(video)).abs().max())
 
 
 def _difference(source: Weights, written: Weights, clip: ClipSize) -> float:

@@ -325,6 +325,12 @@ def write(weights: Weights, folder: Path, size: tuple[int, int, int], fit: str =
     above), while T is for the record and changes nothing. fit: how frames filled them, for its processor.
     Raises UserError for what V-JEPA 2 cannot express there, and for clips smaller than a patch.
     """
+    tensors, settings = translate(weights, size)
+    save(folder, settings, tensors, processor_of(size[1], fit, weights.channels))
+
+
+def translate(weights: Weights, size: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the tensors of `write` under their names, and its config.json. Raises UserError as `write` does."""
     _refuse_inexpressible(weights)
     model, (num_frames, height, crop_px) = weights.model, size
     if height != crop_px:
@@ -336,24 +342,33 @@ def write(weights: Weights, folder: Path, size: tuple[int, int, int], fit: str =
         raise UserError(
             f"clips of {num_frames} frames of {crop_px} px hold no patch of {model.patch_px} px; give larger ones"
         )
-    networks = ((weights.build_encoder(), VJEPA2_ENCODER), (weights.build_predictor(), VJEPA2_PREDICTOR))
-    theirs: dict[str, Tensor] = {}
-    for network, table in networks:
-        for key, tensor in network.state_dict().items():
-            names = table.theirs(key)
-            theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
+    theirs = split(weights.build_encoder(), VJEPA2_ENCODER) | split(weights.build_predictor(), VJEPA2_PREDICTOR)
     num_masks = sum(name.startswith(MASK_TOKENS) for name in theirs)
     theirs[MASK_TOKENS] = torch.stack([theirs.pop(f"{MASK_TOKENS}.{number}") for number in range(num_masks)])
+    return theirs, _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
+
+
+def split(network: nn.Module, table: TensorNames) -> dict[str, Tensor]:
+    """Give the tensors of `network` under their names: the inverse of `take`."""
+    theirs: dict[str, Tensor] = {}
+    for key, tensor in network.state_dict().items():
+        names = table.theirs(key)
+        theirs |= dict(zip(names, tensor.chunk(len(names)), strict=True))
+    return theirs
+
+
+def save(
+    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], processor: Mapping[str, Any]
+) -> None:
+    """Write config.json, the tensors and what their processor does into a new folder."""
     folder.mkdir(parents=True)
-    settings = _settings(model, num_masks) | {"crop_size": crop_px, "frames_per_clip": num_frames}
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    processor = _processor(crop_px, fit, weights.channels)
-    (folder / PROCESSOR).write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    contiguous = {name: tensor.contiguous() for name, tensor in theirs.items()}
+    for name, told in ((CONFIG, settings), (PROCESSOR, processor)):
+        (folder / name).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / TENSORS, metadata={"format": "pt"})
 
 
-def _processor(crop_px: int, fit: str, channels: config.Channels) -> dict[str, Any]:
+def processor_of(crop_px: int, fit: str, channels: config.Channels) -> dict[str, Any]:
     """Make the settings of their video processor, which resizes the short side to 8/7 of what it crops in the centre.
 
     It can neither squash nor letterbox: for such clips it only normalises, and is given squares of `crop_px`.

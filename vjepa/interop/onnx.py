@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.errors import UserError
+from vjepa.interop.classifiers import EncoderWithHead
 from vjepa.models.encoder import Encoder
 
 TOLERANCE = 1e-4
@@ -17,37 +18,39 @@ ONE_FILE_BYTES = 1_800_000_000  # an ONNX file ends at 2 GiB; larger weights go 
 
 
 class _WholeVideo(nn.Module):
-    """Encode all tokens, with one input."""
+    """Run a network on all tokens of a video, with one input."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.network = network
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.encoder(video)  # type: ignore[no-any-return]
+        return self.network(video)  # type: ignore[no-any-return]
 
 
-def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> float:
-    """Write `path`: input `video` [B, C, T, H, W], output `features` [B, N, D], for any B and one size (T, H, W).
+def export(network: Encoder | EncoderWithHead, example_size: tuple[int, int, int], path: Path) -> float:
+    """Write `path`: input `video` [B, C, T, H, W], for any B and one size (T, H, W).
 
-    Return the largest difference from onnxruntime's features of random clips. Raises UserError where it is above 1e-4,
+    The output of an encoder is `features` [B, N, D], that of a classifier `logits` [B, C].
+    Return the largest difference from onnxruntime's output of random clips. Raises UserError where it is above 1e-4,
     where torch cannot write the network, and where the extra `onnx` is not installed. Weights of more than 1.8 GB are
     in `path`.data beside it.
     """
     onnxruntime = _onnxruntime()
-    network = _WholeVideo(encoder).eval()
+    encoder, output = (network, "features") if isinstance(network, Encoder) else (network.encoder, "logits")
+    whole = _WholeVideo(network).eval()
     video = torch.randn(3, encoder.model.channels, *example_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = network(video)  # this also makes the tables of positions, which the export then takes as constants
-    num_bytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+        wanted = whole(video)  # this also makes the tables of positions, which the export then takes as constants
+    num_bytes = sum(tensor.nbytes for tensor in network.state_dict().values())
     try:
         with torch.no_grad():
             torch.onnx.export(
-                network,
+                whole,
                 (video[:2],),
                 path,
                 input_names=["video"],
-                output_names=["features"],
+                output_names=[output],
                 dynamic_shapes={"video": {0: torch.export.Dim("batch")}},
                 external_data=num_bytes > ONE_FILE_BYTES,
                 dynamo=True,
@@ -60,11 +63,11 @@ def export(encoder: Encoder, example_size: tuple[int, int, int], path: Path) -> 
             "--to safetensors"
         ) from None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run(["features"], {"video": video.numpy()})
-    difference = float((torch.from_numpy(answer) - features).abs().max())
-    if not difference <= TOLERANCE:
+    (answer,) = session.run([output], {"video": video.numpy()})
+    difference = float((torch.from_numpy(answer) - wanted).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):  # logits may be large, features are not
         raise UserError(
-            f"{path}: onnxruntime's features differ by {difference:.2g} from torch's, more than "
+            f"{path}: onnxruntime's {output} differ by {difference:.2g} from torch's, more than "
             f"{TOLERANCE:g}; the file is not to be used"
         )
     return difference

@@ -57,7 +57,7 @@ def read(path: Path, which: str | None = None) -> Weights:
     metadata = read_metadata(path)
     if metadata is None:
         raise UserError(f"{path}: not a run folder, a checkpoint or a safetensors file of vjepa")
-    return _read_single(path, metadata) if metadata.get("format") == "vjepa" else _read_network(path)
+    return _read_single(path) if metadata.get("format") == "vjepa" else _read_network(path)
 
 
 def write(weights: Weights, path: Path) -> None:
@@ -80,7 +80,8 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, st
         save_file(apart, partial, metadata)
 
 
-def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
+def _read_single(path: Path) -> Weights:
+    metadata = read_metadata(path) or {}
     if "model" not in metadata:
         raise UserError(f"{path}: its metadata hold no settings of the networks (model)")
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
@@ -98,6 +99,8 @@ def _read_single(path: Path, metadata: Mapping[str, str]) -> Weights:
 
 def _read_checkpoint(checkpoint: Checkpoint, which: str | None) -> Weights:
     settings = _settings(checkpoint)
+    if isinstance(settings, config.FinetuneConfig):
+        return _of_finetuned(checkpoint, settings, which or settings.measured[0])
     networks, which = settings.objective.networks, which or settings.eval.encoder
     if which not in networks:
         raise UserError(
@@ -114,17 +117,30 @@ def _read_network(path: Path) -> Weights:
     if checkpoint is None:
         raise UserError(f"{path}: no config.yaml lies above it; name a file or folder inside a run of vjepa.train")
     settings, tensors = _settings(checkpoint), read_tensors(path)
+    if isinstance(settings, config.FinetuneConfig):
+        return _of_finetuned(checkpoint, settings, path.stem)
     is_predictor = "predictor_proj.weight" in tensors
     return _of_run(path, settings, {} if is_predictor else tensors, tensors if is_predictor else {}, path.stem)
 
 
-def _settings(checkpoint: Checkpoint) -> config.Config:
+def _of_finetuned(checkpoint: Checkpoint, settings: config.FinetuneConfig, which: str) -> Weights:
+    """Read an encoder of a fine-tuned run, with the tables of positions that its start brought."""
+    encoders = [name for name in settings.networks if name.endswith("encoder")]
+    if which not in encoders:
+        raise UserError(f"{checkpoint.path}: {which} is no encoder of this run; take {' or '.join(encoders)}")
+    run = checkpoint.run
+    tables = _read_single(run.start).tables if run and run.start.is_file() else {}
+    tensors = read_tensors(checkpoint.network(which))
+    return Weights(str(checkpoint.path), settings.model, tensors, tables=tables, which=which)
+
+
+def _settings(checkpoint: Checkpoint) -> config.Config | config.FinetuneConfig:
     """Read the settings of the run that a checkpoint lies in, of a format that this version reads."""
     checkpoint.read_state()
     run = checkpoint.run
     if run is None:
         raise UserError(f"{checkpoint.path}: no config.yaml lies above it; name a folder inside a run of vjepa.train")
-    return config.load(str(run.config))
+    return config.load_run(run.config)
 
 
 def _of_run(

@@ -61,6 +61,10 @@ class OnlineProbe:
         self.encoder.train(training)
         return {**found, **self.random_init}
 
+    def merit(self, found: dict[str, float]) -> float:
+        """Tell by what was measured how good a checkpoint is."""
+        return found["knn"]
+
     def _measure(self, extractor: Extractor) -> dict[str, float]:
         banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})
         found, halves = {}, []

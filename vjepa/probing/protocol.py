@@ -291,7 +291,7 @@ def _in_units(head: AttentiveClassifier, targets: Targets) -> AttentiveClassifie
 def _linear_start(method: ProbeMethod, train: Examples, targets: Targets, selection: Examples) -> AttentiveClassifier:
     """Make the head that the sweep starts from. Raises UserError for attention heads that do not divide the width."""
     width = train.bank.values.shape[-1]
-    attention_heads = method.attention_heads or _attention_heads(width)
+    attention_heads = method.attention_heads or attention_heads_of(width)
     if width % attention_heads:
         raise UserError(f"--probe_heads {attention_heads}: does not divide the {width} features; give a divisor")
     with torch.random.fork_rng(devices=[]):
@@ -304,7 +304,8 @@ def _linear_start(method: ProbeMethod, train: Examples, targets: Targets, select
     return linear_start(pooler, learned, first, method.grid.seed)
 
 
-def _attention_heads(width: int) -> int:
+def attention_heads_of(width: int) -> int:
+    """Give the attention heads of a probe where none are asked for; see `ProbeMethod`."""
     return next(number for number in range(ATTENTION_HEADS, 0, -1) if width % number == 0)
 
 

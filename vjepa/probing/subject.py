@@ -15,6 +15,7 @@ from vjepa import config, device
 from vjepa.errors import UserError
 from vjepa.interop import load
 from vjepa.interop.meta import Hints
+from vjepa.interop.weights import Weights
 from vjepa.models.encoder import Encoder
 from vjepa.probing.settings import SubjectSettings
 from vjepa.records import TokenGrid
@@ -49,11 +50,11 @@ class Subject:
         cannot take, and for a device that this machine lacks.
         """
         path = settings.model_path
-        _require(path)
+        require(path)
         weights = load.read(path, format, Hints(settings.encoder), predictor=False)
         encoder, run = weights.build_encoder(), RunFolder.above(path)
-        trained = config.load(str(run.config)) if run else None
-        native = trained.data if trained else _published_data(path, encoder, weights.channels)
+        trained = config.load_run(run.config) if run else None
+        native = trained.data if trained else _published_data(path, encoder.model, weights.channels)
         where = (trained.run if trained else config.Run()).model_copy(
             update={name: value for name in ("device", "precision") if (value := getattr(settings, name))}
         )
@@ -89,7 +90,7 @@ def blocks(option: str, text: str, depth: int) -> tuple[int, ...]:
     return tuple(sorted({number % depth for number in numbers}))
 
 
-def _require(path: Path) -> None:
+def require(path: Path) -> None:
     """Raise UserError where there is nothing at `path`, with a run under runs/ that may be meant."""
     if path.exists():
         return
@@ -125,9 +126,15 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _published_data(path: Path, encoder: Encoder, channels: config.Channels) -> config.Data:
+def native_data(path: Path, weights: Weights) -> config.Data:
+    """Say how clips are read for the encoder at `path`: as its run was trained on, else as it was published for."""
+    run = RunFolder.above(path)
+    return config.load_run(run.config).data if run else _published_data(path, weights.model, weights.channels)
+
+
+def _published_data(path: Path, model: config.Model, channels: config.Channels) -> config.Data:
     """Give the clips that an encoder of no run is published for, spread over the whole video."""
-    num_frames, crop_px = _published_frames(encoder.model), _published_px(path, encoder.model)
+    num_frames, crop_px = _published_frames(model), _published_px(path, model)
     data = {"train": "", "num_frames": num_frames, "crop_px": crop_px, "channels": channels}
     return config.Data.model_validate(data)
 

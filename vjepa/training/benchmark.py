@@ -18,7 +18,7 @@ from vjepa.data.sources import open_sources
 from vjepa.data.speed import loader_speed
 from vjepa.interop.teacher import read_teacher
 from vjepa.interop.weights import Weights
-from vjepa.jepa import build
+from vjepa.jepa import Jepa, build
 from vjepa.records import ClipBatch
 from vjepa.training import optim
 from vjepa.training.flops import step_flops
@@ -78,7 +78,7 @@ def bench_loader(settings: config.Config, num_batches: int, against: str | None)
 
 def training_step(
     settings: config.Config, where: torch.device, dtype: torch.dtype, teacher: Weights | None = None
-) -> TrainingStep:
+) -> TrainingStep[Jepa]:
     """Make the step of `settings` as training runs it. teacher: that of `objective.teacher`."""
     model = build(settings, teacher.build_encoder() if teacher else None).to(where)
     optimizer, total = optim.make_optimizer(model, settings.optim), settings.optim.total_steps or 1000
@@ -149,7 +149,7 @@ def peak_memory_bytes(where: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def loader_report(settings: config.Config, step: TrainingStep, num_steps: int) -> dict[str, float]:
+def loader_report(settings: config.Config, step: TrainingStep[Jepa], num_steps: int) -> dict[str, float]:
     """Measure clips per second of the loader alone, then of loading and training together."""
     runs: dict[str, Callable[[int, ClipBatch], Any]] = {
         "loader_clips_per_s": lambda number, batch: None,

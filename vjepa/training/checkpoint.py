@@ -30,7 +30,7 @@ class TrainingState:
 
     unreadable: clip -> why it was replaced. A clip is named by its clip id (as text) where it is of data.train, else by
     `source:clip_id`; see `ClipBatch.source`.
-    best_knn: the best k-NN accuracy so far, where that is measured.
+    best_merit: the most so far by the judge of the loop, such as k-NN accuracy, where there is one.
     best_step: of the checkpoint that is the best so far, by that or by the monitor.
     dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
     memory: that of the method, shared with it.
@@ -39,7 +39,7 @@ class TrainingState:
     step: int = 0
     num_replaced: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
-    best_knn: float | None = None
+    best_merit: float | None = None
     best_step: int | None = None
     dtype: str | None = None
     memory: dict[str, float] = field(default_factory=dict)
@@ -120,7 +120,10 @@ def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) ->
 
 def read_state(checkpoint: Checkpoint) -> TrainingState:
     """Read the training state. Raises UserError for a format of a newer version of vjepa."""
-    return TrainingState(**checkpoint.read_state())
+    facts = checkpoint.read_state()
+    if "best_knn" in facts:  # its name up to format 4
+        facts["best_merit"] = facts.pop("best_knn")
+    return TrainingState(**facts)
 
 
 def load_weights(path: Path, method: Method) -> None:

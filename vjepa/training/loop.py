@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from vjepa import config
 from vjepa.data.loader import train_loader
 from vjepa.data.sources import TrainSource
 from vjepa.errors import NotFinite
-from vjepa.probing.online import OnlineProbe
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
 from vjepa.training.checkpoint import TrainingState
@@ -22,12 +22,14 @@ from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
 from vjepa.training.stopping import interruptible
 
+SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig)
+
 
 @dataclass(frozen=True)
-class TrainingRun:
+class TrainingRun(Generic[SettingsT]):
     """Hold what one call of the loop has to do: settings, their folder, the clips of each source, where to compute."""
 
-    settings: config.Config
+    settings: SettingsT
     folder: RunFolder
     sources: list[TrainSource]
     device: torch.device
@@ -36,12 +38,25 @@ class TrainingRun:
     progress: bool
 
 
+class Judge(Protocol):
+    """Tell by labelled clips how good the networks are: the online probe of pre-training, the answers of fine-tuning.
+
+    It draws nothing and changes nothing.
+    """
+
+    def measure_at(self, step: int) -> dict[str, float]:
+        """Measure at the steps that are to be measured at; nothing at others."""
+
+    def merit(self, found: dict[str, float]) -> float:
+        """Tell by what was measured how good a checkpoint is; the best one has the most."""
+
+
 def learn(
-    run: TrainingRun,
-    step: TrainingStep,
+    run: TrainingRun[Any],
+    step: TrainingStep[Any],
     log: RunLog,
-    probe: OnlineProbe | None,
-    monitor: HealthMonitor,
+    judge: Judge | None,
+    monitor: HealthMonitor | None,
     state: TrainingState,
     stop: int,
 ) -> None:
@@ -51,7 +66,7 @@ def learn(
     loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
     bar = Progress(state.step, run.total_steps, run.progress)
     with interruptible() as interrupted:
-        if not log.rows and (untrained := monitor.measure_at(0)):
+        if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):
             log.write(0, {}, measured=untrained)
         for number, batch in zip(steps, bar.waiting(loader), strict=True):
             # step
@@ -62,21 +77,23 @@ def learn(
             bar.advance(len(batch.clip_ids))
 
             # evaluate
-            health = monitor.measure_at(state.step)
-            found = probe.measure_at(state.step) if probe else {}
-            is_best = bool(found) and (state.best_knn is None or found["knn"] > state.best_knn)
-            state.best_knn = found["knn"] if is_best else state.best_knn
+            health = monitor.measure_at(state.step) if monitor else {}
+            found = judge.measure_at(state.step) if judge else {}
+            merit = judge.merit(found) if judge and found else None
+            is_best = merit is not None and (state.best_merit is None or merit > state.best_merit)
+            state.best_merit = merit if is_best else state.best_merit
             ending = state.step == stop or bool(interrupted)
             saving = ending or is_best or state.step % every.save_every_steps == 0
             if saving or found or health or is_logged:
                 values, facts = read_terms(terms, state.step), bar.recent() | {"num_replaced": state.num_replaced}
                 log.write(state.step, {**values, **step.scalars(number), **facts}, batch.source, {**found, **health})
                 bar.show(values["loss"], facts["clips_per_s"])
-            if health and monitor.judge(log.rows):
-                bar.say(str(monitor.verdict))
-                log.say(state.step, "verdict", str(monitor.verdict))
-            ending = ending or monitor.ends_run
-            is_best = is_best or monitor.is_best(log.rows, every.save_every_steps)
+            if monitor:
+                if health and monitor.judge(log.rows):
+                    bar.say(str(monitor.verdict))
+                    log.say(state.step, "verdict", str(monitor.verdict))
+                ending = ending or monitor.ends_run
+                is_best = is_best or monitor.is_best(log.rows, every.save_every_steps)
 
             # save
             if saving or ending:

@@ -22,7 +22,7 @@ from vjepa.health import measures
 from vjepa.health.verdict import Row, holds_its_best, judge
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.records import Observed
-from vjepa.training.step import TrainingStep
+from vjepa.training.step import ObservedMethod, TrainingStep
 
 _FEWEST_CLIPS: Final = 2
 _MOST_NUMBERS: Final = 1 << 22  # of targets that are measured: of more, every n-th feature
@@ -32,7 +32,12 @@ class HealthMonitor:
     """Measure the same clips at the steps that `monitor.every_steps` names, and judge all that was logged so far."""
 
     def __init__(
-        self, settings: config.Config, clips: Tensor, step: TrainingStep, rows: Sequence[Row], total_steps: int
+        self,
+        settings: config.Config,
+        clips: Tensor,
+        step: TrainingStep[ObservedMethod],
+        rows: Sequence[Row],
+        total_steps: int,
     ) -> None:
         """Watch `step` on uint8 clips [B, 3, T, H, W]; fewer than two are not measured.
 

@@ -36,15 +36,16 @@ _LIBRARIES: Final = (
 )
 
 
-def open_run(settings: config.Config) -> RunFolder:
+def open_run(settings: config.Config | config.FinetuneConfig, evidence: tuple[str, ...] = EVIDENCE) -> RunFolder:
     """Make the run folder, or accept one that the same config made; what it is measured by may have changed.
 
+    evidence: how the settings begin that it is measured by alone.
     Raises UserError, and touches nothing, for a folder of another config or of something else.
     """
     run = settings.run.folder
     if run.config.is_file():
         stored, wanted = run.config.read_text(encoding="utf-8"), config.dump(settings)
-        different = [line for line in differences(stored, wanted) if not line.startswith(EVIDENCE)]
+        different = [line for line in differences(stored, wanted) if not line.startswith(evidence)]
         if different:
             raise UserError(
                 f"{run.path}: made with another config ({'; '.join(different)}); give this run its own run.dir=..., "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import statistics
 import sys
@@ -18,8 +17,8 @@ from vjepa import config, device, files
 from vjepa.data.augment import normalise
 from vjepa.data.joined_index import are_shared, open_index
 from vjepa.data.loader import eval_loader
-from vjepa.data.order import num_steps, total_steps
-from vjepa.data.sources import Part, TrainSource, open_sources
+from vjepa.data.order import num_steps
+from vjepa.data.sources import Part, open_sources
 from vjepa.errors import UserError
 from vjepa.health.verdict import Verdict, judge
 from vjepa.interop import own
@@ -38,6 +37,7 @@ from vjepa.training.loop import TrainingRun, learn
 from vjepa.training.monitor import HealthMonitor, read_clips
 from vjepa.training.open_run import open_run, sole_writer
 from vjepa.training.optim import make_optimizer
+from vjepa.training.resuming import check_precision, dtype_name, run_length
 from vjepa.training.step import TrainingStep
 
 
@@ -52,7 +52,7 @@ def train(settings: config.Config, stop_at_step: int | None = None, progress: bo
         return _go_on(run, method, stop_at_step)
 
 
-def _go_on(run: TrainingRun, method: Jepa, stop_at_step: int | None) -> dict[str, Any] | None:
+def _go_on(run: TrainingRun[config.Config], method: Jepa, stop_at_step: int | None) -> dict[str, Any] | None:
     """Restore, learn up to `stop_at_step` or the end, and measure; see `train`."""
     settings, progress = run.settings, run.progress
     optimizer = make_optimizer(method, settings.optim)
@@ -60,12 +60,12 @@ def _go_on(run: TrainingRun, method: Jepa, stop_at_step: int | None) -> dict[str
     method.memory = state.memory
     stop = run.total_steps if stop_at_step is None else min(stop_at_step, run.total_steps)
     if progress:
-        where = f"{run.device}, {_name(run.dtype)}"
+        where = f"{run.device}, {dtype_name(run.dtype)}"
         print(f"{run.folder.path}: step {state.step} of {run.total_steps}, {_describe_clips(run)}, {where}", flush=True)
     ended = _verdict(run, state).state in settings.monitor.stop_on
     if state.step < stop and not ended:
-        _check_precision(run, state)
-        state.dtype = _name(run.dtype)
+        check_precision(run, state)
+        state.dtype = dtype_name(run.dtype)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
         ended = _learn(run, step, online_probe(run, method), state, stop)
     if state.step < run.total_steps and not ended:
@@ -75,7 +75,7 @@ def _go_on(run: TrainingRun, method: Jepa, stop_at_step: int | None) -> dict[str
     return conclude(run, method, state)
 
 
-def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]:
+def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun[config.Config], Jepa]:
     """Check everything that can be wrong before the first step, then open the run folder.
 
     The networks are as the first step wants them, or a checkpoint is there to restore.
@@ -112,7 +112,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun, Jepa]
     return TrainingRun(settings, folder, sources, where, dtype, total, progress), method.to(where)
 
 
-def conclude(run: TrainingRun, method: Jepa, state: TrainingState) -> dict[str, Any]:
+def conclude(run: TrainingRun[config.Config], method: Jepa, state: TrainingState) -> dict[str, Any]:
     """Measure the frozen encoder, write summary.json and the pictures, print the closing table.
 
     What is measured is what best.pth holds: the best checkpoint, or the last where none was measured during training.
@@ -157,7 +157,13 @@ def _is_of(summary: dict[str, Any], state: TrainingState, evidence: str | None) 
     return bool(summary["steps"] == state.step and summary.get("evidence", evidence) == evidence)
 
 
-def _learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, state: TrainingState, stop: int) -> bool:
+def _learn(
+    run: TrainingRun[config.Config],
+    step: TrainingStep[Jepa],
+    probe: OnlineProbe | None,
+    state: TrainingState,
+    stop: int,
+) -> bool:
     """Do the steps up to `stop`; tell whether `monitor.stop_on` ended the run before that."""
     settings = run.settings
     run.folder.summary.unlink(missing_ok=True)  # of a run that was ended, and goes on with another monitor.stop_on
@@ -168,24 +174,10 @@ def _learn(run: TrainingRun, step: TrainingStep, probe: OnlineProbe | None, stat
     return monitor.ends_run
 
 
-def _verdict(run: TrainingRun, state: TrainingState) -> Verdict:
+def _verdict(run: TrainingRun[config.Config], state: TrainingState) -> Verdict:
     """Judge what was logged up to the step of `state`."""
     rows = [row for row in run_log.read_metrics(run.folder) if row["step"] <= state.step]
     return judge(rows, run.total_steps)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_precision(run: TrainingRun, state: TrainingState) -> None:
-    """Refuse to go on in another precision than the run has had so far, unless run.precision asks for it."""
-    used, now, short = state.dtype, _name(run.dtype), {"float32": "fp32", "bfloat16": "bf16"}
-    if run.settings.run.precision == "auto" and used is not None and used != now:
-        raise UserError(
-            f"{run.folder.path}: was trained in {used} so far, and on this machine run.precision=auto means {now}; go "
-            f"on with run.precision={short[used]}, or change it with run.precision={short[now]}"
-        )
 
 
 def _refuse_shared(part: Part, name: str, split: Split) -> None:
@@ -198,22 +190,11 @@ def _refuse_shared(part: Part, name: str, split: Split) -> None:
         )
 
 
-def run_length(settings: config.Config, sources: list[TrainSource]) -> int:
-    """Count the steps of a run: `optim.total_steps`, or those in which the rows of data.train, the first of `sources`,
-    have their turn `optim.epochs` times.
-    """
-    data, seed, optim = settings.data, settings.run.seed, settings.optim
-    if optim.total_steps is not None:
-        return optim.total_steps
-    turns = total_steps(seed, math.ceil((optim.epochs or 0) * len(sources[0].parts[0].rows)), data.clip_ratios)
-    return total_steps(seed, math.ceil(turns * data.clips_in_turn / data.global_batch), data.mix_ratios)
-
-
-def _steps_by_source(run: TrainingRun) -> list[int]:
+def _steps_by_source(run: TrainingRun[config.Config]) -> list[int]:
     return num_steps(run.settings.run.seed, run.total_steps, run.settings.data.mix_ratios)
 
 
-def _describe_clips(run: TrainingRun) -> str:
+def _describe_clips(run: TrainingRun[config.Config]) -> str:
     """Say `2394 clips`, or for a mix the clips and the steps of each source."""
     if len(run.sources) == 1:
         return f"{run.sources[0].num_rows} clips"
@@ -221,7 +202,7 @@ def _describe_clips(run: TrainingRun) -> str:
     return ", ".join(f"{steps} steps on {source.num_rows} clips of {source.name}" for source, steps in parts)
 
 
-def online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
+def online_probe(run: TrainingRun[config.Config], method: Jepa) -> OnlineProbe | None:
     """Make the probe that `eval.every_steps` asks for."""
     settings = run.settings
     if settings.eval.every_steps is None:
@@ -230,7 +211,7 @@ def online_probe(run: TrainingRun, method: Jepa) -> OnlineProbe | None:
     return OnlineProbe(settings.data, settings.eval, encoder, seed, run.device, run.dtype)
 
 
-def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
+def _facts(run: TrainingRun[config.Config], state: TrainingState, rows: list[dict[str, float]]) -> dict[str, Any]:
     """Sum up the training itself."""
     rows = [row for row in rows if "loss" in row]  # not that of the untrained encoder
     losses = {int(row.get("source", 0)): row["loss"] for row in rows}  # the last of each source
@@ -251,7 +232,7 @@ def _facts(run: TrainingRun, state: TrainingState, rows: list[dict[str, float]])
     return facts
 
 
-def _measure(run: TrainingRun, method: Jepa, measured: Checkpoint) -> dict[str, Any]:
+def _measure(run: TrainingRun[config.Config], method: Jepa, measured: Checkpoint) -> dict[str, Any]:
     """Read the frozen encoder with probes, where there are clips to measure on."""
     settings = run.settings
     if settings.data.val is None:
@@ -260,7 +241,7 @@ def _measure(run: TrainingRun, method: Jepa, measured: Checkpoint) -> dict[str, 
     return evaluate_run(settings.data, settings.eval, encoder, seed, measured.step, run.device, run.dtype)
 
 
-def _draw(run: TrainingRun, method: Jepa, rows: list[dict[str, float]]) -> None:
+def _draw(run: TrainingRun[config.Config], method: Jepa, rows: list[dict[str, float]]) -> None:
     """Draw the pictures of a run: loss curve, a clip with its mask, features of a few validation clips."""
     settings = run.settings
     source = settings.data.val or settings.data.train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from vjepa.training.optim import set_schedules
 
 
 class Method(Protocol):
-    """State what the loop needs of a method: `jepa.Jepa` is one. It is a module that holds all that is trained."""
+    """State what the loop needs of a method: `jepa.Jepa` is one, `finetuning.Finetuning` another.
+
+    It is a module that holds all that is trained.
+    """
 
     memory: dict[str, float]  # numbers that a checkpoint keeps beside the networks
 
@@ -30,9 +33,6 @@ class Method(Protocol):
 
     def terms(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
         """Compute named scalars on the device, of which `loss` is what is minimised: functions of weights and step."""
-
-    def observe(self, video: Tensor) -> Observed:
-        """Run the networks on uint8 clips [B, 3, T, H, W] for the monitor; nothing is drawn, nothing changes."""
 
     def after_update(self, step: int) -> None:
         """Do what follows an update of the weights, such as a moving average."""
@@ -50,12 +50,23 @@ class Method(Protocol):
         """Go through all weights with names that a checkpoint keeps."""
 
 
-class TrainingStep:
+class ObservedMethod(Method, Protocol):
+    """State what the health monitor needs of a method beside."""
+
+    def observe(self, video: Tensor) -> Observed:
+        """Run the networks on uint8 clips [B, C, T, H, W] for the monitor; nothing is drawn, nothing changes."""
+
+
+MethodT_co = TypeVar("MethodT_co", bound=Method, covariant=True)
+ObservedMethodT = TypeVar("ObservedMethodT", bound=ObservedMethod)
+
+
+class TrainingStep(Generic[MethodT_co]):
     """Update the weights of a method once for each batch: schedules, precision, backward, clipping, AdamW."""
 
     def __init__(
         self,
-        method: Method,
+        method: MethodT_co,
         optimizer: torch.optim.Optimizer,
         optim: config.Optim,
         dtype: torch.dtype,
@@ -91,7 +102,7 @@ class TrainingStep:
         self.method.after_update(step)
         return terms
 
-    def observe(self, video: Tensor) -> Observed:
+    def observe(self: TrainingStep[ObservedMethodT], video: Tensor) -> Observed:
         """Show clips that are not learned from to the networks, in the precision of training."""
         self.method.train(False)
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
@@ -110,4 +121,5 @@ class TrainingStep:
 
     def scalars(self, step: int) -> dict[str, float]:
         """Give what a log shows of a step beside its terms."""
-        return {"lr": self.optimizer.param_groups[0]["lr"], **self.method.scalars(step)}
+        first = self.optimizer.param_groups[0]
+        return {"lr": first["lr"] / first["lr_scale"], **self.method.scalars(step)}

@@ -17,7 +17,7 @@ from vjepa.data.sources import open_sources
 from vjepa.errors import UserError
 from vjepa.training import first_run
 from vjepa.training.open_run import differences
-from vjepa.training.pretraining import run_length
+from vjepa.training.resuming import run_length
 from vjepa.tuning.held_out import HeldOut
 from vjepa.tuning.picture import save_picture
 from vjepa.tuning.results import Result, best_of, line, rounded, table, write_config, write_rows

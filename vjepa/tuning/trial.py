@@ -19,7 +19,7 @@ from vjepa.training.monitor import HealthMonitor
 from vjepa.training.optim import make_optimizer
 from vjepa.training.pretraining import online_probe, prepare
 from vjepa.training.run_log import RunLog
-from vjepa.training.step import TrainingStep
+from vjepa.training.step import ObservedMethod, TrainingStep
 from vjepa.tuning.held_out import HeldOut
 from vjepa.tuning.score import crop, label_free
 
@@ -90,10 +90,10 @@ class TrialMonitor(HealthMonitor):
 
     def __init__(
         self,
-        run: TrainingRun,
+        run: TrainingRun[config.Config],
         encoder: Encoder,
         clips: Tensor,
-        step: TrainingStep,
+        step: TrainingStep[ObservedMethod],
         score: Score,
         report: Report,
     ) -> None:
