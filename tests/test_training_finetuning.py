@@ -21,7 +21,7 @@ from vjepa.errors import UserError
 from vjepa.interop.probes import load_probe
 from vjepa.jepa import build
 from vjepa.probing.banks import Bank
-from vjepa.probing.classifying import Network, SelectionJudge, answer
+from vjepa.probing.classifying import Network, SelectionJudge, answer, labels_of
 from vjepa.probing.datasets import Views
 from vjepa.probing.protocol import Examples, ProbeMethod, fit_probe
 from vjepa.training import checkpoint, finetuning, finetuning_start
@@ -107,9 +107,11 @@ def test_the_head_starts_as_the_linear_probe_of_the_frozen_start(start: Path, cl
         values.append(network.tokens(batch.video).mean(1))
     ids = np.concatenate([trial.train, trial.selection, trial.test])
     bank = Bank(torch.cat(values)[:, None, None].detach().half(), ids, ())
-    parts = [Examples.of(bank, part, work.dataset.labels, "x") for part in (trial.train, trial.selection, trial.test)]
+    parts = [
+        Examples.of(bank, part, labels_of(work.dataset), "x") for part in (trial.train, trial.selection, trial.test)
+    ]
     probe = fit_probe(ProbeMethod("linear"), parts[0], parts[1], [parts[2]])
-    np.testing.assert_allclose(answers.probabilities, probe.probabilities[0], atol=2e-3)
+    np.testing.assert_allclose(answers.values, probe.answers[0], atol=2e-3)
     assert encoder.width == 24
 
 
