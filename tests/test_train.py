@@ -195,7 +195,7 @@ def test_labels_that_no_probe_can_learn_are_an_error_before_the_first_step(clips
     records = list(ClipIndex.open(clips).records())
     write_index(clips, [{**row, "one": "x", "few": row["uri"] if row["split"] != "val" else None} for row in records])
     for label, said in (
-        ("one", r"data\.train \(or data\.labelled\): every one of its clips is 'x'; a probe needs two classes"),
+        ("one", r"data\.train \(or data\.labelled\), one: every clip is 'x'; a probe needs two classes"),
         ("few", r"data\.val: none of its clips has a value in few"),
     ):
         run = settings(clips, "run", data=data, eval={"labels": ["label", label]})
