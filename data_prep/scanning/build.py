@@ -243,7 +243,7 @@ class _IndexRows:
                 self.num_duplicates += is_first and original != file
             self.num_rows += len(rows)
             self.num_images += is_first and rows[0].get("decoder") == "image"
-            self.num_videos += is_first and rows[0].get("decoder") not in (None, "image")
+            self.num_videos += is_first and rows[0].get("decoder") not in (None, "image", "stack")
             self.num_first_of_several += is_first and str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
             if any(row.get("cut_at") == "clock" for row in rows):
                 self.jumping.add((entry.uri, entry.offset))
