@@ -97,6 +97,18 @@ def test_layers_are_numbered_without_a_gap_and_the_first_embeds(tmp_path, backbo
             set_drop_path(encoder, 0.1)
 
 
+@pytest.mark.parametrize("backbone, chance", [("vit", 0.1), ("energy", 0.0)])
+def test_blocks_are_skipped_unless_asked_otherwise_where_there_are_blocks(tmp_path, backbone, chance) -> None:
+    model = {
+        "backbone": backbone,
+        "patch_px": 8,
+        "positions": "sincos",
+        "encoder": {"width": 24, "depth": 2, "heads": 2},
+    }
+    assert wanted(tmp_path, model).finetune.drop_path == chance
+    assert wanted(tmp_path, model, drop_path=0.2).finetune.drop_path == 0.2
+
+
 def test_rand_augment_is_a_function_of_seed_and_sample_and_changes_all_frames_alike() -> None:
     wish = config.Finetune(model_path="x", rand_augment_ops=2, rand_augment_magnitude=20)
     frame = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 1, 16, 16), dtype=np.uint8))

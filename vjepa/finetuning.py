@@ -44,7 +44,7 @@ class Finetuning(nn.Module):
         self.encoder, self.head = encoder.requires_grad_(True), head.requires_grad_(True)
         self.num_classes = int(classes.max()) + 1
         self.register_buffer("classes", classes, persistent=False)
-        set_drop_path(encoder, wanted.drop_path)
+        set_drop_path(encoder, wanted.drop_path or 0.0)
         if not wanted.from_scratch:
             freeze(encoder, wanted.freeze_layers)
         self.averages = nn.ModuleDict()

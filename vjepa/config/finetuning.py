@@ -68,8 +68,12 @@ class Finetune(Section):
     freeze_layers: int = Field(
         0, ge=0, description="first layers that stay as they are: the first embeds patches, blocks follow"
     )
-    drop_path: float = Field(
-        0.1, ge=0, lt=1, description="chance that a clip skips the last block; it rises linearly with depth"
+    drop_path: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="chance that a clip skips the last block; it rises linearly with depth. null: .1, or 0 for a "
+        "backbone that has no blocks to skip",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of each answer that is spread over all classes")
     mixup: float = Field(
@@ -140,6 +144,9 @@ class FinetuneConfig(Section):
         if self.run.init_from is not None:
             raise ValueError("run.init_from: is for pre-training; the start is finetune.model_path")
         check_sizes(self.model, self.data)
+        if self.finetune.drop_path is None:
+            chance = 0.1 if self.model.backbone == "vit" else 0.0
+            self.__dict__["finetune"] = self.finetune.model_copy(update={"drop_path": chance})
         return self
 
     @property
