@@ -1,6 +1,7 @@
 """The rows that probes learn from, choose on and are measured on."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from vjepa import config
@@ -17,6 +18,13 @@ class FakeIndex:
 
     def __len__(self):
         return len(self.columns["label"])
+
+    @property
+    def names(self):
+        return list(self.columns)
+
+    def arrow(self, name):
+        return pa.array(self.columns[name]) if name in self.columns else pa.nulls(len(self), pa.int32())
 
     def column(self, name):
         return self.columns[name]
