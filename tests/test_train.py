@@ -334,20 +334,27 @@ def test_a_stop_of_the_whole_job_saves_costs_no_clip_and_the_same_command_goes_o
     run = settings(clips, "run", optim={"total_steps": 100_000}, data={"workers": 2, "prefetch": prefetch})
     (clips.parent / "run.yaml").write_text(config.dump(run))
     line = [sys.executable, "-m", "vjepa.train", str(clips.parent / "run.yaml")]
-    process = subprocess.Popen(
-        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-    )
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(line, **output, start_new_session=True, preexec_fn=hear_a_hang_up)
     metrics = Path(run.run.dir or "") / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
-        time.sleep(0.1)
-    for _ in range(times):
-        os.killpg(process.pid, number)
-    _, stderr = process.communicate(timeout=120)
+    try:
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text()):
+            time.sleep(0.1)
+        for _ in range(times):
+            os.killpg(process.pid, number)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 75 and "the same command goes on from there" in stderr
     state = json.loads((Path(run.run.dir or "") / "checkpoints" / "latest" / "state.json").read_text())
     assert state["step"] == len(losses(run.run.dir)) > 0 and not state["unreadable"]
     assert not list(clips.parent.glob("*.quarantine.jsonl"))
+
+
+def hear_a_hang_up() -> None:
+    """Undo what `nohup`, under which these tests may run, asks of all programs below it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_second_process_in_one_run_folder_is_one_line(clips) -> None:
