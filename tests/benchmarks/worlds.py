@@ -5,7 +5,7 @@ python tests/benchmarks/worlds.py --out FOLDER [--worlds paddles bricks shapes c
 
 Each run is what `python -m vjepa.train WORLD` does, in FOLDER; a finished one is not begun again, and --table only
 prints them. --times: multiples of the steps of the config. A label is better (worse) where the intervals of trained and
-untrained do not meet.
+untrained do not meet. On a CPU without bf16 units, bf16_in_fp32.py gives their numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from vjepa import config
+from vjepa.device import bf16_is_fast
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 WORLDS: Final = ("demo", "paddles", "bricks", "shapes", "camera", "digits")
@@ -61,13 +64,22 @@ class Trial:
         where = f"runs/{self.name}"
         overrides = [f"optim.total_steps={steps}", f"run.seed={self.seed}", f"run.precision={self.precision}"]
         if not (folder / where / "summary.json").is_file():
-            _call(folder, "vjepa.train", self.world, *overrides, *RECIPES[self.recipe], f"run.dir={where}")
+            self._call(folder, "vjepa.train", self.world, *overrides, *RECIPES[self.recipe], f"run.dir={where}")
         for label in settings.eval.labels if attentive else ():
             out = Path(where, f"attentive-{label}.json")
             if not (folder / out).is_file():
                 words = ["--model_path", where, "--dataset", settings.data.train.index, "--label", label]
                 baseline = ["--baselines", "random_init", "--eval_mode", "attentive", "--out", str(out)]
-                _call(folder, "vjepa.probe", *words, *baseline)
+                self._call(folder, "vjepa.probe", *words, *baseline)
+
+    def _call(self, folder: Path, module: str, *words: str) -> None:
+        slow = self.precision == "bf16" and not bf16_is_fast(torch.device("cpu"))
+        start = [str(Path(__file__).with_name("bf16_in_fp32.py"))] if slow else ["-m"]
+        paths = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, *start, module, *words]
+        done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit {done.returncode}")
 
     def read(self, folder: Path) -> dict[str, Any] | None:
         """Give the summary of a finished run, with the attentive entries that there are."""
@@ -80,14 +92,6 @@ class Trial:
             if file.is_file():
                 (probes["attentive"],) = json.loads(file.read_text())
         return summary
-
-
-def _call(folder: Path, module: str, *words: str) -> None:
-    paths = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}")
 
 
 def table(folder: Path, trials: Sequence[Trial]) -> Iterator[str]:
