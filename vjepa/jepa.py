@@ -75,6 +75,10 @@ class Jepa(nn.Module):
     def load_pretrained(self) -> None:
         """Start both encoders from the weights that timm publishes (`model.pretrained`)."""
         load_pretrained(self.encoder)
+        self.start_average()
+
+    def start_average(self) -> None:
+        """Start the moving average, where the target encoder is one, from the context encoder as it is."""
         if self.target_encoder is not None and self.objective.targets == "ema":
             self.target_encoder.load_state_dict(self.encoder.state_dict())
 

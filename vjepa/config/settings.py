@@ -25,7 +25,8 @@ class Run(Section):
     seed: int = Field(0, ge=0, description="every random choice is a function of it and of a counter")
     init_from: str | None = Field(
         None,
-        description="run or checkpoint folder whose weights the first step starts from (a cool-down); null: random",
+        description="weights that the first step starts from: a run or checkpoint (a cool-down), a published file of "
+        "V-JEPA, V-JEPA 2, 2.1 or I-JEPA, a folder of Hugging Face, an export; null: random",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field(

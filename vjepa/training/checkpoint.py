@@ -20,7 +20,7 @@ from vjepa import files
 from vjepa.errors import NotFinite
 from vjepa.models.state import load_strictly, read_tensors, spread_colours
 from vjepa.records import ClipBatch
-from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder, followed
+from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
 from vjepa.training.step import Method
 
 
@@ -124,16 +124,6 @@ def read_state(checkpoint: Checkpoint) -> TrainingState:
     if "best_knn" in facts:  # its name up to format 4
         facts["best_merit"] = facts.pop("best_knn")
     return TrainingState(**facts)
-
-
-def load_weights(path: Path, method: Method) -> None:
-    """Load every network of a checkpoint, or of the newest of a run. Raises UserError where they do not fit.
-
-    Channels start from weights of colours with the mean of their kernels.
-    """
-    path = followed(path)
-    run = RunFolder(path)
-    load_networks(run.newest or Checkpoint(path), method, other_channels=True)
 
 
 def load_networks(checkpoint: Checkpoint, method: Method, other_channels: bool = False) -> None:

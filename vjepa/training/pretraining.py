@@ -37,6 +37,7 @@ from vjepa.training.loop import TrainingRun, learn
 from vjepa.training.monitor import HealthMonitor, read_clips
 from vjepa.training.open_run import open_run, sole_writer
 from vjepa.training.optim import make_optimizer
+from vjepa.training.pretraining_start import start_from
 from vjepa.training.resuming import check_precision, dtype_name, run_length
 from vjepa.training.step import TrainingStep
 
@@ -102,7 +103,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun[config
     method = build(settings, weights.build_encoder() if weights else None)
     if settings.run.folder.latest is None:  # a run that goes on needs its own checkpoint alone
         if settings.run.init_from is not None:
-            checkpoint.load_weights(Path(settings.run.init_from), method)
+            start_from(Path(settings.run.init_from), method)
         if settings.model.pretrained:
             method.load_pretrained()
     total = run_length(settings, sources)
