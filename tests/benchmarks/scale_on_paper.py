@@ -9,9 +9,9 @@ reduce; over several machines there is a ring through each of the 8 network card
 leaves its machine. DDP reduces fp32 gradients. FSDP2 gathers bf16 weights of encoder and predictor before the forward
 and again before the backward pass, and those of the target encoder once, and scatters fp32 gradients.
 
-Held are weights, gradients, moments, the average and copies in bf16, not activations. What is recomputed in the backward
-pass to save memory is no work here, and takes its share of the utilisation. Efficiency lies between two bounds: nothing
-overlaps with arithmetic; all but the longer of the two is hidden.
+Held are weights, gradients, moments, the average and copies in bf16, not activations. What is recomputed in the
+backward pass to save memory is no work here, and takes its share of the utilisation. Efficiency lies between two
+bounds: nothing overlaps with arithmetic; all but the longer of the two is hidden.
 """
 
 from __future__ import annotations
