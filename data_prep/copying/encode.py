@@ -25,9 +25,10 @@ from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import open_video, turned
+from vjepa.data.decode import turned
 from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.pyav import open_video
 from vjepa.data.stills import read_image
 from vjepa.files import whole_file
 
