@@ -24,7 +24,7 @@ from vjepa.data.channels import joined
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.loader import eval_loader
 from vjepa.data.media import DecodeError
-from vjepa.data.stacks import read_stack
+from vjepa.data.stacks import open_stack
 from vjepa.errors import UserError
 from vjepa.models.state import spread_colours
 from vjepa.train import main as train
@@ -133,7 +133,8 @@ def test_axes_say_what_is_what(tmp_path: Path, shape: tuple[int, ...], axes: str
     np.savez(tmp_path / "a.npz", stack)
     sizes = dict(zip(axes, shape, strict=True))
     for name in ("a.npy", "a.npz"):
-        found = read_stack(str(tmp_path / name), axes)
+        opened = open_stack(str(tmp_path / name), axes)
+        found = opened.frames(np.arange(len(opened)))
         assert found.shape == tuple(sizes.get(axis, 1) for axis in "thwc")
         for place in np.ndindex(found.shape):
             at = dict(zip("thwc", place, strict=True))
@@ -158,7 +159,7 @@ def test_a_16_bit_picture_is_a_stack_of_one_channel(tmp_path: Path) -> None:
     row = scanned(tmp_path / "deep.png")
     facts = [row[name] for name in ("status", "decoder", "channels", "bits", "axes", "width", "height")]
     assert facts == ["ok", "stack", 1, 16, "hw", 30, 20]
-    assert np.array_equal(read_stack(str(tmp_path / "deep.png"), "hw")[0, ..., 0], values)
+    assert np.array_equal(open_stack(str(tmp_path / "deep.png"), "hw").frames([0])[0, ..., 0], values)
 
 
 @pytest.mark.fast

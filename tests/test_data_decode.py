@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from vjepa.data import decode
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import READERS, open_video, read_frames, torchcodec_library, upright
+from vjepa.data.decode import READERS, read_frames, torchcodec_library, upright
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.pyav import open_video
 from vjepa.data.stills import image_size, read_image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "odd_videos"

@@ -20,7 +20,8 @@ from data_prep.scanning.build import build_index
 from data_prep.scanning.options import ScanOptions
 from vjepa.data import clip_index
 from vjepa.data.clip_index import ClipIndex
-from vjepa.data.decode import open_video, read_frames, upright
+from vjepa.data.decode import read_frames, upright
+from vjepa.data.pyav import open_video
 from vjepa.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -22,6 +22,7 @@ from data_prep.copying.job import CopyOptions
 from data_prep.copying.output import claim_folder, index_facts
 from data_prep.copying.transcode import copy_name, transcode
 from data_prep.scanning.build import build_index
+from data_prep.scanning.options import ScanOptions
 from tests.conftest import level
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.decode import read_frames
@@ -186,6 +187,56 @@ def test_stills(tmp_path):
     assert [(index.row(i).width, index.row(i).height) for i in range(3)] == [(30, 20), (20, 30), (30, 20)]
     same = copies(tmp_path, build(tmp_path), "same", short_side_px=256)
     assert (read_frames(same.row(0), np.zeros(1, int))[0] == np.asarray(picture)).all()
+
+
+def area_means(frames, factor):
+    """Reduce [T, H, W, C] by a whole factor, the plain way."""
+    num, height, width, channels = frames.shape
+    cells = frames.reshape(num, height // factor, factor, width // factor, factor, channels)
+    return cells.mean((2, 4))
+
+
+@pytest.mark.parametrize(("kind", "side_px"), [(np.uint8, 20), (np.uint16, 20), (np.uint16, 256)])
+def test_stacks_become_arrays_of_their_values(tmp_path, kind, side_px):
+    """Of smooth pictures, of which any good filter gives about the mean of an area."""
+    (tmp_path / "clips").mkdir()
+    waves = np.sin(np.arange(7)[:, None, None, None] + np.linspace(0, 3, 40)[:, None, None] * np.arange(1, 6))
+    stack = (np.iinfo(kind).max * (0.5 + 0.4 * np.broadcast_to(waves, (7, 40, 60, 5)))).astype(kind)
+    np.savez_compressed(tmp_path / "clips/a.npz", np.moveaxis(stack, -1, 1))
+    options = ScanOptions(axes="tchw", stack_fps=4, window_s=1)
+    source = build_index(tmp_path / "clips", tmp_path / "x.parquet", workers=1, progress=False, options=options)
+    index = copies(tmp_path, source, short_side_px=side_px)
+    assert [(row.num_frames, row.fps) for row in map(index.row, range(2))] == [(4, 4), (3, 4)]
+    found = np.concatenate([read_frames(row, np.arange(row.num_frames)) for row in map(index.row, range(2))])
+    assert found.dtype == kind and [Path(index.row(i).uri).suffix for i in range(2)] == [".npy"] * 2
+    if side_px == 256:
+        assert np.array_equal(found, stack)
+    else:
+        assert np.abs(found - area_means(stack.astype(float), 2)).max() < 0.02 * np.iinfo(kind).max
+    slower = copies(tmp_path, source, "slower", fps=2)
+    assert slower.row(0).fps == 2
+    assert np.array_equal(read_frames(slower.row(0), np.arange(2)), stack[:4:2])
+
+
+def test_a_mixed_index_is_copied_and_pairs_stay_where_they_are(make_video, tmp_path, capsys):
+    for name in ("alone", "film", "depth"):
+        make_video(f"clips/{name}.mp4", 4, size=(64, 48))
+    np.save(tmp_path / "clips/stack.npy", np.full((6, 8, 5), 9, np.uint16))
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "file,companion,split\nalone.mp4,,train\nfilm.mp4,depth.mp4,train\nstack.npy,,train\ndepth.mp4,,\n"
+    )
+    source = build(tmp_path, labels)
+    index = copies(tmp_path, source, progress=True, where={"split": ["train"]})
+    assert "2 clips copied; 2 stay as they are, where they are" in capsys.readouterr().out
+    names = {Path(index.row(i).uri).name: index.row(i) for i in range(len(index))}
+    assert {name: row.bits for name, row in names.items()} == {
+        "000000000-alone.mp4": 8, "depth.mp4": 8, "film.mp4": 8, "000000003-stack.npy": 16,
+    }  # fmt: skip
+    assert names["film.mp4"].companion.uri == str(tmp_path / "clips/depth.mp4")
+    assert index.column("source")[2] == str(tmp_path / "clips/film.mp4")
+    pairs = copies(tmp_path, source, "pairs", where={"split": ["train"], "companion": ["depth.mp4"]})
+    assert len(pairs) == 2
 
 
 def test_labels_and_other_columns_are_kept_and_bad_rows_counted(make_video, tmp_path, capsys):

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from vjepa import config
 from vjepa.data.augment import normalise
+from vjepa.data.rand_augment import RandAugment
 from vjepa.errors import UserError
-from vjepa.finetuning import Finetuning, mix, rand_augment
+from vjepa.finetuning import Finetuning, mix
 from vjepa.models.attentive_pool import LinearClassifier
 from vjepa.models.backbone import make_encoder
 from vjepa.models.layer_order import freeze, layer_numbers, set_drop_path
@@ -110,17 +111,17 @@ def test_blocks_are_skipped_unless_asked_otherwise_where_there_are_blocks(tmp_pa
 
 
 def test_rand_augment_is_a_function_of_seed_and_sample_and_changes_all_frames_alike() -> None:
-    wish = config.Finetune(model_path="x", rand_augment_ops=2, rand_augment_magnitude=20)
-    frame = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 1, 16, 16), dtype=np.uint8))
-    video = frame.expand(-1, -1, 4, -1, -1).contiguous()
-    state = torch.get_rng_state()
-    changed = rand_augment(video, wish, 0, 100)
+    frame = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16), dtype=np.uint8))
+    clip = frame.expand(-1, 4, -1, -1).contiguous()
+    change, state = RandAugment(2, 20, seed=0), torch.get_rng_state()
+    changed = [change(sample, clip) for sample in range(100, 106)]
     assert torch.equal(torch.get_rng_state(), state)  # nothing else is drawn
-    assert changed.dtype is torch.uint8 and changed.shape == video.shape and not torch.equal(changed, video)
-    assert torch.equal(changed, changed[:, :, :1].expand_as(changed))
-    assert torch.equal(rand_augment(video[2:], wish, 0, 102), changed[2:])  # whatever is in the batch
-    assert not torch.equal(rand_augment(video, wish, 1, 100), changed)
-    assert rand_augment(video, wish.model_copy(update={"rand_augment_ops": 0}), 0, 0) is video
+    for one, sample in zip(changed, range(100, 106), strict=True):
+        assert one.dtype is torch.uint8 and one.shape == clip.shape
+        assert torch.equal(one, one[:, :1].expand_as(one))
+        assert torch.equal(change(sample, clip), one)
+    assert not all(torch.equal(one, changed[0]) for one in changed)
+    assert not all(torch.equal(RandAugment(2, 20, seed=1)(100 + i, clip), one) for i, one in enumerate(changed))
 
 
 def test_mixup_shows_two_clips_by_the_shares_of_their_classes() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy import stats
 
 from vjepa import config, load_encoder, probe
 from vjepa.data.augment import normalise
@@ -362,13 +363,19 @@ def test_few_labels_are_measured_beside_all(run, sizes, tmp_path, capsys):
     for mode in ("knn", "linear_probe"):
         probe.main([*words, "--eval_mode", mode])
         said = capsys.readouterr().out
-        assert "accuracy, clips a class 1" in said and "mAP, clips a class" in said and "±" in said
+        assert "accuracy, clips a class 1" in said and "mAP, clips a class" in said
+        assert "mean [95 % interval] of 3 draws" in said
         assert "2 classes have fewer than 50 clips, of which all are taken" in said
     for one in results(run):
         few, of_pixels = one["few_labels"], one["baselines"]["pixels"]["few_labels"]
         assert set(few) == set(of_pixels) == {"1", "3", "50"} and len(few["3"]["draws"]) == 3
         assert few["50"]["draws"] == [one[one["measure"]]] * 3  # all that there are
+        low, high = stats.t.interval(0.95, 2, few["3"]["mean"], stats.sem(few["3"]["draws"]))
+        assert (few["3"]["low"], few["3"]["high"]) == pytest.approx((low, high), nan_ok=True)
     before = results(run)
+    probe.main([*words[:-6], "--label", "size", "--shots", "2,6,50", "--eval_mode", "linear_probe"])
+    said = capsys.readouterr().out
+    assert "R2, clips  " in said and "train has fewer than 50 clips, of which all are taken" in said
     probe.main([*words, "--eval_mode", "linear_probe"])
     assert sorted(results(run), key=str) == sorted(before, key=str)
 
@@ -382,7 +389,7 @@ def test_few_labels_are_measured_beside_all(run, sizes, tmp_path, capsys):
         (["--label", "label", "--task", "regress"], "train, label: 12 of 12 values are no finite number"),
         (["--label", "size", "--head", "logistic"], "--head logistic: numbers are learned by ridge regression"),
         (["--label", "size", "--class_weights", "balanced"], "--class_weights balanced: numbers have no classes"),
-        (["--label", "size", "--shots", "1"], "--shots: counts clips of each class, and size is a number"),
+        (["--label", "size", "--shots", "5,1"], "--shots 1: size is a number; give 2 clips or more"),
         (["--label", "label,taste"], "no column 'taste'"),
     ],
 )

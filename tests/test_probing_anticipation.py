@@ -244,7 +244,7 @@ class Onward(nn.Module):
 
 def measured(index, tmp_path, labels=None, method=None, anticipation_s=GAP / FPS):
     data = data_of(index)
-    dataset = ahead(open_dataset(str(index), data, Request()), anticipation_s)
+    dataset = ahead(open_dataset([str(index)], data, Request()), anticipation_s)
     dataset = replace(dataset, labels={"label": labels}) if labels else dataset
     encoder = Sums()
     roll_out = RollOut.of(encoder, Onward(encoder.model), data, anticipation_s, trained_frames=2 * SEEN)

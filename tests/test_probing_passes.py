@@ -29,7 +29,7 @@ def read(source, ids, views, batch=4):
 
 
 def test_passes_are_random_views_of_every_row_fixed_by_seed(index):
-    source = open_dataset(index, DATA, Request()).source
+    source = open_dataset([index], DATA, Request()).source
     video, ids = read(source, range(10), Passes(3))
     assert video.shape == (30, 3, 4, 16, 16) and ids.tolist() == [i for i in range(10) for _ in range(3)]
     assert torch.equal(read(source, range(10), Passes(3), batch=7)[0], video)
@@ -43,7 +43,7 @@ def test_passes_are_random_views_of_every_row_fixed_by_seed(index):
 def test_what_clips_depend_on_is_in_their_facts(index):
     def facts(ids=(0, 1), views=None, **data):
         return repr(
-            open_dataset(index, DATA.model_copy(update=data), Request()).source.facts(np.array(ids), views or Views())
+            open_dataset([index], DATA.model_copy(update=data), Request()).source.facts(np.array(ids), views or Views())
         )
 
     assert facts() == facts() == facts(workers=3, crop_scale=(0.5, 1.0))
@@ -60,17 +60,17 @@ def test_what_clips_depend_on_is_in_their_facts(index):
 
 
 def test_another_file_in_the_place_of_a_clip_is_another_clip(index):
-    before = open_dataset(index, DATA, Request())
+    before = open_dataset([index], DATA, Request())
     rows = list(ClipIndex.open(index).records())
     rows[3]["content_hash"] = "0" * 64
     write_index(index, rows)
-    after = open_dataset(index, DATA, Request())
+    after = open_dataset([index], DATA, Request())
     assert before.data_hash("label") != after.data_hash("label")
     assert before.source.facts(np.array([0, 1]), Views()) == after.source.facts(np.array([0, 1]), Views())
 
 
 def test_folds_take_every_row_once_and_keep_scenes_whole(index):
-    dataset = open_dataset(index, DATA, Request(fold="scene"))
+    dataset = open_dataset([index], DATA, Request(fold="scene"))
     assert [trial.name for trial in dataset.trials] == [f"s{i}" for i in range(5)] and dataset.groups is None
     assert sorted(np.concatenate([trial.test for trial in dataset.trials])) == list(range(10))
     scene = ClipIndex.open(index).column("scene")
@@ -90,13 +90,13 @@ def test_folds_take_every_row_once_and_keep_scenes_whole(index):
 )
 def test_what_cannot_be_is_one_line(index, request_, message):
     with pytest.raises(UserError, match=message) as error:
-        open_dataset(index, DATA, Request(**request_))
+        open_dataset([index], DATA, Request(**request_))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.fast
 def test_images_have_no_augmented_passes_and_their_own_splits():
-    dataset = open_dataset("digits", DATA, Request())
+    dataset = open_dataset(["digits"], DATA, Request())
     assert [len(part) for part in (dataset.trials[0].train, dataset.trials[0].selection, dataset.trials[0].test)] == [
         1078,
         360,
@@ -107,5 +107,5 @@ def test_images_have_no_augmented_passes_and_their_own_splits():
     with pytest.raises(UserError, match="--train_passes"):
         dataset.source.loader(np.arange(3), Passes(2), 4)
     with pytest.raises(UserError, match="--label: is for clip indexes"):
-        open_dataset("digits", DATA, Request(labels=("taste",)))
+        open_dataset(["digits"], DATA, Request(labels=("taste",)))
     assert dataset.source.uri(5) == "digits image 5"

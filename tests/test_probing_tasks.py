@@ -273,9 +273,26 @@ def test_each_class_has_so_many_clips_and_a_larger_draw_holds_the_smaller():
     stored, _, cells = clips()
     train = thirds(stored, [cell.split("|")[0] or "none" for cell in cells])[0]
     targets = Classify().targets(train.labels)
-    few, more = (train.few(num, targets, np.random.default_rng(0)) for num in (2, 5))
+    few, more = (train.few(Classify().draw(targets, num, np.random.default_rng(0))) for num in (2, 5))
     assert set(np.unique(few.labels, return_counts=True)[1]) == {2} and set(few.places) <= set(more.places)
     assert (few.labels == train.labels[np.searchsorted(train.places, few.places)]).all()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("ties", [False, True])
+def test_numbers_are_drawn_evenly_over_their_order_and_a_larger_draw_holds_the_smaller(ties):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 3, 100) if ties else rng.standard_normal(100) ** 3  # 0 is a number like any other
+    targets, held = Regress().targets(np.array([str(value) for value in values])), set()
+    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    for num in (2, 5, 10, 40, 100, 1000):
+        drawn = Regress().draw(targets, num, np.random.default_rng(7))
+        assert len(set(drawn.tolist())) == len(drawn) == min(num, 100) and held <= set(drawn.tolist())
+        held = set(drawn.tolist())
+        share = np.sort(ranks[drawn]) / 100  # as many below each place in the order as belong there, to a clip or two
+        assert np.abs(share - (np.arange(len(drawn)) + 0.5) / len(drawn)).max() <= 2 / len(drawn)
+    others = {tuple(Regress().draw(targets, 5, np.random.default_rng(seed))) for seed in range(5)}
+    assert len(others) > 1
 
 
 # ---- which task

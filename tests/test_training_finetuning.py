@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from small_runs import metrics, settings, weights
 
 import vjepa
 from vjepa import config, finetune, report
+from vjepa.data.clip_index import ClipIndex, write_index
+from vjepa.data.loader import train_loader
+from vjepa.data.rand_augment import RandAugment
 from vjepa.errors import UserError
 from vjepa.interop.probes import load_probe
 from vjepa.jepa import build
@@ -47,7 +51,7 @@ def start(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tuned(start: Path, clips: Path, name: str, *overrides: str, scratch: bool = False) -> config.FinetuneConfig:
     words = [*PLAIN, f"run.dir={start.parent / name}", *overrides]
-    return finetuning_start.resolve(config.read_tree(None, words), str(start), str(clips), scratch)
+    return finetuning_start.resolve(config.read_tree(None, words), str(start), [str(clips)], scratch)
 
 
 def test_a_run_measures_itself_beside_the_frozen_probes(start: Path, clips: Path, capsys) -> None:
@@ -92,6 +96,65 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(start: Path, clips: Path, mo
         for one in (straight, pieces)
     ]
     assert [row["loss"] for row in told[0]] == [row["loss"] for row in told[1]]
+
+
+def test_clips_are_changed_by_the_number_of_their_sample_wherever_they_are_read(start: Path, clips: Path) -> None:
+    """The process that reads them makes no difference, nor what else is in the batch."""
+    given = ("finetune.rand_augment_ops=2", "data.global_batch=4", "test.probes=[]")
+    loaded = {}
+    for name, words in {"plain": ("finetune.rand_augment_ops=0",), "here": (), "there": ("data.workers=2",)}.items():
+        run, _, _ = finetuning.prepare(tuned(start, clips, name, *given, *words), progress=False)
+        loaded[name] = list(train_loader(run.sources, run.settings.data, run.settings.run.seed, range(3)))
+    change, num_changed = RandAugment(2, 9, seed=0), 0
+    for step, (plain, here, there) in enumerate(zip(*loaded.values(), strict=True)):
+        assert torch.equal(plain.clip_ids, here.clip_ids) and torch.equal(here.video, there.video)
+        for place, clip in enumerate(plain.video):
+            assert torch.equal(change(step * 4 + place, clip), here.video[place])
+            num_changed += not torch.equal(clip, here.video[place])
+    assert num_changed > 6
+
+
+def small_images(root: Path) -> Path:
+    """Write a folder of 20 pictures of two classes, the one bright, the other dark."""
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        place = root / ("train" if number < 12 else "val") / ["dark", "bright"][number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 90, (20, 24, 3)) + 160 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_folders_of_images_are_learned_as_vjepa_probe_reads_them(start: Path, tmp_path: Path, workers: int) -> None:
+    images = small_images(tmp_path / "images")
+    wanted = tuned(start, images, f"tuned{workers}", f"data.workers={workers}", "optim.total_steps=20")
+    assert wanted.data.num_frames == 1
+    summary = finetuning.finetune(wanted, progress=False)
+    assert summary is not None and summary["num_clips"] == {"train": 10, "selection": 2, "val": 8}
+    assert summary["kinds"]["fine-tuned"]["top1"]["value"] == 1.0
+    assert load_probe(wanted.run.folder.head).classes == ("bright", "dark")
+    for words, problem in {
+        ("finetune.label=taste",): "--label: is for clip indexes",
+        ("data.num_frames=4",): r"data\.num_frames: .* has images",
+        ("data.train.where.split=train",): r"data\.train: is for clip indexes",
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            finetuning.prepare(tuned(start, images, "other", *words), progress=False)
+
+
+def test_several_indexes_are_learned_as_one(start: Path, clips: Path, tmp_path: Path) -> None:
+    records = list(ClipIndex.open(clips).records())
+    halves = []
+    for name, some in {"a": records[::2], "b": records[1::2]}.items():
+        halves.append(str(clips.with_name(f"{name}.parquet")))
+        write_index(Path(halves[-1]), some)
+    words = [*PLAIN, f"run.dir={tmp_path / 'halves'}", "test.probes=[]"]
+    wanted = finetuning_start.resolve(config.read_tree(None, words), str(start), halves)
+    assert wanted.data.train.index == halves
+    summary = finetuning.finetune(wanted, progress=False)
+    assert summary is not None and summary["num_clips"]["val"] == 4
+    assert sum(summary["num_clips"].values()) == 12
 
 
 def test_the_head_starts_as_the_linear_probe_of_the_frozen_start(start: Path, clips: Path) -> None:

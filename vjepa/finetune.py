@@ -19,7 +19,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.config_parser("finetune", _PURPOSE, config.FinetuneConfig)
     add = parser.add_argument
     add("--model_path", "--model-path", metavar="PATH", help="the start: whatever vjepa.probe reads")
-    add("--dataset", metavar="INDEX", help="clip index made by data_prep.index; rows of split train, selection, val")
+    dataset = (
+        "clip index made by data_prep.index, or several, of which rows of split train, selection and val are taken; "
+    )
+    dataset += "digits, cifar10, cifar100, imagenet; or a folder of images"
+    add("--dataset", type=command.texts, metavar="DATA[,DATA]", help=dataset)
     add("--from_scratch", "--from-scratch", action="store_true", help="random weights in place of those of the start")
     add("--stop-at-step", type=int, metavar="N", help="save and stop after N steps; the same command goes on")
     options = parser.parse_args(arguments)

@@ -1,13 +1,13 @@
 """The method of fine-tuning: an encoder and a head learn the classes of clips together.
 
-As in VideoMAE and V-JEPA 2: lower layers learn more slowly, clips are changed (RandAugment) and mixed (mixup, cutmix),
-blocks are skipped, labels are smoothed. Everything random is a function of (seed, step) or (seed, sample).
+As in VideoMAE and V-JEPA 2: lower layers learn more slowly, clips are changed (RandAugment, where they are read) and
+mixed (mixup, cutmix), blocks are skipped, labels are smoothed. Everything random is a function of (seed, step) or
+(seed, sample).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Final
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from vjepa import config, schedules
 from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
+from vjepa.data.rand_augment import drawn
 from vjepa.models import ema
 from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
 from vjepa.models.encoder import Encoder
@@ -27,7 +28,6 @@ from vjepa.models.layers import Block
 from vjepa.records import ClipBatch, sent
 
 Head = AttentiveClassifier | LinearClassifier
-_GREY: Final = 124  # what comes into a clip that is turned or moved: about ImageNet's mean
 
 
 class Finetuning(nn.Module):
@@ -100,7 +100,6 @@ class Finetuning(nn.Module):
         """
         device, seed = next(self.parameters()).device, self.settings.run.seed
         video, labels = sent(batch.video, device), self.classes[batch.clip_ids.to(device)]  # type: ignore[index]
-        video = rand_augment(video, self.wanted, seed, step * self.settings.data.global_batch)
         normalised = normalise(video, torch.float32, self.settings.data.channels)
         clips, shares = mix(normalised, labels, self.num_classes, self.wanted, seed, step)
         torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
@@ -129,22 +128,6 @@ class Finetuning(nn.Module):
         return schedules.linear(step, laid_out, optim.ema_decay, optim.final_ema_decay)
 
 
-def rand_augment(video: Tensor, wanted: config.Finetune, seed: int, first_sample: int) -> Tensor:
-    """Change each clip by RandAugment (Cubuk et al. 2020), its frames alike: uint8 [B, 3, T, H, W], and so the result.
-
-    The changes of a clip are a function of (seed, sample), `first_sample` that of the first.
-    """
-    if not wanted.rand_augment_ops:
-        return video
-    change = v2.RandAugment(wanted.rand_augment_ops, wanted.rand_augment_magnitude, fill=_GREY)
-    changed = []
-    for place, clip in enumerate(video):
-        with _drawn(seed, "rand_augment", first_sample + place):
-            frames = change(tv_tensors.Video(rearrange(clip, "c t h w -> t c h w")))
-        changed.append(rearrange(frames.as_subclass(Tensor), "t c h w -> c t h w"))
-    return torch.stack(changed)
-
-
 def mix(
     video: Tensor, labels: Tensor, num_classes: int, wanted: config.Finetune, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
@@ -160,21 +143,7 @@ def mix(
     if not offered or rng.random() >= wanted.mix_share:
         return video, plain
     kind, alpha = offered[int(rng.integers(len(offered)))]
-    with _drawn(seed, "mix", step):
+    with drawn(seed, "mix", step):
         frames = tv_tensors.Video(rearrange(video, "b c t h w -> b t c h w"))
         mixed, shares = kind(alpha=alpha, num_classes=num_classes)(frames, labels)
     return rearrange(mixed.as_subclass(Tensor), "b t c h w -> b c t h w"), shares
-
-
-class _drawn:
-    """Have torchvision draw what (seed, stream, counter) says, and leave the state of PyTorch's generator alone."""
-
-    def __init__(self, seed: int, stream: str, counter: int) -> None:
-        self.number = int(generator(seed, stream, counter).integers(1 << 63))
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state()
-        torch.default_generator.manual_seed(self.number)
-
-    def __exit__(self, *_: Any) -> None:
-        torch.set_rng_state(self.state)

@@ -25,9 +25,11 @@ from data_prep.listing.entry import Entry
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
 from vjepa.data.clip_index import IndexRow
-from vjepa.data.decode import open_video, turned
+from vjepa.data.decode import turned
 from vjepa.data.frame_times import frame_ids_at
 from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.pyav import open_video
+from vjepa.data.stacks import open_stack
 from vjepa.data.stills import read_image
 from vjepa.files import whole_file
 
@@ -73,12 +75,10 @@ def encode_copies(job: CopyJob, alive: Callable[[int], None]) -> Iterator[tuple[
     A video is decoded once, in order, and no more than a frame of it is held. alive: called with the number of frames
     read.
     """
-    if job.rows[0].axes:
-        yield from ((row, "a stack of arrays or pages, of which no copy decodes faster") for row in job.rows)
-        return
-    if job.rows[0].decoder == "image":
-        for row, path in zip(job.rows, job.paths, strict=True):
-            yield row, _copy_image(row, Path(path), job.options)
+    if job.rows[0].decoder in ("image", "stack"):
+        for row, path in zip(job.rows, map(Path, job.paths), strict=True):
+            is_still = row.decoder == "image"
+            yield row, _copy_image(row, path, job.options) if is_still else _copy_stack(row, path, job.options, alive)
         return
     copies = [_Copy(row, Path(path), job.options) for row, path in zip(job.rows, job.paths, strict=True)]
     try:
@@ -266,10 +266,45 @@ def _copy_image(row: IndexRow, path: Path, options: CopyOptions) -> str | None:
     return None
 
 
+def _copy_stack(row: IndexRow, path: Path, options: CopyOptions, alive: Callable[[int], None]) -> str | None:
+    """Copy a stack into one array [T, H, W, C] of the same values, at the same size or smaller; see `_copy_image`.
+
+    It is mapped into memory where it is read, so that a clip costs its own frames alone, however it was packed before.
+    """
+    ids, _ = timeline(row, options.fps)
+    scale = min(1.0, options.short_side_px / min(row.height, row.width))
+    size = max(1, round(row.height * scale)), max(1, round(row.width * scale))
+    try:
+        stack = open_stack(_open(row), row.axes)
+        kind, num = np.dtype(f"u{stack.bits // 8}"), stack.num_at_once
+        with whole_file(path) as partial:
+            copy = np.lib.format.open_memmap(partial, "w+", kind, (len(ids), *size, row.channels))
+            for start in range(0, len(ids), num):
+                wanted, places = np.unique(row.first_frame + ids[start : start + num], return_inverse=True)
+                found = np.stack([_resized(frame, size) for frame in stack.frames(wanted)])
+                copy[start : start + num] = found[places]
+                alive(start)
+            copy.flush()
+    except (DecodeError, OSError, IndexError, ValueError) as error:
+        return plain(error)
+    return None
+
+
+def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Reduce whole numbers [H, W, C] to `size`, each channel for itself, as `_copy_image` does."""
+    if frame.shape[:2] == size:
+        return frame
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(frame, -1, 0)]
+    reduced = np.stack([plane.resize(size[::-1], Image.Resampling.LANCZOS) for plane in planes], axis=-1)
+    whole: np.ndarray = np.clip(reduced.round(), 0, np.iinfo(frame.dtype).max).astype(frame.dtype)
+    return whole
+
+
 def _verdict(row: IndexRow, path: Path, reason: str | None, options: CopyOptions) -> dict[str, Any]:
     """Say what a scan of the copy finds, as the new index has it; a copy that is not as it should be does not stay."""
     if reason is None:
-        columns = scan(Entry(str(path), path.name), ScanOptions())[0]
+        of_stacks = ScanOptions(axes="thwc", stack_fps=options.fps or row.fps)
+        columns = scan(Entry(str(path), path.name), of_stacks if row.decoder == "stack" else ScanOptions())[0]
         wanted = len(timeline(row, options.fps)[0])
         if columns["status"] == "ok" and columns["num_frames"] == wanted:
             return {"row": row.clip_id, "columns": columns}

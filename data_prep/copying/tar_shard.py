@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 
 from data_prep.listing.entry import MEDIA_EXTENSIONS
 from data_prep.listing.places import file_system, is_address
-from vjepa.data.media import plain
+from vjepa.data.media import is_zarr, plain
 from vjepa.files import whole_file
 
 CHANGED: Final = "changed since its scan"
@@ -115,6 +115,8 @@ def _blocks(member: Member, num_bytes: int) -> Iterator[bytes]:
 
     Raises SourceError where there are fewer, or more in a file that is meant as a whole.
     """
+    if is_zarr(member.uri):
+        raise SourceError("a Zarr store is a folder; data_prep.transcode makes a file of it")
     try:
         with _open(member.uri) as file:
             file.seek(member.offset or 0)

@@ -1,7 +1,8 @@
 """Make training-ready copies of the clips of an index.
 
 Copies are upright, with square pixels and even sides, H.264 in MP4 with a short GOP and no B-frames, without sound;
-stills are JPEG or PNG. FOLDER/index.parquet is their clip index, measured on the copies, with the labels of the source.
+stills are JPEG or PNG, stacks arrays (.npy). Films with a companion, and these, stay where they are: their clock joins
+them. FOLDER/index.parquet is their clip index, measured on the copies, with the labels of the source.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from data_prep.child import Child, ChildLost, usable_cores, work_off
 from data_prep.copying import output
@@ -25,7 +28,7 @@ from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
-from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
+from vjepa.data.clip_index import COMPANION, ClipIndex, IndexRow, resolve, write_index
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
 
@@ -60,12 +63,14 @@ def transcode(
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
     _check(options, workers)
-    rows, unusable = output.choose_rows(index, where)
+    chosen, unusable = output.choose_rows(index, where)
+    paired = _paired(index, chosen)
+    rows = [i for i in chosen.tolist() if i not in paired]
     facts = output.index_facts(index, where) | asdict(options)
     failed: dict[int, str] = {}
     with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {line.answer["row"]: line.place for line in journal.answers()}
-        wanted = [i for i in rows.tolist() if i not in places or not (out / copy_name(index.row(i))).is_file()]
+        wanted = [i for i in rows if i not in places or not (out / copy_name(index.row(i))).is_file()]
         encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
         copying = work_off(_jobs(index, wanted, out, options), encoders, partial(_copy, deadline_s=deadline_s))
         bar = progress_bar(
@@ -80,15 +85,17 @@ def transcode(
                     places[row] = journal.append((copy_name(index.row(row)),), {"row": row, **columns})
                 bar.update()
         num_copies = len(rows) - len(failed)
-        if not num_copies:
+        if not num_copies and not paired:
             raise UserError(
                 f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
-        copied = {i: places[i] for i in rows.tolist() if i not in failed}
-        write_index(out / output.INDEX_NAME, _index_rows(index, journal, copied), output.extra_columns(index))
+        copied = {i: places[i] for i in rows if i not in failed}
+        write_index(out / output.INDEX_NAME, _index_rows(index, journal, copied, paired), output.extra_columns(index))
     if progress:
         lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
         told = f"{out / output.INDEX_NAME}: {num_copies} clips copied"
+        if paired:
+            told += f"; {len(paired)} stay as they are, where they are: films with a companion, and these"
         print(output.closing_lines(index, told, "not copied", lost, unusable))
     return ClipIndex.open(out / output.INDEX_NAME)
 
@@ -108,6 +115,14 @@ def _check(options: CopyOptions, workers: int | None) -> None:
         raise UserError(f"--workers {workers}: at least 1 is needed")
 
 
+def _paired(index: ClipIndex, rows: np.ndarray) -> set[int]:
+    """Number the rows among `rows` that have a companion, and the rows of these companions, wherever they are."""
+    if COMPANION not in index.names:
+        return set()
+    found = [row for row in map(index.row, rows.tolist()) if row.companion]
+    return {part.clip_id for row in found for part in (row, row.companion) if part}
+
+
 def _jobs(index: ClipIndex, rows: Iterable[int], out: Path, options: CopyOptions) -> Iterator[CopyJob]:
     """Make one job of neighbouring rows of one file, so that it is decoded once."""
     for _, group in groupby(map(index.row, rows), key=lambda row: (row.uri, row.offset, row.length)):
@@ -122,7 +137,8 @@ def copy_name(row: IndexRow) -> str:
     """Name the copy of a row in its folder: by its number, and the letters and digits of its name alone."""
     name = row.uri.rsplit("/", 1)[-1]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit(".", 1)[0])[:_STEM_CHARS]
-    suffix = ".mp4" if row.decoder != "image" else ".jpg" if os.path.splitext(name)[1].lower() in _JPEG else ".png"
+    of_stills = ".jpg" if os.path.splitext(name)[1].lower() in _JPEG else ".png"
+    suffix = {"image": of_stills, "stack": ".npy"}.get(row.decoder, ".mp4")
     return f"{row.clip_id // _ROWS_PER_FOLDER:06d}/{row.clip_id:09d}-{stem}{suffix}"
 
 
@@ -154,12 +170,20 @@ def _copy(encoder: Child, job: CopyJob, deadline_s: float) -> Iterator[_Copied]:
             yield _Copied(row, None, reason)
 
 
-def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """Join what the scan of each copy found and what the index knew of its source beside measurements."""
+def _index_rows(
+    index: ClipIndex, journal: Journal, places: Mapping[int, int], paired: Collection[int]
+) -> Iterator[dict[str, Any]]:
+    """Join what the scan of each copy found and what the index knew of its source beside measurements.
+
+    Rows that are `paired` stay as they are.
+    """
     originals: dict[str, str] = {}
-    extra = output.extra_columns(index)
+    extra, folder = output.extra_columns(index), os.path.abspath(index.path.parent)
     for i, record in enumerate(index.records()):
-        if i in places:
+        if i in paired:
+            uri, first = resolve(record["uri"], folder), record["duplicate_of"]
+            yield record | {"uri": uri, "duplicate_of": first and resolve(first, folder), output.SOURCE: uri}
+        elif i in places:
             row, columns = index.row(i), journal.read(places[i])
             kept = {name: record.get(name) for name in (*_KEPT, *extra)}
             kept[output.SOURCE] = record.get(output.SOURCE) or row.uri

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from vjepa.data.media import ZARR
+
 VIDEO_EXTENSIONS: Final = frozenset({
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg",
     ".m2ts", ".mts", ".ts", ".3gp", ".3g2", ".wmv", ".asf", ".flv", ".ogv",
     ".ogg", ".vob", ".mxf", ".dv", ".y4m", ".gif",
 })  # fmt: skip
 IMAGE_EXTENSIONS: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
-STACK_EXTENSIONS: Final = frozenset({".npy", ".npz"})  # arrays: pictures of any channels, and series of them
+STACK_EXTENSIONS: Final = frozenset({".npy", ".npz", ZARR})  # arrays: pictures of any channels, and series of them
 MEDIA_EXTENSIONS: Final = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | STACK_EXTENSIONS
 
 

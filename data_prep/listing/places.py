@@ -7,13 +7,14 @@ A place is an absolute local path or an address. Names of files in a place are r
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import io
 import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,12 +24,14 @@ from typing import IO, Any, Final
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
+from vjepa.data.media import ZARR, is_zarr
 from vjepa.errors import UserError
 
 _LOCAL_PROTOCOLS: Final = ("file", "local")
 _NUM_NAMED: Final = 3
 _BLOCK_BYTES: Final = 1 << 18  # of a remote file; reading the headers of a shard skips over whole videos
 _DEEP: Final = "**"
+_IN_STORE: Final = re.compile(rf"({re.escape(ZARR)})/.*")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,36 @@ class FileFacts:
 
 def file_facts(place: str) -> FileFacts:
     """Ask for the facts of a file, of a shard as a whole. Raises OSError, or what the storage raises."""
+    if is_zarr(place):
+        return _facts_of_store(place)
     if not is_address(place):
         facts = Path(place).stat()
         return FileFacts(facts.st_size, facts.st_mtime_ns)
     files, path = file_system(place)
-    info = files.info(path)
+    return _told(files.info(path))
+
+
+def _facts_of_store(store: str) -> FileFacts:
+    """Add the sizes of the files of a Zarr store; of their changes the last one counts."""
+    found = [_told(info) for info in files_of_store(store).values()]
+    sizes, changes = [facts.file_bytes for facts in found], [facts.modified_ns for facts in found]
+    return FileFacts(sum(size or 0 for size in sizes), max(change or 0 for change in changes) or None)
+
+
+def files_of_store(store: str) -> dict[str, dict[str, Any]]:
+    """List the files of a Zarr store, here or elsewhere, with what its file system says of each.
+
+    Raises OSError, or what the storage raises.
+    """
+    files, path = file_system(store)
+    found: dict[str, dict[str, Any]] = files.find(path, detail=True)
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "no such store, or nothing is in it")
+    return found
+
+
+def _told(info: Mapping[str, Any]) -> FileFacts:
+    """Take the facts out of what a file system of fsspec says."""
     keys = ("mtime", "LastModified", "last_modified", "updated", "created")
     changed = next((info[key] for key in keys if info.get(key)), None)
     if isinstance(changed, datetime):
@@ -152,7 +180,7 @@ def bytes_at_hand(place: str, length: int | None) -> int:
     if length is not None or is_address(place):
         return length or 0
     try:
-        return os.stat(place).st_size
+        return file_facts(place).file_bytes or 0
     except (OSError, ValueError):  # ValueError: a null byte in a name
         return 0
 
@@ -235,7 +263,8 @@ def _walk(root: str) -> tuple[list[str], list[str]]:
             if true_place not in seen:
                 waiting += [path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path)]
                 inner = "" if place == root else os.path.relpath(place, root) + "/"
-                names += [inner + name for name in files if not name.startswith(".")]
+                names += [inner + name for name in (*files, *filter(is_zarr, folders)) if not name.startswith(".")]
+                folders[:] = [name for name in folders if not is_zarr(name)]
             seen.add(true_place)
     return names, unreadable
 
@@ -246,7 +275,10 @@ def _local_matches(pattern: str) -> Files:
     root = "/".join(parts[:start]) or "/"
     if _DEEP not in parts:
         return Files(
-            root, sorted(os.path.relpath(path, root) for path in glob.glob(pattern) if not os.path.isdir(path))
+            root,
+            sorted(
+                os.path.relpath(path, root) for path in glob.glob(pattern) if is_zarr(path) or not os.path.isdir(path)
+            ),
         )
     # glob itself would follow links in circles
     deep = parts.index(_DEEP)
@@ -286,12 +318,17 @@ def _remote_matches(pattern: str) -> Files:
     root = f"{protocol}://{'/'.join(parts[:start])}{outer}"
     with reaching(pattern):
         files, inner = file_system(pattern)
-        found = [name for name, facts in files.glob(inner, detail=True).items() if facts["type"] != "directory"]
+        found = [
+            name
+            for name, facts in files.glob(inner, detail=True).items()
+            if facts["type"] != "directory" or is_zarr(name)
+        ]
         return Files(root, _visible(found, file_system(root)[1]))
 
 
 def _visible(paths: Sequence[str], root: str) -> list[str]:
-    names = (path.removeprefix(root).lstrip("/") for path in paths)
+    """Name files from `root` on, those of a Zarr store by the store."""
+    names = {re.sub(_IN_STORE, r"\1", path.removeprefix(root).lstrip("/")) for path in paths}
     return sorted(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
 
 

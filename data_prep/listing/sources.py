@@ -22,6 +22,7 @@ from data_prep.listing.manifests import plain_path, read_labels, read_manifest
 from data_prep.listing.places import composed, first, shown
 from data_prep.listing.sample import evenly, sample_of_files
 from data_prep.listing.tar_members import list_members
+from vjepa.data.media import is_zarr
 from vjepa.errors import UserError
 
 MANIFEST_EXTENSIONS: Final = (".csv", ".txt", ".jsonl", ".parquet")
@@ -106,7 +107,7 @@ class _Found:
 
 def _find(source: str, sample: int | None) -> _Found:
     if not places.is_address(source):
-        if os.path.isdir(source):
+        if os.path.isdir(source) and not is_zarr(source):
             return _in_folder(source, sample)
         if places.has_pattern(source) and not os.path.lexists(source):
             return _in_pattern(source, sample)

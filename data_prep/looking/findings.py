@@ -34,6 +34,7 @@ _DECODERS: Final = {
     "pyav_seek": "from the keyframe before",
     "pyav": "in order from the start of the file, slow",
     "image": "stills",
+    "stack": "arrays, pages, pictures of 16 bits",
 }
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from itertools import chain
@@ -38,9 +38,10 @@ from data_prep.scanning.known_files import KnownFiles
 from data_prep.scanning.options import DEADLINE_S, FIRST_OF_SEVERAL, ScanOptions
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
+from vjepa.data.media import is_zarr
 from vjepa.errors import UserError
 
-ANSWERS_VERSION: Final = 3  # raise it where a scan of the same file with the same options gives other rows
+ANSWERS_VERSION: Final = 4  # raise it where a scan of the same file with the same options gives other rows
 _HEADER_KEY: Final = b"vjepa_scan"
 _SAMPLE_KEY: Final = b"vjepa_sample"  # what an index is a sample of; empty where it is none
 _NUM_NAMED: Final = 3
@@ -68,49 +69,72 @@ def build_index(
     rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
     UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
-    if "://" in os.fspath(out):
-        raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
-    out, options = Path(os.path.abspath(out)), options or ScanOptions()
-    if workers is not None and workers < 1:
-        raise UserError(f"workers {workers}: at least 1 is needed")
-    if not 0 < deadline_s < math.inf:
-        raise UserError(f"deadline_s {deadline_s:g}: must be more than 0")
-    check_engine(engine)
-    if importlib.util.find_spec("av") is None:
-        raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
-    _check_out(out, sample)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    work = Work(options or ScanOptions(), deadline_s, workers)
+    out = _checked(out, sample, work, engine)
     listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample)
+    _check_libraries(listing.entries)
     version = f"{SCHEMA_VERSION}.{ANSWERS_VERSION}"
-    header = {"version": version, "options": asdict(options)}
+    header = {"version": version, "options": asdict(work.options)}
     with (
         _folder(out.parent),
         Journal(out.with_name(f".{out.name}.scan.jsonl"), header | {"rescan": rescan}) as journal,
-        _known_files(out, listing.entries, {"version": version, "measured_with": options.measured_with}) as known,
+        _known_files(out, listing.entries, {"version": version, "measured_with": work.options.measured_with}) as known,
     ):
         if known and rescan and not journal.has_answers:
             known.clear()
-        answers = Answers(listing.entries, options, journal, known)
-        notes = [*listing.notes, *_take_over(answers, journal, None if rescan else _previous(out), header)]
-        if progress and notes:
-            print("\n".join(notes))
-        _scan(answers, Work(options, deadline_s, workers), engine, progress)
+        answers = Answers(listing.entries, work.options, journal, known)
+        notes = _take_over(answers, journal, None if rescan else _previous(out), header)
+        _say([*listing.notes, *notes], progress)
+        _scan(answers, work, engine, progress)
         if not answers.statuses["ok"]:
             journal.remove()
             raise UserError(_none_usable(names, answers))
-        rows = _IndexRows(answers, out.parent)
-        try:
-            metadata = {_HEADER_KEY: json.dumps(header).encode(), _SAMPLE_KEY: listing.sample.encode()}
-            write_index(out, rows, extra=rows.text_columns, metadata=metadata)
-        except OSError as error:
-            raise UserError(
-                f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
-                "continues from it"
-            ) from None
+        rows = _write(out, answers, {_HEADER_KEY: json.dumps(header), _SAMPLE_KEY: listing.sample})
         journal.remove()
-    if progress:
-        print("\n".join(_summary(answers, rows, listing.sample)))
+    _say(_summary(answers, rows, listing.sample), progress)
     return ClipIndex.open(out)
+
+
+def _say(lines: Sequence[str], progress: bool) -> None:
+    if progress and lines:
+        print("\n".join(lines))
+
+
+def _checked(out: AnyPath, sample: int | None, work: Work, engine: str) -> Path:
+    """Give the absolute path of the index. Raises UserError for whatever can be known to be wrong before the scan."""
+    if "://" in os.fspath(out):
+        raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
+    if work.workers is not None and work.workers < 1:
+        raise UserError(f"workers {work.workers}: at least 1 is needed")
+    if not 0 < work.deadline_s < math.inf:
+        raise UserError(f"deadline_s {work.deadline_s:g}: must be more than 0")
+    check_engine(engine)
+    if importlib.util.find_spec("av") is None:
+        raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
+    path = Path(os.path.abspath(out))
+    _check_out(path, sample)
+    return path
+
+
+def _check_libraries(entries: Sequence[Entry]) -> None:
+    """Raise UserError for Zarr stores where nothing can open them."""
+    store = next((entry.uri for entry in entries if is_zarr(entry.uri)), None)
+    if store and importlib.util.find_spec("zarr") is None:
+        raise UserError(f"{shown(store)}: needs the library zarr: pip install 'video-jepa[zarr]'")
+
+
+def _write(out: Path, answers: Answers, metadata: Mapping[bytes, str]) -> _IndexRows:
+    """Write the index; give its rows, which have been counted. Raises UserError where it cannot be written."""
+    rows = _IndexRows(answers, out.parent)
+    try:
+        told = {key: text.encode() for key, text in metadata.items()}
+        write_index(out, rows, extra=rows.text_columns, metadata=told)
+    except OSError as error:
+        raise UserError(
+            f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command continues from it"
+        ) from None
+    return rows
 
 
 def _check_out(out: Path, sample: int | None) -> None:

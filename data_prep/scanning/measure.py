@@ -15,8 +15,9 @@ import numpy as np
 from data_prep.scanning.random_access import Samples, difference_sums
 from data_prep.scanning.scenes import SceneDetector
 from data_prep.scanning.track import Track
-from vjepa.data.decode import open_video, rotation_of, upright
+from vjepa.data.decode import rotation_of, upright
 from vjepa.data.media import DecodeError, Media
+from vjepa.data.pyav import open_video
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
 _PROGRESS_S: Final = 1.0

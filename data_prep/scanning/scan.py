@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.child import Message, Say, serve
 from data_prep.listing.entry import IMAGE_EXTENSIONS, STACK_EXTENSIONS, Entry
-from data_prep.listing.places import file_facts, is_address, suffix
+from data_prep.listing.places import file_facts, file_system, files_of_store, is_address, suffix
 from data_prep.scanning.measure import Measurement, measure
 from data_prep.scanning.options import FIRST_OF_SEVERAL, ScanOptions
 from data_prep.scanning.random_access import TURNING, exact_decoder, keyframe_decoder
@@ -26,7 +26,7 @@ from data_prep.scanning.stacks import axes_of, scan_stack
 from data_prep.scanning.track import FileScan
 from vjepa.data.clip_index import IndexRow
 from vjepa.data.decode import MIRRORED
-from vjepa.data.media import DecodeError, open_media, plain
+from vjepa.data.media import DecodeError, is_zarr, open_media, plain
 from vjepa.data.stills import holds_several, read_image
 
 _REASONS: Final = {  # part of the message of FFmpeg or Pillow: what it means
@@ -94,12 +94,24 @@ class _Bytes:
         return open_media(self.uri, self.offset, self.length)
 
     def sha256(self) -> str:
-        """Hash the bytes, into hex digits."""
-        media, digest = self.open(), hashlib.sha256()
-        with open(media, "rb") if isinstance(media, str) else media as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        """Hash the bytes, into hex digits; of a Zarr store those of its files, each with its name."""
+        digest = hashlib.sha256()
+        if is_zarr(self.uri):
+            files, path = file_system(self.uri)
+            for name in sorted(files_of_store(self.uri)):
+                digest.update(name.removeprefix(path).encode())
+                with files.open(name, "rb") as file:
+                    _feed(digest, file)
+        else:
+            media = self.open()
+            with open(media, "rb") if isinstance(media, str) else media as file:
+                _feed(digest, file)
         return digest.hexdigest()
+
+
+def _feed(digest: Any, file: BinaryIO) -> None:
+    while block := file.read(1 << 20):
+        digest.update(block)
 
 
 @contextmanager
@@ -108,7 +120,7 @@ def _at_hand(entry: Entry) -> Iterator[_Bytes]:
 
     The copy has no name, so that it does not outlive a kill.
     """
-    if not is_address(entry.uri):
+    if not is_address(entry.uri) or is_zarr(entry.uri):
         yield _Bytes(entry.uri, entry.offset, entry.length)
         return
     media = open_media(entry.uri, entry.offset, entry.length)

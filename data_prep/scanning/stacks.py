@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scenes import cut
 from data_prep.scanning.track import WHITE, FileScan, Track
 from vjepa.data.media import DecodeError, Media
-from vjepa.data.stacks import AXES, read_array, read_stack
+from vjepa.data.stacks import AXES, Stack, open_stack, read_array
 from vjepa.data.stills import holds_several, is_deep
 
 
@@ -34,11 +34,11 @@ def axes_of(media: Media, extension: str, options: ScanOptions) -> str | None:
 
 def scan_stack(media: Media, columns: Mapping[str, Any], codec: str, axes: str, fps: float) -> FileScan:
     """Say what is in a stack of `axes`. columns: those of the file. Raises DecodeError."""
-    stack = read_stack(media, axes)
+    stack = open_stack(media, axes)
     num, height, width, channels = stack.shape
-    scale, levels, changes = WHITE / float(np.iinfo(stack.dtype).max), np.empty(num), np.zeros(num)
+    scale, levels, changes = WHITE / float(2**stack.bits - 1), np.empty(num), np.zeros(num)
     before: np.ndarray | None = None
-    for i, frame in enumerate(stack):
+    for i, frame in enumerate(_frames(stack)):
         values = frame.astype(np.float32)
         levels[i] = values.mean() * scale
         if before is not None:
@@ -46,9 +46,15 @@ def scan_stack(media: Media, columns: Mapping[str, Any], codec: str, axes: str, 
         before = values
     seconds, keyframes = np.arange(num) / fps, np.arange(num)
     track = Track(seconds, 1, levels, changes, keyframes, [(0, width, height)], [], fps)
-    bits = 8 * stack.dtype.itemsize
-    facts = {"decoder": "stack", "codec": codec, "bit_depth": bits, "bits": bits, "channels": channels, "axes": axes}
+    facts = {"decoder": "stack", "codec": codec, "bit_depth": stack.bits, "bits": stack.bits}
+    facts |= {"channels": channels, "axes": axes}
     if num > 1:
         return FileScan(columns, clip=facts, track=track)
     (still,) = cut(track.frames(), ScanOptions())
     return FileScan(columns, clip=still | facts)
+
+
+def _frames(stack: Stack) -> Iterator[np.ndarray]:
+    """Read [H, W, C] frame by frame, each chunk of a store once."""
+    for start in range(0, len(stack), stack.num_at_once):
+        yield from stack.frames(np.arange(start, min(start + stack.num_at_once, len(stack))))

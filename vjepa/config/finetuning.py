@@ -45,6 +45,10 @@ class Finetune(Section):
         description="random weights in its place: a baseline, without what pre-trained weights need (layer_decay, "
         "freeze_layers, head_start)",
     )
+    data_root: str | None = Field(
+        None,
+        description="folder of an image data set that is known by name (cifar10); null: the cache of the user",
+    )
     label: str = Field("label", description="column of the index that is learned")
     group: str = Field(
         "group", description="column whose equal rows stay together, in selection clips and in the bootstrap"

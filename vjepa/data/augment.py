@@ -6,7 +6,7 @@ A box is (top, left, height, width) in pixels, a size (height, width).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -27,12 +27,13 @@ RGB: Final = Channels()
 class Crop:
     """Name a box of the frames of a row, the size that it is brought to, and whether it is mirrored.
 
-    Of a clip that is larger the rest, on both sides alike, has the mean colour.
+    Of a clip that is larger the rest, on both sides alike, has the mean colour. change: what is done to the clip then.
     """
 
     box: Box
     size: Size
     flip: bool = False
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 def random_crop_box(
@@ -89,8 +90,8 @@ def scaled_box(box: Box, height: int, width: int, frames: np.ndarray) -> Box:
 def crop_resize(frames: np.ndarray, crop: Crop, size: Size, channels: Channels = RGB) -> torch.Tensor:
     """Cut the same box out of every frame: [T, H0, W0, C] -> [C, T, H, W] of the same type, H and W = `size`.
 
-    It is resized, antialiased, to `crop.size`, mirrored if `crop.flip`, and laid into the middle of the clip. uint8, or
-    uint16, which PyTorch can hold and not resize: that is done in fp32.
+    It is resized, antialiased, to `crop.size`, mirrored if `crop.flip`, laid into the middle of the clip, and changed
+    as `crop.change` says. uint8, or uint16, which PyTorch can hold and not resize: that is done in fp32.
     """
     top, left, h, w = crop.box
     cut = frames[:, top : top + h, left : left + w]
@@ -100,7 +101,8 @@ def crop_resize(frames: np.ndarray, crop: Crop, size: Size, channels: Channels =
         clip = functional.interpolate(clip, size=crop.size, mode="bilinear", antialias=True)
     clip = rearrange(clip.flip(-1) if crop.flip else clip, "t c h w -> c t h w")
     clip = clip if crop.size == size else _letterboxed(clip, size, channels)
-    return clip.round().to(torch.uint16) if is_deep else clip
+    clip = clip.round().to(torch.uint16) if is_deep else clip
+    return crop.change(clip) if crop.change else clip
 
 
 def _letterboxed(clip: torch.Tensor, size: Size, channels: Channels) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Row and frame ids to frames: with `stills` and `stacks` the only importer of decoders in `vjepa`.
+"""Row and frame ids to frames: with `pyav`, `stills`, `stacks` and `tiffs` the only importer of decoders in `vjepa`.
 
 The index says which decoder is exact on a file, found by holding it against decoding in order from the start ("pyav"):
 in the order in which the decoder yields frames, never sorted by timestamp, for packed B-frames make timestamps run
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -18,16 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 
 from vjepa.data.media import DecodeError, Media, Size, open_media, plain, rewound
-from vjepa.data.stacks import read_stack
+from vjepa.data.pyav import av, open_video
+from vjepa.data.stacks import open_stack
 from vjepa.data.stills import read_image
-from vjepa.errors import UserError
 
-try:
-    import av
-    import av.stream
-    import av.video.reformatter
-except (ImportError, OSError) as error:  # it tells what a file holds, whichever decoder reads it later
-    raise UserError(f"no decoder: PyAV cannot be loaded ({error}); pip install 'av>=17,<19'") from None
 try:
     import decord
 except (ImportError, OSError, RuntimeError):  # not every machine has a wheel of it; the last two: nor its library
@@ -37,8 +30,7 @@ if TYPE_CHECKING:
     from vjepa.data.clip_index import IndexRow
 
 if decord is not None:
-    decord.logging.set_level(decord.logging.QUIET)  # what either has to say reaches the reader as DecodeError
-av.logging.set_level(None)
+    decord.logging.set_level(decord.logging.QUIET)  # what it has to say reaches the reader as DecodeError
 
 # to narrower frames decord cannot always scale: it mistakes how its rows are padded (8, 12, 16, 24, 48, 72 px)
 _DECORD_LEAST_PX: Final = 96
@@ -125,25 +117,6 @@ def decord_frames(reader: Any, ids: np.ndarray) -> np.ndarray:
     except (decord.DECORDError, decord.DECORDLimitReachedError, OSError, RuntimeError) as error:
         raise DecodeError(plain(error)) from None
     return frames
-
-
-@contextmanager
-def open_video(media: Media) -> Iterator[tuple[Any, Any]]:
-    """Open the PyAV container of a file and its best video stream.
-
-    Errors of opening and of the body become DecodeError.
-    """
-    try:
-        with av.open(rewound(media), metadata_errors="ignore") as container:
-            stream = container.streams.best("video")  # the cover of a song only where there is nothing else
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-                raise DecodeError("no video stream")
-            if stream.codec_context is None:  # FFmpeg has no decoder for it, or none is known by its damaged tag
-                raise DecodeError("no decoder for its codec")
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except (av.error.FFmpegError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise DecodeError(plain(error)) from None
 
 
 def rotation_of(frame: Any) -> int:
@@ -361,10 +334,10 @@ def _read_image(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray
 
 
 def _read_stack(row: IndexRow, ids: np.ndarray, size: Size | None) -> np.ndarray:
-    stack, wanted = read_stack(_open(row), row.axes), row.first_frame + ids
+    stack, wanted = open_stack(_open(row), row.axes), row.first_frame + ids
     if wanted[-1] >= len(stack):
         raise DecodeError(f"frame {wanted[-1]} is wanted, it has {len(stack)}: changed since its scan?")
-    return np.ascontiguousarray(stack[wanted])
+    return np.ascontiguousarray(stack.frames(wanted))
 
 
 READERS: Final[dict[str, Callable[[IndexRow, np.ndarray, Size | None], np.ndarray]]] = {

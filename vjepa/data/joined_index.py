@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vjepa.data.clip_index import SCHEMA, ClipIndex, IndexRow
+from vjepa.data.images import Images
 from vjepa.errors import UserError
 
 
@@ -31,10 +32,10 @@ def open_index(paths: Sequence[str]) -> ClipIndex:
     return JoinedIndex(indexes) if len(indexes) > 1 else indexes[0]
 
 
-def are_shared(index: ClipIndex, rows: np.ndarray, other: ClipIndex, other_rows: np.ndarray) -> np.ndarray:
+def are_shared(index: ClipIndex | Images, rows: np.ndarray, other: ClipIndex, other_rows: np.ndarray) -> np.ndarray:
     """Tell which of `rows` are among `other_rows`, which may be of an index that shares files with it: bool [n]."""
     shared = np.zeros(len(rows), bool)
-    for first, part in index.parts:
+    for first, part in index.parts if isinstance(index, ClipIndex) else ():
         for other_first, other_part in other.parts:
             if part.path == other_part.path:
                 inside = (other_rows >= other_first) & (other_rows < other_first + len(other_part))

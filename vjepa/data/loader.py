@@ -29,6 +29,7 @@ from vjepa.config import Data
 from vjepa.data.being_read import BeingRead, Watch
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.decode import read_frames
+from vjepa.data.images import ReadImages
 from vjepa.data.plan import FinitePlan
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.data.plan_training import TrainPlan
@@ -54,11 +55,13 @@ def train_loader(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> ClipLoader:
-    """Load one `ClipBatch` for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them.
+    """Load one `ClipBatch` for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them, or
+    the pictures of one set.
 
     Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
     """
-    reader = Reader(TrainPlan(sources, data, seed, rank, num_ranks))
+    plan, index = TrainPlan(sources, data, seed, rank, num_ranks), sources[0].parts[0].index
+    reader = Reader(plan) if isinstance(index, ClipIndex) else Reader(plan, ReadImages(index))
     return ClipLoader(reader, steps, data, pin_memory)
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from fsspec.core import url_to_fs
 
 Media = str | Path | BinaryIO  # a local file, or one that is open; see open_media
 Size = tuple[int, int]  # height and width, px, of the upright picture with square pixels
+ZARR: Final = ".zarr"  # extension of an array that is a folder of files, a chunk in each
 
 
 class DecodeError(Exception):
@@ -33,10 +35,23 @@ def plain(error: BaseException) -> str:
     return re.sub(r"^(\[[^]]*\] )?((\w+, )?\S+\.(cc|cpp|h):\d+[:,] )?(\[[^]]*\] )?", "", lines[0]).partition(": '")[0]
 
 
+def library(name: str, extra: str, what: str) -> Any:
+    """Load the library of an extra of this package, which few need. Raises DecodeError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise DecodeError(f"{what} needs the library {name}: pip install 'video-jepa[{extra}]'") from None
+
+
+def is_zarr(uri: str) -> bool:
+    """Tell by its name whether a path or an address is a Zarr store: a folder, which its own library opens."""
+    return uri.rstrip("/").endswith(ZARR)
+
+
 def open_media(uri: str, offset: int | None = None, length: int | None = None) -> str | BinaryIO:
     """Give what a decoder can open: the path of a local file, or the bytes of anything else as a file object.
 
-    Bytes are read at once.
+    Bytes are read at once; of a Zarr store its path or address is given.
 
     uri: a local path, or an fsspec address (s3://bucket/a.mp4).
     offset, length: in bytes, where the file is a slice of `uri`, such as a member of a tar shard; one range read.
@@ -46,6 +61,8 @@ def open_media(uri: str, offset: int | None = None, length: int | None = None) -
     """
     if (offset is None) != (length is None):
         raise DecodeError(f"offset {offset} with length {length}: a slice of a shard has both, a whole file none")
+    if is_zarr(uri):
+        return uri
     if "://" in uri:
         data = _read_remote(uri, offset, length)
     elif offset is None or length is None:
@@ -66,6 +83,16 @@ def rewound(media: Media) -> Any:
         return str(media)
     media.seek(0)
     return media
+
+
+def first_bytes(media: Media) -> bytes:
+    """Read the 32 first bytes; a file object stands at its start again."""
+    if isinstance(media, str | Path):
+        with open(media, "rb") as file:
+            return file.read(32)
+    start: bytes = rewound(media).read(32)
+    media.seek(0)
+    return start
 
 
 def _read_slice(path: str, offset: int, length: int) -> bytes:

@@ -53,11 +53,12 @@ class TrainPlan:
             (number, part.first_id + row): reason
             for number, source in enumerate(self.sources)
             for part in source.parts
-            for row, reason in quarantined(part.index).items()
+            for row, reason in (quarantined(part.index) if isinstance(part.index, ClipIndex) else {}).items()
         }
 
-    def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int]:
-        return self.sources[source].place(clip_id)
+    def place(self, source: int, clip_id: int) -> tuple[ClipIndex, int] | None:
+        index, row = self.sources[source].place(clip_id)
+        return (index, row) if isinstance(index, ClipIndex) else None
 
     def uri(self, source: int, clip_id: int) -> str:
         return self.sources[source].uri(clip_id)
@@ -86,7 +87,9 @@ class TrainPlan:
     def _decodes(self, number: int, part: Part, i: int, seed: int, n: int) -> list[Decode]:
         """Plan the clips of row `i`, whose turn is number n of its part."""
         data, row, clip_id = self.sources[number].data, part.index.row(i), part.first_id + i
-        keyframes_s = part.index.keyframes(i) if data.start == "keyframe" else None
+        keyframes_s = None
+        if data.start == "keyframe" and isinstance(part.index, ClipIndex):
+            keyframes_s = part.index.keyframes(i)
         decodes = []
         for decode in range(n * data.clips_per_video, (n + 1) * data.clips_per_video):
             ids = frame_ids(row, data, generator(seed, "frames", decode).random(), keyframes_s)
@@ -94,5 +97,7 @@ class TrainPlan:
             reading = replace(row, decoder=row.keyframe_decoder) if at_keyframe and row.keyframe_decoder else row
             numbers = range(decode * data.clips_per_decode, (decode + 1) * data.clips_per_decode)
             crops = tuple(random_crop(generator(seed, "crop", crop), row, data) for crop in numbers)
+            if change := self.sources[number].change:
+                crops = tuple(replace(crop, change=partial(change, n)) for crop, n in zip(crops, numbers, strict=True))
             decodes.append(Decode((number, clip_id), reading, ids, (clip_id,), crops))
         return decodes

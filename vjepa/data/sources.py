@@ -1,21 +1,24 @@
-"""Where training clips come from: rows of clip indices, mixed by step or by clip."""
+"""Where training clips come from: rows of clip indices, mixed by step or by clip, or pictures that are in none."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from vjepa.config import Data, Source
 from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
+from vjepa.data.images import Images
 from vjepa.data.joined_index import open_index
 
 
 @dataclass(frozen=True)
 class Part:
-    """Hold rows of one index.
+    """Hold rows of one index, or pictures that are in none.
 
     rows: int64 [n], n >= 1.
     first_id: the clip id of row 0 of the index. Clip ids count the rows of every index of a source, one index after
@@ -23,7 +26,7 @@ class Part:
     """
 
     name: str
-    index: ClipIndex
+    index: ClipIndex | Images
     rows: np.ndarray
     first_id: int = 0
 
@@ -35,17 +38,19 @@ class TrainSource:
     name: its path in the config: data.train, or a source of data.mix that has batches of its own.
     data: the settings that hold for its clips.
     parts: its own rows, then those of each source that is mixed into its batches.
+    change: what is done to the clip [C, T, H, W] of a sample, named by its number, after its crop.
     """
 
     name: str
     data: Data
     parts: tuple[Part, ...]
+    change: Callable[[int, Tensor], Tensor] | None = None
 
     @property
     def num_rows(self) -> int:
         return sum(len(part.rows) for part in self.parts)
 
-    def place(self, clip_id: int) -> tuple[ClipIndex, int]:
+    def place(self, clip_id: int) -> tuple[ClipIndex | Images, int]:
         """Find the index and the row of a clip."""
         part = self.parts[bisect_right([part.first_id for part in self.parts], clip_id) - 1]
         return part.index, clip_id - part.first_id

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from PIL import ExifTags, Image
 
-from vjepa.data.media import DecodeError, Media, Size, plain, rewound
+from vjepa.data.media import DecodeError, Media, Size, first_bytes, plain, rewound
+from vjepa.data.tiffs import is_tiff, pages_of
 
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -20,6 +21,8 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the picture upright
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_BITS: Final = 24  # place of the bits a channel among the bytes of a PNG
 _FIRST_TURNED: Final = 5  # of the EXIF orientations, which are numbered to 8: width and height change places
 
 
@@ -48,16 +51,29 @@ def image_size(media: Media) -> Size:
 def holds_several(media: Media) -> bool:
     """Tell whether a still is the first of several in its file (animations, pages), of which it alone is read.
 
-    What phones keep beside a photograph in its JPEG (depth, brightness; MPO) does not count.
+    What phones keep beside a photograph in its JPEG (depth, brightness; MPO) does not count, nor do smaller copies of a
+    page, as maps have them.
     """
+    if is_tiff(first_bytes(media)):
+        return len(pages_of(media)) > 1
     with _open_image(media) as image:
         return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def is_deep(media: Media) -> bool:
-    """Tell whether a still is grey of more than 8 bits, which `stacks` reads. Raises DecodeError."""
-    with _open_image(media) as image:
-        return str(image.mode).startswith("I")
+    """Tell whether a still has more than 8 bits, or other channels than grey or colours: `stacks` reads it.
+
+    Raises DecodeError.
+    """
+    start = first_bytes(media)
+    if is_tiff(start):
+        return any(page.is_deep for page in pages_of(media))
+    return is_deep_png(start)
+
+
+def is_deep_png(start: bytes) -> bool:
+    """Tell by the first bytes of a file whether it is a PNG of 16 bits a channel."""
+    return start.startswith(_PNG) and start[_PNG_BITS] == 16
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from scipy import stats
 
 from vjepa.counter_rng import generator
 from vjepa.data.plan_rows import Passes, Views
@@ -31,7 +32,8 @@ Trials = Mapping[str, Sequence[Examples]]
 class FewLabels:
     """Hold what a probe measures that learned from few clips, the measure of its task for each draw of them.
 
-    num_clips: of train, in the largest draw. short: classes of train that have fewer clips than were asked for.
+    num_clips: of train, in the largest draw. short: classes of train that have fewer clips than were asked for; of
+    numbers 1 where there are fewer.
     """
 
     draws: tuple[float, ...]
@@ -43,6 +45,14 @@ class FewLabels:
         """Give mean and standard deviation (of a sample) over the draws."""
         return _mean_and_spread(self.draws)
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Give the 95 % interval of the mean over draws, by Student's t; None of a single one."""
+        mean, spread = self.mean_and_spread
+        num = len(self.draws)
+        half = float(stats.t.ppf(0.975, num - 1)) * spread / num**0.5 if num > 1 else 0.0
+        return (mean - half, mean + half) if num > 1 else None
+
 
 @dataclass(frozen=True)
 class ProbeResult:
@@ -50,7 +60,7 @@ class ProbeResult:
 
     scores: of all test clips together.
     folds: name of a trial -> the measure of the task on its test clips; NaN where it is not defined on them.
-    fitted: the probe of each trial. few: clips per class that were learned from -> what came of it.
+    fitted: the probe of each trial. few: clips that were asked for, of each class or of all -> what came of them.
     """
 
     scores: Scored
@@ -81,9 +91,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Shots:
-    """Ask for probes that learn from few clips: so many of each class, drawn so many times, by a function of `seed`."""
+    """Ask for probes that learn from few clips, drawn so many times, by a function of `seed`.
 
-    per_class: tuple[int, ...] = ()
+    nums: so many clips of each class, or over the range of numbers.
+    """
+
+    nums: tuple[int, ...] = ()
     draws: int = 5
     seed: int = 0
 
@@ -170,7 +183,7 @@ def measure(
         fit_probe(method, train, selection, tests, watch, inputs, with_head)
         for train, selection, *tests in trials.values()
     ]
-    few = {num: _few(method, trials, num, shots, watch) for num in shots.per_class}
+    few = {num: _few(method, trials, num, shots, watch) for num in shots.nums}
     num_tests = min(len(parts) - 2 for parts in trials.values())
     return [
         _score(
@@ -186,14 +199,17 @@ def measure(
 
 
 def _few(method: ProbeMethod, trials: Trials, num: int, shots: Shots, watch: Watch) -> list[FewLabels]:
-    """Measure each test set by probes that learned from `num` clips of each class. Settings are chosen as ever."""
+    """Measure each test set by probes that learned from `num` clips, of each class where there are some.
+
+    Settings are chosen as ever.
+    """
     values: list[list[float]] = []
     num_clips = 0
     all_targets = [method.task.targets(train.labels) for train, *_ in trials.values()]
     for draw in range(shots.draws):
         rng = generator(shots.seed, "shots", draw)
         drawn = [
-            (train.few(num, targets, rng), *others)
+            (train.few(method.task.draw(targets, num, rng)), *others)
             for (train, *others), targets in zip(trials.values(), all_targets, strict=True)
         ]
         num_clips = max(num_clips, sum(len(train.places) for train, *_ in drawn))
@@ -203,7 +219,7 @@ def _few(method: ProbeMethod, trials: Trials, num: int, shots: Shots, watch: Wat
         num_tests = min(len(tests) for _, _, *tests in drawn)
         joined = [_join([parts[2 + i] for parts in trials.values()], fitted, i) for i in range(num_tests)]
         values.append([method.task.value(*answers) for answers in joined])
-    short = sum(int((targets.values.astype(bool).sum(0) < num).sum()) for targets in all_targets)
+    short = sum(int((method.task.sizes(targets) < num).sum()) for targets in all_targets)
     return [FewLabels(tuple(draws), num_clips, short) for draws in zip(*values, strict=True)]
 
 

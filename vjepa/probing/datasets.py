@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from vjepa.config import Channels, Data
 from vjepa.config import Source as IndexSource
 from vjepa.config.row_filter import parse_where
-from vjepa.data.channels import require_channels
+from vjepa.data.channels import can_become, require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.images import ReadImages
+from vjepa.data.joined_index import open_index
 from vjepa.data.loader import plan_loader
 from vjepa.data.plan_rows import Passes, RowPlan, Views
 from vjepa.errors import UserError
@@ -104,10 +105,22 @@ class Request:
     data_root: str | None = None
 
 
-def open_dataset(name: str, data: Data, request: Request) -> Dataset:
-    """Open the clip index, image data set or folder of images `name`, read as `data` says. Raises UserError."""
-    if name not in IMAGE_SETS and not Path(name).is_dir():
-        return _clips(name, data, request)
+def is_images(names: Sequence[str]) -> bool:
+    """Tell whether a data set is one of images, and no clip index. Raises UserError where it is one among others."""
+    images = [name for name in names if name in IMAGE_SETS or Path(name).is_dir()]
+    if images and len(names) > 1:
+        raise UserError(f"{images[0]}: is a data set of images, which is read alone; several may be clip indexes")
+    return bool(images)
+
+
+def open_dataset(names: Sequence[str], data: Data, request: Request) -> Dataset:
+    """Open a clip index, or several as one, an image data set or a folder of images, read as `data` says.
+
+    Raises UserError.
+    """
+    if not is_images(names):
+        return _clips(names, data, request)
+    (name,) = names
     rows = [f"--{part}" for part, value in request.where.items() if value is not None]
     if request.fold or rows or request.labels != ("label",):
         given = next(iter([*(["--fold"] if request.fold else []), *rows, "--label"]))
@@ -168,20 +181,23 @@ class ImageSource:
 
 
 def _images(images: ImageSet, data: Data) -> Dataset:
+    if not can_become(3, data.channels.num):
+        names = ", ".join(data.channels.names)
+        raise UserError(f"{images.name}: its images have 3 channels, {data.channels.num} are wanted ({names})")
     trial = Trial("", images.splits["train"], images.splits["selection"], images.splits["val"])
     return Dataset(
         ImageSource(images, data), {"label": images.labels}, None, (trial,), {part: part for part in images.splits}
     )
 
 
-def _clips(path: str, data: Data, request: Request) -> Dataset:
-    index = ClipIndex.open(path)
+def _clips(paths: Sequence[str], data: Data, request: Request) -> Dataset:
+    index = open_index(paths)
     if request.fold is not None:
         where: dict[str, Any] = {"folds": request.fold}
         splits = _folds(index, request)
         require_channels(index, index.select({}), data.channels)
     else:
-        sources = _sources(index, request.where)
+        sources = _sources(index, paths, request.where)
         found = read_splits(data.model_copy(update=sources), request.labels, request.group)
         splits = {"": (found.train, found.selection, found.val)}
         where = {name: source.where if source else "a fifth of train" for name, source in sources.items()}
@@ -228,7 +244,7 @@ def _folds(index: ClipIndex, request: Request) -> dict[str, tuple[Split, Split, 
     return parts
 
 
-def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexSource | None]:
+def _sources(index: ClipIndex, paths: Sequence[str], given: dict[str, str | None]) -> dict[str, IndexSource | None]:
     """Name the rows of `data.train`, `data.selection` and `data.val` by the options."""
     splits = {value for value in index.column("split") if value is not None}
     sources: dict[str, IndexSource | None] = {}
@@ -242,7 +258,7 @@ def _sources(index: ClipIndex, given: dict[str, str | None]) -> dict[str, IndexS
                 )
             sources[name] = None
         else:
-            sources[name] = IndexSource(index=str(index.path), where=parse_where([wanted or f"split={name}"], name))
+            sources[name] = IndexSource(index=list(paths), where=parse_where([wanted or f"split={name}"], name))
     return sources
 
 

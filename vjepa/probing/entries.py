@@ -95,11 +95,12 @@ def _folds(result: ProbeResult, measure: str) -> dict[str, Any] | None:
 
 
 def _few_labels(result: ProbeResult) -> dict[str, Any] | None:
-    """Give mean and deviation over the draws, by the clips of each class; None where none were asked for."""
+    """Give mean, deviation and interval over the draws, by the clips that were asked for; None where none were."""
     found = {}
     for num, one in result.few.items():
         mean, std = one.mean_and_spread
-        told = {"mean": mean, "std": std, "draws": list(one.draws)}
+        low, high = one.interval or (None, None)
+        told = {"mean": mean, "std": std, "low": low, "high": high, "draws": list(one.draws)}
         found[str(num)] = {**told, "num_clips": one.num_clips, "short_classes": one.short}
     return found or None
 

@@ -22,7 +22,8 @@ from vjepa.config import Channels
 from vjepa.config.row_filter import parse_where
 from vjepa.data.augment import normalise
 from vjepa.data.channels import require_channels
-from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
+from vjepa.data.clip_index import SCHEMA, ClipIndex
+from vjepa.data.joined_index import open_index
 from vjepa.data.loader import plan_loader
 from vjepa.data.plan_windows import Cut, CutVideos, WindowPlan
 from vjepa.errors import UserError
@@ -85,7 +86,7 @@ class Extraction:
     def of(cls, settings: ExtractSettings) -> Extraction:
         """Open the index and read the encoder. Raises UserError for whatever does not fit together."""
         where = parse_where(settings.where or (), "where")
-        index = ClipIndex.open(settings.dataset)
+        index = open_index(settings.dataset)
         selected = index.select(where)  # what is wrong with it should show before the weights are read
         if settings.dtype == "fp32" and settings.precision is None:
             settings = replace(settings, precision="fp32")
@@ -183,8 +184,7 @@ class Columns:
     def of(cls, index: ClipIndex, selected: np.ndarray) -> Columns:
         """Read the labels, and all columns that the schema of an index does not have."""
         names = ["label", "split", "group", *(name for name in index.names if name not in SCHEMA.names)]
-        folder = str(index.path.parent)
-        texts: dict[str, list[str | None]] = {"uri": [resolve(str(uri), folder) for uri in index.column("uri")]}
+        texts: dict[str, list[str | None]] = {"uri": [*index.uris()]}
         texts |= {name: index.column(name) for name in names}
         widths = {
             name: max(1, *(len((values[row] or "").encode()) for row in selected)) for name, values in texts.items()
@@ -233,7 +233,9 @@ def _facts_of_videos(videos: CutVideos) -> dict[str, Any]:
     frames = {name: getattr(videos.data, name) for name in _VIEWS}
     return {
         "dataset": str(videos.index.path),
-        "dataset_sha256": hashlib.sha256(videos.index.path.read_bytes()).hexdigest(),
+        "dataset_sha256": ", ".join(
+            hashlib.sha256(index.path.read_bytes()).hexdigest() for _, index in videos.index.parts
+        ),
         **({} if videos.data.channels == Channels() else {"channels": videos.data.channels.model_dump(mode="json")}),
         "views": {**frames, "crop": {"crop": "centre"}.get(videos.data.fit, videos.data.fit), **asdict(videos.cut)},
     }

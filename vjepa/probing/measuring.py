@@ -122,8 +122,8 @@ def _tasks(settings: ProbeSettings, dataset: Dataset) -> dict[str, Task]:
     for label in settings.label:
         labels = dataset.labels_of(label, dataset.clip_ids)
         task = tasks.choose(settings.task, labels, settings.class_weights == "balanced")
-        if settings.shots and task.kind == "regress":
-            raise UserError(f"--shots: counts clips of each class, and {label} is a number; leave it out")
+        if settings.shots and task.kind == "regress" and min(settings.shots) < 2:
+            raise UserError(f"--shots {min(settings.shots)}: {label} is a number; give 2 clips or more")
         for trial in dataset.trials:
             of_fold = f" of fold {trial.name}" if trial.name else ""
             for part, ids in (("train", trial.train), ("selection", trial.selection)):
@@ -201,7 +201,7 @@ def result(settings: ProbeSettings, work: ProbeTask, label: str, found: Comparis
     """Gather what probe.json keeps of a measurement of one label."""
     subject, ahead, method = work.subject, settings.anticipation_s, work.methods[label]
     return {
-        "dataset": settings.dataset if settings.dataset in IMAGE_SETS else str(Path(settings.dataset).absolute()),
+        "dataset": ", ".join(name if name in IMAGE_SETS else str(Path(name).absolute()) for name in settings.dataset),
         "eval_mode": settings.eval_mode,
         "label": label,
         "encoder": subject.which,

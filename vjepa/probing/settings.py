@@ -59,9 +59,11 @@ class ProbeSettings(SubjectSettings):
     """Ask for a measurement."""
 
     dataset: Annotated[
-        str,
+        tuple[str, ...],
         Option(
-            "clip index made by data_prep.index; digits, cifar10, cifar100, imagenet; or a folder of images", "DATA"
+            "clip index made by data_prep.index, or several, read as one; digits, cifar10, cifar100, imagenet; or a "
+            "folder of images",
+            "DATA[,DATA]",
         ),
     ]
     eval_mode: Annotated[
@@ -147,9 +149,14 @@ class ProbeSettings(SubjectSettings):
     ] = "none"
     shots: Annotated[
         tuple[int, ...] | None,
-        Option("measure too what is learned from so many train clips of each class alone", "N[,M]", least=1),
+        Option(
+            "measure too what is learned from so many train clips of each class alone, of numbers from so many over "
+            "their range",
+            "N[,M]",
+            least=1,
+        ),
     ] = None
-    shot_draws: Annotated[int, Option("draws of those clips, of which mean and deviation are told", "N", least=1)] = 5
+    shot_draws: Annotated[int, Option("draws of those clips, of which mean and interval are told", "N", least=1)] = 5
     batch_norm: Annotated[Literal["yes", "no"], Option("linear probe: features standardised by train")] = "yes"
     depth: Annotated[
         Literal[1, 2, 3, 4], Option("attentive: 1 for cross-attention alone, 4 with 3 blocks before it")
@@ -195,7 +202,10 @@ class ProbeSettings(SubjectSettings):
 class ExtractSettings(SubjectSettings):
     """Ask for the features of an index. Raises UserError for options that exclude each other."""
 
-    dataset: Annotated[str, Option("clip index (Parquet) made by data_prep.index", "INDEX")]
+    dataset: Annotated[
+        tuple[str, ...],
+        Option("clip index (Parquet) made by data_prep.index, or several, read as one", "INDEX[,INDEX]"),
+    ]
     out: Annotated[Path, Option("FILE.safetensors, FILE.parquet, or a folder of safetensors parts", "OUT")]
     pool: Annotated[
         str,

@@ -96,6 +96,17 @@ class Task(Protocol):
         """Turn sums of weight x target [N, C] and of weights [N, 1] over neighbours into answers [N, C]."""
         ...
 
+    def sizes(self, targets: Targets) -> np.ndarray:
+        """Count the clips that `draw` draws from: int64 [C] of each class, or [1] of all."""
+        ...
+
+    def draw(self, targets: Targets, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw `num` clips that have each class, or over the range of numbers; all where there are fewer.
+
+        int64 [n], ascending places among the clips of `targets`. A larger draw holds a smaller one of the same `rng`.
+        """
+        ...
+
     def fit(self, head: Head, features: Floats, targets: Targets) -> dict[float, LinearModel]:
         """Fit a linear model to `features` [n, D] for each setting, C or alpha."""
         ...
@@ -130,3 +141,17 @@ class Task(Protocol):
     def chance(self, trials: Sequence[tuple[Texts, Texts]], groups: Groups) -> dict[str, Share | None]:
         """Measure the best constant answer: by the labels of train, for those of test, of each trial."""
         ...
+
+
+def sizes_of_classes(targets: Targets) -> np.ndarray:
+    """Count the clips that have each class: int64 [C]."""
+    sizes: np.ndarray = np.diff(targets.values.tocsc().indptr)
+    return sizes
+
+
+def draw_of_classes(targets: Targets, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `num` clips that have each class; see `Task.draw`."""
+    columns = targets.values.tocsc()
+    members = np.split(columns.indices, columns.indptr[1:-1])
+    drawn: np.ndarray = np.unique(np.concatenate([rng.permutation(np.sort(own))[:num] for own in members]))
+    return drawn

@@ -20,7 +20,7 @@ from vjepa.probing.bootstrap import Share
 from vjepa.probing.metrics import Floats, Texts, wilson_interval
 from vjepa.probing.scores import Scores, score, share_right
 from vjepa.probing.sweep import Merit
-from vjepa.probing.task import Groups, Head, Kind, Targets
+from vjepa.probing.task import Groups, Head, Kind, Targets, draw_of_classes, sizes_of_classes
 
 # what outputs of ridge regression, about 0 to 1, are multiplied by to be logits
 SHARPNESS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -76,6 +76,12 @@ class Classify:
         votes = votes if of_class is None else votes * of_class
         shares: Floats = votes / votes.sum(1, keepdims=True)
         return shares
+
+    def sizes(self, targets: Targets) -> np.ndarray:
+        return sizes_of_classes(targets)
+
+    def draw(self, targets: Targets, num: int, rng: np.random.Generator) -> np.ndarray:
+        return draw_of_classes(targets, num, rng)
 
     def fit(self, head: Head, features: Floats, targets: Targets) -> dict[float, linear.LinearModel]:
         how, choices = (

@@ -20,7 +20,7 @@ from vjepa.probing.bootstrap import Share
 from vjepa.probing.metrics import Floats, Texts
 from vjepa.probing.scores_multilabel import SEPARATOR, MultilabelScores
 from vjepa.probing.sweep import Merit
-from vjepa.probing.task import Groups, Head, Kind, Targets
+from vjepa.probing.task import Groups, Head, Kind, Targets, draw_of_classes, sizes_of_classes
 from vjepa.probing.task_classify import LEAST, SHARPNESS
 
 
@@ -70,6 +70,12 @@ class Multilabel:
         lacks, own = self._weights(targets) if self.balanced else np.ones((2, votes.shape[1]))
         shares: Floats = own * votes / (own * votes + lacks * (total - votes))
         return shares
+
+    def sizes(self, targets: Targets) -> np.ndarray:
+        return sizes_of_classes(targets)
+
+    def draw(self, targets: Targets, num: int, rng: np.random.Generator) -> np.ndarray:
+        return draw_of_classes(targets, num, rng)
 
     def fit(self, head: Head, features: Floats, targets: Targets) -> dict[float, linear.LinearModel]:
         logistic = head == "logistic"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from vjepa.probing.metrics import Floats, Texts
 from vjepa.probing.scores_numbers import NumberScores
 from vjepa.probing.sweep import Merit
 from vjepa.probing.task import Groups, Head, Kind, Targets
+
+_GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ class Regress:
         """Average the neighbours, each by its weight."""
         means: Floats = votes / total
         return means
+
+    def sizes(self, targets: Targets) -> np.ndarray:
+        return np.array([targets.values.shape[0]])
+
+    def draw(self, targets: Targets, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw clips evenly in the order of their numbers: turns of the golden ratio from a start that is drawn."""
+        order = np.argsort(targets.values.toarray()[:, 0], kind="stable")
+        turns = (rng.random() + _GOLDEN * np.arange(4 * len(order))) % 1  # so many leave out none
+        ranks, first = np.unique((turns * len(order)).astype(np.int64), return_index=True)
+        return np.sort(order[ranks[np.argsort(first)[:num]]])
 
     def fit(self, head: Head, features: Floats, targets: Targets) -> dict[float, linear.LinearModel]:
         choices = linear.NUMBER_ALPHA_CHOICES

@@ -213,15 +213,21 @@ def _few_table(entry: Mapping[str, Any]) -> Iterator[str]:
         return
     shots = entry["few_labels"]
     yield ""
-    head = f"{entry['measure']}, clips a class"
-    yield f"{head:24}{''.join(f'{num:16}' for num in shots)}".rstrip()
+    are_numbers = entry["task"] == "regress"
+    head = f"{entry['measure']}, clips{'' if are_numbers else ' a class'}"
+    yield f"{head:24}{''.join(f'{num:22}' for num in shots)}".rstrip()
     for kind, one in _kinds(entry).items():
-        yield f"{kind:24}{''.join(f'{_spread(few):16}' for few in one['few_labels'].values())}".rstrip()
+        yield f"{kind:24}{''.join(f'{_drawn(few):22}' for few in one['few_labels'].values())}".rstrip()
     draws = len(next(iter(shots.values()))["draws"])
-    yield f"mean ± std of {draws} draws of train clips; settings are chosen on all selection clips"
+    yield f"mean [95 % interval] of {draws} draws of train clips; settings are chosen on all selection clips"
     for num, few in shots.items():
         if few["short_classes"]:
-            yield f"{few['short_classes']} classes have fewer than {num} clips, of which all are taken"
+            some = "train has" if are_numbers else f"{few['short_classes']} classes have"
+            yield f"{some} fewer than {num} clips, of which all are taken"
+
+
+def _drawn(few: Mapping[str, Any]) -> str:
+    return _number(few["mean"]) if few["low"] is None else _interval(few["mean"], few)
 
 
 def _class_table(entry: Mapping[str, Any]) -> Iterator[str]:

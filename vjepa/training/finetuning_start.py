@@ -15,8 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from vjepa import command, config
-from vjepa.data.clip_index import ClipIndex
+from vjepa.data.joined_index import open_index
 from vjepa.data.plan_rows import Views
+from vjepa.data.rand_augment import RandAugment
 from vjepa.data.sources import Part, TrainSource
 from vjepa.errors import UserError
 from vjepa.interop import load, own
@@ -24,10 +25,11 @@ from vjepa.interop.meta import Hints
 from vjepa.interop.weights import Weights
 from vjepa.models.attentive_pool import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.encoder import Encoder
+from vjepa.probing import datasets
 from vjepa.probing.banks import SampleViews
 from vjepa.probing.classifying import Network, labels_of, mean_tokens
 from vjepa.probing.comparison import TRAINED
-from vjepa.probing.datasets import ClipSource, Dataset, Trial
+from vjepa.probing.datasets import ClipSource, Dataset, ImageSource, Request, Trial, is_images
 from vjepa.probing.extractors import Readout, encoder_extractor, untrained, weights_hash
 from vjepa.probing.linear_start import linear_start, read_out
 from vjepa.probing.protocol import Examples, FittedProbe, ProbeMethod, attention_heads_of, fit_probe
@@ -44,7 +46,7 @@ Tree = dict[str, Any]
 
 
 def resolve(
-    tree: Tree, model_path: str | None, dataset: str | None, from_scratch: bool = False
+    tree: Tree, model_path: str | None, dataset: Sequence[str] | None, from_scratch: bool = False
 ) -> config.FinetuneConfig:
     """Complete settings, as a file and overrides gave them, by the start and the rows of the data set.
 
@@ -103,34 +105,58 @@ def _model(given: Mapping[str, Any], model: config.Model) -> Tree:
     return tree
 
 
-def _data(given: Tree, native: config.Data, dataset: str | None) -> Tree:
+def _data(given: Tree, native: config.Data, dataset: Sequence[str] | None) -> Tree:
     """Say which rows are read, and how."""
     changes: Tree = {"prepare": "none", "mix": [], "labelled": None, "clips_per_video": 1, "clips_per_decode": 1}
     if given.keys() & set(_RATES):
         changes |= dict.fromkeys(_RATES)
     tree = {**native.model_dump(mode="json"), **changes, **dict.fromkeys(_PARTS), **given}
     rows = {part: tree[part] if isinstance(tree[part], dict) else {"index": tree[part]} for part in _PARTS}
-    index = dataset or rows["train"].get("index")
-    if index is None:
+    index = list(dataset or _paths(rows["train"]))
+    if not index:
         raise UserError("--dataset: name a clip index made by data_prep.index, with rows of split train and val")
+    if is_images(index):
+        return _image_data(tree, given, index)
     splits: set[str | None] | None = None
     for part, source in rows.items():
-        place = source.get("index") or index
+        place = _paths(source) or index
         if "where" not in source and source.get("index") is None:
-            splits = splits or set(ClipIndex.open(place).column("split"))
+            splits = splits or set(open_index(place).column("split"))
             if part not in splits and part != "selection":
                 known = ", ".join(sorted(filter(None, splits))) or "none"
                 raise UserError(
-                    f"{place}: no rows with split={part} (splits: {known}); say which by data.{part}.where.COLUMN=VALUE"
+                    f"{', '.join(place)}: no rows with split={part} (splits: {known}); say which by "
+                    f"data.{part}.where.COLUMN=VALUE"
                 )
             source = {"where": {"split": part}} if part in splits else None
-        tree[part] = source and {**source, "index": place}
+        tree[part] = source and {**source, "index": place if len(place) > 1 else place[0]}
     return tree
+
+
+def _paths(source: Tree) -> list[str]:
+    """List the indexes that a source names."""
+    found = source.get("index") or []
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _image_data(tree: Tree, given: Tree, names: Sequence[str]) -> Tree:
+    """Say that the splits of an image data set are read, as clips of one frame. Raises UserError."""
+    (name,) = names
+    other = next((part for part in _PARTS if given.get(part) not in (None, name, {"index": name})), None)
+    if other:
+        raise UserError(f"data.{other}: is for clip indexes; {name} has its own labels and splits")
+    if given.get("num_frames", 1) != 1:
+        raise UserError(f"data.num_frames: {name} has images, which are clips of one frame; leave it out")
+    return {**tree, "num_frames": 1, "train": {"index": name}, "val": {"index": name}, "selection": None}
 
 
 def open_dataset(settings: config.FinetuneConfig) -> Dataset:
     """Open the labelled clips. Raises UserError where a part is missing, or shares clips with another one."""
     data, wanted = settings.data, settings.finetune
+    if is_images(data.train.paths):
+        dataset = datasets.open_dataset(data.train.paths, data, Request((wanted.label,), data_root=wanted.data_root))
+        Classify().check(dataset.labels_of(wanted.label, dataset.trials[0].train), data.train.paths[0], learned=True)
+        return dataset
     splits = read_splits(data, [wanted.label], wanted.group)
     parts: dict[str, Split] = vars(splits)
     check_run({wanted.label: Classify()}, parts)
@@ -162,9 +188,12 @@ def class_numbers(dataset: Dataset, classes: Sequence[str]) -> torch.Tensor:
 def training_source(settings: config.FinetuneConfig, dataset: Dataset) -> TrainSource:
     """Give the clips to learn from: labelled rows of data.train that no selection holds out."""
     source = dataset.source
-    if not isinstance(source, ClipSource):
-        raise TypeError(f"{source} is no clip index")
-    return TrainSource("data.train", settings.data, (Part("data.train", source.index, dataset.trials[0].train),))
+    if not isinstance(source, ClipSource | ImageSource):
+        raise TypeError(f"{source} is neither a clip index nor an image data set")
+    index = source.index if isinstance(source, ClipSource) else source.images.images
+    wanted, parts = settings.finetune, (Part("data.train", index, dataset.trials[0].train),)
+    change = RandAugment(wanted.rand_augment_ops, wanted.rand_augment_magnitude, settings.run.seed)
+    return TrainSource("data.train", settings.data, parts, change if wanted.rand_augment_ops else None)
 
 
 def read_start(settings: config.FinetuneConfig) -> Weights:
