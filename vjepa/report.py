@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vjepa import command
 from vjepa.errors import UserError
+from vjepa.reporting import live, writing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,8 +26,6 @@ def main(arguments: Sequence[str]) -> int:
     port = command.number(int, least=0)
     parser.add_argument("--port", metavar="N", type=port, default=0, help="of --live (default: any that is free)")
     given = parser.parse_args(arguments)
-    from vjepa.reporting import live, writing  # after --help, which must not wait for torch
-
     if not given.live:
         print(writing.report(given.runs, given.out))
         return 0

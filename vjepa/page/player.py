@@ -6,6 +6,7 @@ A layer is a PNG of one pixel a cell, the time slots side by side. Without scrip
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -62,7 +63,7 @@ def player(film: Film, number: int) -> str:
             f'alt="{text(layer.name)}: {what}, time slots from left to right" data-slots="{slots}" '
             f'src="{image("png", layer.png)}"></div>'
         )
-    names = text("\t".join(film.names).replace("\t", "|"))
+    names = text(json.dumps(film.names))
     return (
         f'<figure class="player" id="player-{number}" tabindex="0" role="group" aria-label="{text(film.title)}" '
         f'data-names="{names}" data-width="{width}" data-height="{height}">\n'

@@ -18,26 +18,30 @@ def players(one: RunRecord) -> str:
     if one.shown is None:
         return ""
     drawn = [player(_film(one.shown, place), place) for place in range(len(one.shown.facts["clips"]))]
+    fine, num = one.shown.facts["fine"], one.shown.facts["num_compared"]
     said = (
         "Masks are those of the first clips of the run: what is grey is hidden from the context encoder, or not "
-        "predicted. Colours are the first three principal components of the features, fitted over all clips and times "
-        "together, of each encoder by itself: within a column one colour means one thing, between the columns it does "
-        f"not. Each token is seen {one.shown.facts['fine']} x {one.shown.facts['fine']} times, shifted by parts of a "
-        "patch. Arrow keys step."
+        "predicted. Colours are features along three principal axes as red, green and blue, fitted without labels: "
+        f"those along which the means of {num} clips differ most (averaged over two tokens), and those along which the "
+        "parts of the clips below do. Each encoder has its own axes: one colour means one thing in all clips and at "
+        f"all times, but not in trained and untrained alike. Each token is seen {fine} x {fine} times, shifted by parts "
+        "of a patch. Arrow keys step through a clip."
     )
-    return note(said) + "\n".join(drawn)
+    sets = "; ".join(f"set {number}: {kind}" for number, kind in enumerate(one.shown.facts["masks"]))
+    return note(f"Mask sets: {sets}.") + note(said) + "\n".join(drawn)
 
 
 def _film(shown: Shown, place: int) -> Film:
     facts, slots = shown.facts, tuple(shown.facts["slots"])
     clip = facts["clips"][place]
     layers = []
-    for number, kind in enumerate(facts["masks"]):
-        for name, said in (("context", "seen by the context encoder"), ("target", "predicted")):
+    for number in range(len(facts["masks"])):
+        for name, said in (("context", "seen"), ("target", "predicted")):
             png = mask_png(shown.bits(f"{name}/{number}/{place}"))
-            layers.append(Layer(f"masks.{number} ({kind}): {said}", png, slots, covers=True))
-    for kind in ("trained", "untrained"):
-        layers.append(Layer(f"features, {kind}", cells_png(shown.arrays[f"colours/{kind}/{place}"]), slots))
+            layers.append(Layer(f"set {number}: {said}", png, slots, covers=True))
+    for name, said in (("clips", "what tells clips apart"), ("parts", "what tells parts apart")):
+        for kind in ("trained", "untrained"):
+            layers.append(Layer(f"{said}, {kind}", cells_png(shown.arrays[f"{name}/{kind}/{place}"]), slots))
     title = facts["words"].get(str(clip["clip_id"]), f"clip {clip['clip_id']}")
     names = tuple(f"frame {frame}" for frame in facts["frames"])
     return Film(title, shown.content(f"clip/{place}"), "webp", names, tuple(clip["size"]), tuple(layers))

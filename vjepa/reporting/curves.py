@@ -40,6 +40,7 @@ class Chart:
     references: dict[str, float] = field(default_factory=dict)
     note: str = ""
     is_broad: bool = False
+    is_log: bool = False
 
 
 def draw(chart: Chart) -> str:
@@ -53,7 +54,7 @@ def draw(chart: Chart) -> str:
     drawing = [
         f'<svg viewBox="0 0 {box[2] + _MARGIN} {_height(chart)}" role="img" tabindex="0" aria-label="{text(said)}">',
         f"<title>{text(said)}</title><desc>{text('; '.join(_ends(one) for one in series))}</desc>",
-        f'<g class="ticks">{"".join(_level(frame, y) for y in frame.ticks)}</g>',
+        f'<g class="ticks">{"".join(_level(frame, y) for y in frame.levels)}</g>',
         *(_along(frame, x) for x in nice_ticks(*frame.x, 5)),
         *(_reference(frame, y) for y in chart.references.values()),
         *(_band(frame, number, one) for number, one in enumerate(series) if one.half is not None),
@@ -109,11 +110,13 @@ class _Frame:
     x: tuple[float, float]
     y: tuple[float, float]
     log_y: tuple[float, float] | None
+    is_log: bool
 
     @classmethod
     def of(cls, series: Sequence[Series], chart: Chart, box: tuple[int, int, int, int]) -> _Frame:
         steps = np.concatenate([one.x for one in series])
-        values = np.concatenate([one.y for one in series] + [np.array(list(chart.references.values()))])
+        bands = [one.y + side * one.half for one in series if one.half is not None for side in (-1, 1)]
+        values = np.concatenate([*(one.y for one in series), *bands, np.array(list(chart.references.values()))])
         values = values[np.isfinite(values)]
         left, right = float(steps.min()), float(steps.max())
         low, high = float(values.min()), float(values.max())
@@ -121,11 +124,22 @@ class _Frame:
         positive = values[values > 0]
         log = len(positive) > 0 and low >= 0 and float(positive.max() / positive.min()) > 1.001
         log_y = (float(positive.min()) / 1.1, float(positive.max()) * 1.1) if log else None
-        return cls(box, (left, right if right > left else left + 1), (low - room, high + room), log_y)
+        return cls(
+            box,
+            (left, right if right > left else left + 1),
+            (low - room, high + room),
+            log_y,
+            chart.is_log and log_y is not None,
+        )
 
     @property
     def ticks(self) -> list[float]:
         return nice_ticks(*self.y, 4)
+
+    @property
+    def levels(self) -> list[float]:
+        """Give the ticks of the axis as it is drawn at first."""
+        return (self.log_ticks if self.is_log else None) or self.ticks
 
     @property
     def log_ticks(self) -> list[float] | None:
@@ -148,7 +162,10 @@ class _Frame:
 
     def down(self, y: float) -> float:
         _, top, _, bottom = self.box
-        return bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)
+        low, high = self.y
+        if self.is_log and self.log_y:
+            y, low, high = math.log10(y), math.log10(self.log_y[0]), math.log10(self.log_y[1])
+        return bottom - (y - low) / (high - low) * (bottom - top)
 
 
 def _height(chart: Chart) -> int:
@@ -240,6 +257,7 @@ def _points(frame: _Frame, chart: Chart, series: Sequence[Series]) -> dict[str, 
         "ticks": frame.ticks,
         "logY": frame.log_y,
         "logTicks": frame.log_ticks,
+        "isLog": frame.is_log,
         "series": [
             {"name": one.name, "x": [short(x) for x in one.x.tolist()], "y": [short(y) for y in one.y.tolist()]}
             for one in series

@@ -70,7 +70,7 @@ def _intervals(title: str, rows: Sequence[tuple[str, Mapping[str, float], bool]]
     width, height = _NAME + _PLOT + 150, _ROW * len(rows) + 6
     said = "; ".join(f"{name} {_told(share)}" for name, share, _ in rows)
     lines = [
-        f'<figure class="chart broad"><figcaption>{text(title)}</figcaption>'
+        f'<figure class="intervals"><figcaption>{text(title)}</figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(f"{title}: {said}")}" '
         f'style="max-width:{width}px">'
     ]
@@ -138,11 +138,11 @@ def _spectrum(records: Sequence[RunRecord]) -> str:
             if one.shown and f"spectrum/{kind}" in one.shown.arrays:
                 variance = one.shown.arrays[f"spectrum/{kind}"].astype(float)
                 share = variance / max(variance.sum(), 1e-30)
-                kept = share[share > 1e-12]
+                kept = share[share > 1e-7]  # what is less is rounding of the features
                 word = kind if len(records) == 1 else f"{name}, {kind}"
                 series.append(Series(word, np.arange(1, len(kept) + 1, dtype=float), kept))
     said = "Share of the variance of clips along each principal axis. A line that drops at once has collapsed."
-    chart = Chart("spectrum of the features", tuple(series), along="axis", note=said, is_broad=True)
+    chart = Chart("spectrum of the features", tuple(series), along="axis", note=said, is_broad=True, is_log=True)
     drawn = draw(chart)
     return f'<div class="charts">{drawn}</div>' if drawn else ""
 

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from vjepa import config
 from vjepa.data.clip_index import ClipIndex
@@ -62,8 +64,8 @@ def look(glass: Glass, draw: Callable[[int], list[TokenMask]], summary: Mapping[
     rows, clips = index.select(source.where), ClipSource(index, settings.data)
     labels = {name: index.column(name) for name in (settings.eval.labels if settings.data.val else ())}
     compared = _spread(rows, _COMPARED if settings.data.val else _COMPARED_OF_TRAIN)
-    facts, arrays = _compare(glass, clips, compared, labels)
-    shown_facts, shown_arrays = _show(glass, clips, _choose(rows, labels), draw)
+    facts, arrays, axes = _compare(glass, clips, compared, labels)
+    shown_facts, shown_arrays = _show(glass, clips, _choose(rows, labels), draw, axes)
     named = {*facts["neighbours"]["queries"], *_wrong(summary)}
     named |= {one for kind in KINDS for near in facts["neighbours"][kind] for one in near}
     arrays |= shown_arrays | _small(clips, np.array(sorted(named)), settings.eval.batch)
@@ -105,21 +107,21 @@ def _words(index: ClipIndex, labels: Mapping[str, Sequence[str | None]], clip_id
 
 def _compare(
     glass: Glass, clips: ClipSource, rows: np.ndarray, labels: Mapping[str, Sequence[str | None]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Compare clips by their mean features: the spectrum, and who is nearest to whom."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Axes]]:
+    """Compare clips by their mean features: the spectrum, who is nearest to whom, the axes along which they differ."""
     batch = glass.settings.eval.batch
     banks = InMemory().banks(SampleViews(clips, rows, Views()), glass.extractors("pooled"), batch)
-    arrays, found = {}, dict[str, Any]()
+    arrays, found, axes = {}, dict[str, Any](), dict[str, Axes]()
     for kind, outputs in banks.items():
         bank = outputs["pooled"]
         ids, features = bank.clip_ids, bank.values.float().flatten(1)
-        arrays[f"spectrum/{kind}"] = spectrum(features).numpy()
+        arrays[f"spectrum/{kind}"], axes[kind] = spectrum(features).numpy(), Axes.of(features)
         near = nearest(features, _NEIGHBOURS)
         queries = np.unique(np.linspace(0, len(ids) - 1, min(_QUERIES, len(ids))).round().astype(int))
         found["queries"] = ids[queries].tolist()
         found[kind] = [ids[near[query]].tolist() for query in queries]
         found[f"agree/{kind}"] = {name: agreement(ids, near, values) for name, values in labels.items()}
-    return {"neighbours": found, "num_compared": len(ids)}, arrays
+    return {"neighbours": found, "num_compared": len(ids)}, arrays, axes
 
 
 def spectrum(features: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def spectrum(features: Tensor) -> Tensor:
 
 def nearest(features: Tensor, num: int) -> np.ndarray:
     """Find the nearest others of each of N features [N, D] by cosine: int [N, at most num]."""
-    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    unit = functional.normalize(features.double(), dim=1)
     likeness = (unit @ unit.T).fill_diagonal_(-torch.inf)
     found: np.ndarray = likeness.topk(min(num, len(features) - 1), dim=1).indices.numpy()
     return found
@@ -145,9 +147,16 @@ def agreement(ids: np.ndarray, near: np.ndarray, labels: Sequence[str | None]) -
 
 
 def _show(
-    glass: Glass, clips: ClipSource, rows: np.ndarray, draw: Callable[[int], list[TokenMask]]
+    glass: Glass,
+    clips: ClipSource,
+    rows: np.ndarray,
+    draw: Callable[[int], list[TokenMask]],
+    between_clips: Mapping[str, Axes],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Keep frames, masks and colours of the clips of some rows that can be read."""
+    """Keep frames, masks and colours of the clips of some rows that can be read.
+
+    between_clips: of each kind of features, the axes along which clips differ.
+    """
     settings = glass.settings
     read = [batch for batch in clips.loader(rows, Views(), settings.eval.batch) if len(batch.clip_ids)]
     videos, ids = torch.cat([batch.video for batch in read]), torch.cat([batch.clip_ids for batch in read])
@@ -168,8 +177,11 @@ def _show(
                 arrays[f"{name}/{number}/{place}"] = pack(as_cells(of_clip, grid))
     fine = fineness(grid, settings.model.patch_px)
     for kind, extractor in glass.extractors("tokens").items():
-        for place, colours in enumerate(principal_colours(_cells(extractor, videos, grid, fine))):
-            arrays[f"colours/{kind}/{place}"] = colours
+        cells = _cells(extractor, videos, grid, fine)
+        parts = Axes.of(cells.flatten(0, -2)).colours(cells)
+        between = between_clips[kind].colours(cells, window=2 * fine + 1)
+        for place in range(len(videos)):
+            arrays[f"parts/{kind}/{place}"], arrays[f"clips/{kind}/{place}"] = parts[place], between[place]
     facts = {
         "clips": [{"clip_id": clip, "size": size} for clip, size in zip(ids.tolist(), sizes, strict=True)],
         "grid": [grid.t, grid.h, grid.w],
@@ -194,22 +206,36 @@ def as_cells(ids: Tensor, grid: TokenGrid) -> np.ndarray:
     return seen.reshape(grid.t, grid.h, grid.w)
 
 
-def principal_colours(features: Tensor) -> np.ndarray:
-    """Show features [B, ..., D] as colours, uint8 [B, ..., 3]: three principal components of all of them together.
+@dataclass(frozen=True)
+class Axes:
+    """Hold up to three principal axes of features: mean [D], directions [D, 3]."""
 
-    So one colour means one thing in every clip and at every time. Each component is stretched from its 2nd to its 98th
-    percentile.
-    """
-    flat = features.reshape(-1, features.shape[-1]).double()
-    centred = flat - flat.mean(0)
-    _, axes = torch.linalg.eigh(centred.T @ centred)
-    axes = axes[:, -min(3, axes.shape[1]) :].flip(1)
-    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # the same side every time
-    components = (centred @ axes).numpy()
-    low, high = np.percentile(components, (2, 98), axis=0)
-    shares = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
-    shares = np.pad(shares, ((0, 0), (0, 3 - shares.shape[1])))
-    return (255 * shares).round().astype(np.uint8).reshape(*features.shape[:-1], 3)
+    mean: Tensor
+    directions: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Axes:
+        """Fit them to features [N, D]; each points the way in which its largest entry is positive."""
+        values = features.double()
+        mean = values.mean(0)
+        _, axes = torch.linalg.eigh((values - mean).T @ (values - mean))
+        axes = axes[:, -min(3, axes.shape[1]) :].flip(1)
+        return cls(mean, axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())
+
+    def colours(self, features: Tensor, window: int = 1) -> np.ndarray:
+        """Show features [B, t, h, w, D] as red, green and blue: uint8 [B, t, h, w, 3], averaged over `window` cells.
+
+        Each axis is stretched from the 2nd to the 98th percentile of all of them, so that a colour means one thing.
+        """
+        places = (features.double() - self.mean) @ self.directions
+        flat = rearrange(places, "b t h w c -> (b t) c h w")
+        flat = functional.pad(flat, [window // 2] * 4, mode="replicate")
+        flat = functional.avg_pool2d(flat, window, 1)
+        values = rearrange(flat, "(b t) c h w -> b t h w c", b=len(features)).numpy()
+        low, high = np.percentile(values.reshape(-1, values.shape[-1]), (2, 98), axis=0)
+        shares = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
+        shares = np.pad(shares, [(0, 0)] * 4 + [(0, 3 - shares.shape[-1])])
+        return (255 * shares).round().astype(np.uint8)
 
 
 def _small(clips: ClipSource, rows: np.ndarray, batch: int) -> dict[str, np.ndarray]:

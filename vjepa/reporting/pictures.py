@@ -33,10 +33,10 @@ _MAX_LABELS: Final = 50
 _MAX_LABEL_CHARS: Final = 28
 _COLUMNS: Final = 5
 _INK: Final = "#222222"
-_KINDS: Final = ("trained", "untrained")
+_COLOURS: Final = {"clips": "what tells clips apart", "parts": "what tells parts apart"}
 _FEATURES_TITLE: Final = (
-    "Features of parts of tokens: three principal components as red, green, blue. Within a column one colour means one "
-    "thing; trained and untrained have colours of their own"
+    "Features along three principal axes as red, green, blue, fitted without labels:\nwithin a column one colour means "
+    "one thing"
 )
 
 
@@ -85,29 +85,26 @@ def mask_picture(path: Path, names: Sequence[str], frames: np.ndarray, seen: np.
 
 
 def features_picture(path: Path, shown: Shown) -> None:
-    """Draw a frame of each clip beside the colours of its features, trained and untrained, early and late.
+    """Draw a frame of each clip beside the colours of its features at that time, trained and untrained.
 
-    Red, green and blue are three principal components, fitted over all shown clips together for each encoder, so that
-    within a column one colour means one thing.
+    Red, green and blue are three principal axes, fitted over many clips, or all parts of the shown ones, of each
+    encoder, so that within a column one colour means one thing.
     """
-    clips, last = shown.facts["clips"], shown.facts["grid"][0] - 1
-    slots = [0, last] if last else [0]
-    figure = new_figure(1.5 * 3 * len(slots) + 0.3, 1.55 * len(clips) + 0.9)
-    figure.suptitle(fill(_FEATURES_TITLE, 28 * len(slots) + 12), fontsize=10)
-    grid = figure.subplots(len(clips), 3 * len(slots), squeeze=False)
+    clips, slot = shown.facts["clips"], shown.facts["grid"][0] // 2
+    figure = new_figure(1.62 * 5, 1.72 * len(clips) + 0.7)
+    figure.suptitle(_FEATURES_TITLE, fontsize=10)
+    grid = figure.subplots(len(clips), 5, squeeze=False)
+    columns = [(name, kind) for name in _COLOURS for kind in ("trained", "untrained")]
     for place, (clip, line) in enumerate(zip(clips, grid, strict=True)):
         names, frames = _slot_frames(shown, place)
-        for number, slot in enumerate(slots):
-            images = [frames[slot], *(shown.arrays[f"colours/{kind}/{place}"][slot] for kind in _KINDS)]
-            for axes, image, title in zip(
-                line[3 * number : 3 * number + 3], images, (names[slot], *_KINDS), strict=True
-            ):
-                axes.imshow(image, interpolation="nearest")
-                _bare(axes)
-                if not place:
-                    axes.set_title(title, fontsize=9)
+        images = [frames[slot], *(shown.arrays[f"{name}/{kind}/{place}"][slot] for name, kind in columns)]
+        titles = [names[slot], *(f"{_COLOURS[name]}\n{kind}" for name, kind in columns)]
+        for axes, image, title in zip(line, images, titles, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            _bare(axes)
+            axes.set_title("" if place else title, fontsize=9)
         words = shown.facts["words"].get(str(clip["clip_id"]), "")
-        line[0].set_xlabel(_short(words.partition(": ")[2] or words, 60), fontsize=7.5, loc="left")
+        line[0].set_xlabel(_short(words.partition(": ")[2] or words, 60), fontsize=8, loc="left")
     figure.savefig(path)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vjepa import __version__
-from vjepa.page.document import document, items, note, section, text
+from vjepa.page.document import document, folded, items, note, section, text
 from vjepa.reporting import charts, clips, evidence, record, settings_table
 from vjepa.reporting.record import RunRecord
 
@@ -87,6 +87,6 @@ def _still(records: Sequence[RunRecord]) -> list[str]:
             section("mistakes", "Worst mistakes", clips.mistakes(one)),
             section("left-out", "What was left out", settings_table.left_out(one)),
         ]
-    found.append(section("others", "What else was logged", charts.others(records)))
+    found.append(section("others", "What else was logged", folded("more curves", charts.others(records))))
     found.append(section("settings", "Settings", settings_table.settings(records)))
     return [*found, section("machine", "Commit and machine", settings_table.machine(records))]

@@ -3,7 +3,8 @@
 facts: plain values. arrays: by name
   clip/I            the frames of clip I side by side, bytes of a WebP
   context/S/I, target/S/I   bool [t, h, w] as bits (`numpy.packbits`): the mask of set S that is shown on clip I
-  colours/KIND/I    uint8 [t, h', w', 3]: principal components of the features of clip I, KIND trained or untrained
+  parts/KIND/I, clips/KIND/I    uint8 [t, h', w', 3]: features of clip I, KIND trained or untrained, as colours: along
+                    the axes by which parts of these clips differ most, and those by which many clips differ most
   spectrum/KIND     float32 [D]: variance of the features of clips along their principal axes, the largest first
   small/I           a frame of clip id I, bytes of a WebP
 """

@@ -18,7 +18,7 @@ const told = (value) => (Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1
 function chart(figure) {
   const drawing = figure.querySelector("svg"), points = JSON.parse(figure.querySelector("script.points").textContent);
   const [left, top, right, bottom] = points.box, steps = [...new Set(points.series.flatMap((one) => one.x))].sort((a, b) => a - b);
-  let isLog = false, place = -1;
+  let isLog = points.isLog, place = -1;
   const at = (step) => left + ((step - points.x[0]) / (points.x[1] - points.x[0])) * (right - left);
   const scale = (value) => (isLog ? Math.log10(value) : value);
   const high = (value) => {
@@ -91,7 +91,7 @@ function chart(figure) {
     show(goal);
   });
   if (points.logTicks) {
-    const button = make("button", "log axis", { type: "button", "aria-pressed": "false" });
+    const button = make("button", "log axis", { type: "button", "aria-pressed": isLog });
     button.addEventListener("click", () => {
       isLog = !isLog;
       button.setAttribute("aria-pressed", isLog);
@@ -102,7 +102,7 @@ function chart(figure) {
 }
 
 async function player(figure) {
-  const names = figure.dataset.names.split("\t"), width = +figure.dataset.width, height = +figure.dataset.height;
+  const names = JSON.parse(figure.dataset.names), width = +figure.dataset.width, height = +figure.dataset.height;
   const pictures = [...figure.querySelectorAll(".strip img")];
   await Promise.all(pictures.map((picture) => picture.decode()));
   const [frames] = pictures, enlarged = Math.max(1, Math.min(3, Math.round(176 / Math.max(width, height))));
