@@ -24,8 +24,8 @@ def players(one: RunRecord) -> str:
         "predicted. Colours are features along three principal axes as red, green and blue, fitted without labels: "
         f"those along which the means of {num} clips differ most (averaged over two tokens), and those along which the "
         "parts of the clips below do. Each encoder has its own axes: one colour means one thing in all clips and at "
-        f"all times, but not in trained and untrained alike. Each token is seen {fine} x {fine} times, shifted by parts "
-        "of a patch. Arrow keys step through a clip."
+        f"all times, but not in trained and untrained alike. Each token is seen {fine} x {fine} times, shifted by "
+        "parts of a patch. Arrow keys step through a clip."
     )
     sets = "; ".join(f"set {number}: {kind}" for number, kind in enumerate(one.shown.facts["masks"]))
     return note(f"Mask sets: {sets}.") + note(said) + "\n".join(drawn)

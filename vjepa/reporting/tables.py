@@ -246,6 +246,25 @@ def _class_table(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{one['name'][:22]:24}{one['num']:<8}{cells}".rstrip()
 
 
+def masks_table(entry: Mapping[str, Any]) -> str:
+    """Lay out a dense probe: each kind of features beside the baselines; of `dense` the IoU of each kind of thing.
+
+    entry: as `probing.dense.measure` gives it.
+    """
+    shares = [name for name in ("mIoU", "J&F", "J", "F") if name in next(iter(entry["kinds"].values()))]
+    names = entry["names"] if entry["eval_mode"] == "dense" else ()
+    head = f"{entry['eval_mode']} {entry['label']}"
+    lines = [f"{head:24}{''.join(f'{name:24}' for name in shares)}{'  '.join(names)}".rstrip()]
+    for kind, one in entry["kinds"].items():
+        each = "".join(f"{_number(iou):{len(name) + 2}}" for name, iou in zip(names, one.get("each", ()), strict=False))
+        cells = "".join(f"{_told(one[name]):24}" for name in shares)
+        lines.append(f"{KINDS.get(kind, kind):24}{cells}{each}".rstrip())
+    clips = ", ".join(f"{num} {part}" for part, num in entry["num_clips"].items())
+    told = f"clips: {clips}; {entry['cells']} x {entry['cells']} cells of a token; intervals over clips or groups"
+    hashes = f"data {entry['data_hash'][:12]}, weights {entry['weights_hash'][:12]}"
+    return "\n".join([*lines, "", told, hashes])
+
+
 def _anticipation(entry: Mapping[str, Any]) -> str:
     said = f"clips end {entry['anticipation_s']:g} s before the action"
     if entry["rollout"] == "none":
