@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.first_run import demo, video_set
-from data_prep.first_run.digit_world import DigitVideo, DigitWorld, render
+from data_prep.first_run.digit_world import DigitVideo, DigitWorld, marks, render
 from data_prep.first_run.video_set import prepare
 from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
@@ -96,3 +96,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path) -> None:
         prepare(tmp_path / "holiday.mp4" / "index.parquet", demo.Demo(), progress=False)
     with pytest.raises(UserError, match="needs a folder of its own"):
         prepare(Path("index.parquet"), demo.Demo(), progress=False)
+
+
+@pytest.mark.fast
+def test_marks_are_the_ink_of_the_digits():
+    video = DigitVideo(3, DIGIT, motion=2)
+    frames, found = render(WORLD, video)[..., 0].astype(int), marks(WORLD, video, 7)
+    assert set(np.unique(found)) == {0, 8} and found.shape == frames.shape
+    assert frames[found == 8].mean() > frames[found == 0].mean() + 60
+    assert (np.percentile(frames[found == 0], 99)) < np.median(frames[found == 8])

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from data_prep.first_run.video_set import prepare
@@ -240,3 +241,38 @@ def test_the_index_holds_films_and_clips(tmp_path, kind) -> None:
         prepare(path, world, progress=False)
     with pytest.raises(UserError, match="holds other data than"):
         prepare(path, replace(world, seed=2), progress=False)
+
+
+@pytest.mark.parametrize("world", [Paddles(), Bricks(), Shapes()], ids=lambda world: world.name)
+def test_marks_lie_where_things_are_drawn(world: World) -> None:
+    """Without its marked pixels a clip is the ground, which stands still; each kind of thing is marked somewhere."""
+    found = [video for video in world.videos() if video.kind == "clip"][:: len(world.videos()) // 12]
+    kinds = set()
+    for video in found:
+        (frames, _), marks = world.render(video), world.draw_marks(video)
+        assert marks is not None and marks.dtype == np.uint8 and marks.shape == frames.shape[:3]
+        kinds |= {*np.unique(marks).tolist()}
+        near = np.stack([ndimage.binary_dilation(frame > 0, iterations=1) for frame in marks])  # edges are half covered
+        ground = np.ma.array(frames, mask=np.repeat(near[..., None], 3, axis=-1))
+        assert float(ground.std(axis=0).max()) < 2, world.name
+        inside = abs(frames.astype(int) - np.median(frames[marks == 0], axis=0)).max(-1)
+        assert (inside[marks > 0] > 20).mean() > 0.9
+    assert kinds >= {0, 1} and kinds <= set(range(1 + len(world.things)))
+    assert world.draw_marks(world.videos()[0]) is None  # a film
+
+
+def test_marks_are_files_that_the_index_names(tmp_path) -> None:
+    world = replace(Bricks(), num_films=1, film_frames=24, train_clips=2, selection_clips=1, val_clips=1)
+    path = tmp_path / "world" / "index.parquet"
+    prepare(path, world, progress=False)
+    index = ClipIndex.open(path)
+    named = index.column("things")
+    assert [name is None for name in named] == [True, False, False, False, False]
+    for row, video in enumerate(world.videos()):
+        if named[row] is not None:
+            with Image.open(path.parent / named[row]) as picture:
+                assert picture.text["things"] == "brick|bar|ball"
+                assert (np.asarray(picture).reshape(8, 64, 64) == world.draw_marks(video)).all()
+    (path.parent / named[1]).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"things/00001.png: is not the file that was written"):
+        prepare(path, world, progress=False)

@@ -25,6 +25,7 @@ GROUND = {
     "vjepa.ranks",
     "vjepa.files",
     "vjepa.run_folder",
+    "vjepa.page",
 }
 SETTINGS = GROUND | {"vjepa.config", "vjepa.device", "vjepa.schedules"}
 PREP = SETTINGS | {"vjepa.command", "vjepa.data"}

@@ -33,6 +33,7 @@ STREAMS: Final = {
     "mix": 23,
     "tuner": 24,
     "tuner_views": 25,
+    "dense_probe": 40,
     "shots": 30,
 }
 

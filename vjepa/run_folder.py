@@ -2,6 +2,8 @@
 
 config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
 start.safetensors  head.safetensors  scratch/    of fine-tuning: its start, the head that goes with best.pth, a baseline
+report.html               what people look at; rendered from the files of the run alone, at any time
+report.safetensors        what that page shows and needs networks or clips to be made: kept at the end of the run
 .lock                     held by the process that trains here, with its host and number
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
@@ -15,6 +17,7 @@ checkpoints/best.pth      the networks of `best`, else of `latest`, in one file 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -125,6 +128,8 @@ class RunFolder:
     start = _Inside("start.safetensors")
     head = _Inside("head.safetensors")
     scratch = _Inside("scratch")
+    page = _Inside("report.html")
+    shown = _Inside("report.safetensors")
     lock = _Inside(".lock")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")
@@ -135,6 +140,18 @@ class RunFolder:
         path = path.resolve()
         runs = (cls(folder) for folder in (path, *path.parents[:3]))
         return next((run for run in runs if run.config.is_file() and run.checkpoints.is_dir()), None)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Tell whether a process of this machine, or of a file system that can lock, trains here now."""
+        try:
+            with self.lock.open(encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none, or nothing can be locked here
+            return False
+        return False
 
     def checkpoint(self, step: int) -> Checkpoint:
         """Name the checkpoint of `step` steps done, there or to be made."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from data_prep.first_run.digit_world import DigitVideo, DigitWorld, render
+from data_prep.first_run.digit_world import DigitVideo, DigitWorld, marks, render
 from vjepa.counter_rng import generator
 from vjepa.data.images import handwritten_digits
 
@@ -31,6 +31,7 @@ class Demo:
     name: ClassVar = "demo"
     fps: ClassVar = DigitWorld().fps
     keyframe_frames: ClassVar = None
+    things: ClassVar = tuple("0123456789")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -52,6 +53,10 @@ class Demo:
     def draw_row(self, video: tuple[DigitVideo, dict[str, str]]) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], beside its columns."""
         return render(DigitWorld(), video[0]), video[1]
+
+    def draw_marks(self, video: tuple[DigitVideo, dict[str, str]]) -> np.ndarray:
+        """Say where the digits are: uint8 [T, S, S], k for things[k - 1]."""
+        return marks(DigitWorld(), video[0], int(video[1]["digit"]))
 
 
 def _splits(num_videos: int) -> Iterator[str]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from data_prep.first_run.worlds.drawing import enlarge, texture
 from vjepa.counter_rng import generator
 
+_INKED: Final = 0.3  # of the darkest ink: where a pixel belongs to a digit
+
 
 @dataclass(frozen=True)
 class DigitWorld:
     """Hold everything that the files depend on. Brightness and contrasts are shares of white."""
 
+    version: int = 1
     seed: int = 2
     side_px: int = 64
     num_frames: int = 16
@@ -48,15 +52,31 @@ def render(world: DigitWorld, video: DigitVideo) -> np.ndarray:
     rng = generator(world.seed, "demo", video.number)
     side = world.side_px
     background = world.brightness + world.shade * texture(3, side, rng) + world.grain * texture(side // 2, side, rng)
-    field = world.ink * _scatter(world, enlarge(video.image, world.digit_px), rng)
+    frames = np.empty((world.num_frames, side, side, 3), dtype=np.uint8)
+    for frame, copies in zip(frames, _move(world, video, rng), strict=True):
+        frame[:] = (255 * np.clip(background + world.ink * copies, 0, 1)).astype(np.uint8)[..., None]
+    return frames
+
+
+def marks(world: DigitWorld, video: DigitVideo, digit: int) -> np.ndarray:
+    """Say where the copies are, as they are drawn: uint8 [T, S, S], 0 for the ground, else 1 + digit."""
+    rng = generator(world.seed, "demo", video.number)
+    for cells in (3, world.side_px // 2):  # the ground is drawn first
+        texture(cells, world.side_px, rng)
+    inked = _move(world, video, rng) >= _INKED
+    return (inked * (1 + digit)).astype(np.uint8)
+
+
+def _move(world: DigitWorld, video: DigitVideo, rng: np.random.Generator) -> np.ndarray:
+    """Move the copies of the digit over the frames: ink of 0 to 1, [T, S, S]."""
+    side, field = world.side_px, _scatter(world, enlarge(video.image, world.digit_px), rng)
     angle = math.radians(45 * video.motion + world.wobble_deg * rng.uniform(-1, 1))
     speed_px = rng.uniform(world.slowest_px, world.fastest_px)
     top, left = rng.integers(world.field_px, size=2)
-    frames = np.empty((world.num_frames, side, side, 3), dtype=np.uint8)
+    frames = np.empty((world.num_frames, side, side))
     for number, frame in enumerate(frames):
         shift = (top - round(math.sin(angle) * speed_px * number), left + round(math.cos(angle) * speed_px * number))
-        grey = background + np.roll(field, shift, axis=(0, 1))[:side, :side]
-        frame[:] = (255 * np.clip(grey, 0, 1)).astype(np.uint8)[..., None]
+        frame[:] = np.roll(field, shift, axis=(0, 1))[:side, :side]
     return frames
 
 

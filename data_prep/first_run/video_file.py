@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 class VideoSet(Protocol):
@@ -26,16 +29,38 @@ class VideoSet(Protocol):
 
     def videos(self) -> list[Any]: ...
 
+    @property
+    def things(self) -> Sequence[str]: ...
+
     def draw_row(self, video: Any) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], and give its columns of the clip index."""
         ...
 
+    def draw_marks(self, video: Any) -> np.ndarray | None:
+        """Say which thing is where: uint8 [T, S, S], 0 for the ground, k for things[k - 1]; None: nothing is marked."""
+        ...
+
 
 def write_row(videos: VideoSet, video: Any, path: Path) -> dict[str, str]:
-    """Write a video and give its columns of the clip index."""
+    """Write a video, and beside it what is where in it; give its columns of the clip index.
+
+    The column `things` names that picture, from the folder of the index.
+    """
     frames, columns = videos.draw_row(video)
     write_video(frames, videos.fps, path, videos.keyframe_frames)
-    return columns
+    marks = videos.draw_marks(video)
+    if marks is None:
+        return columns
+    place = path.parent.with_name("things") / f"{path.stem}.png"
+    write_marks(marks, videos.things, place)
+    return {**columns, "things": f"{place.parent.name}/{place.name}"}
+
+
+def write_marks(marks: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write uint8 [T, H, W] as one grey PNG, the frames one under the other; `names` of 1, 2, ... stand in its text."""
+    words = PngInfo()
+    words.add_text("things", "|".join(names))
+    Image.fromarray(marks.reshape(-1, marks.shape[2])).save(path, pnginfo=words, optimize=True)
 
 
 def write_video(frames: np.ndarray, fps: int, path: Path, keyframe_frames: int | None = None) -> None:

@@ -31,7 +31,8 @@ def prepare(index_path: Path, videos: VideoSet, progress: bool = True) -> None:
         _verify(folder, index_path, videos)
         return
     with new_folder(folder, f"exists and is not the {videos.name} data set") as partial:
-        (partial / "videos").mkdir()
+        for name in ("videos", "things"):
+            (partial / name).mkdir()
         hashes = _write_videos(partial, videos, progress)
         build_index(partial / "videos", partial / index_path.name, labels=partial / "labels.csv", progress=progress)
         (partial / MANIFEST).write_text(json.dumps({"recipe": videos.recipe, "sha256": hashes}, indent=0))
@@ -50,7 +51,8 @@ def _write_videos(folder: Path, videos: VideoSet, progress: bool) -> dict[str, s
         table = csv.DictWriter(file, ("file", *dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
         table.writerows({"file": path.name, **row} for path, row in zip(paths, rows, strict=True))
-    return {path.name: _sha256(path) for path in paths}
+    marked = [folder / row["things"] for row in rows if "things" in row]
+    return {str(path.relative_to(folder)): _sha256(path) for path in [*paths, *marked]}
 
 
 def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:
@@ -61,7 +63,7 @@ def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:
             f"{folder}: holds other data than {videos.name}, or those of another version of vjepa; {remedy}"
         )
     for name, sha256 in manifest["sha256"].items():
-        path = folder / "videos" / name
+        path = folder / name
         if not path.is_file() or _sha256(path) != sha256:
             raise UserError(f"{path}: is not the file that was written, or is gone; {remedy}")
 

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from vjepa.page.document import printable
+
 _NAME_LETTERS: Final = 60  # of the first column in the text; the page wraps
 _NUMBER: Final = re.compile(r"|[0-9][0-9.,e+-]*( ?(%|s|min|h|[KMGT]?i?B))?")
 
@@ -49,11 +51,6 @@ def shorten(words: str, num: int) -> str:
     words = printable(words)
     keep = (num - 3) // 2
     return words if len(words) <= num else f"{words[:keep]}...{words[-keep:]}"
-
-
-def printable(words: str) -> str:
-    """Write line breaks and other control characters as in a Python string."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)
 
 
 def _aligned(table: Table) -> list[str]:

@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 import base64
+import io
 import sys
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from data_prep.child import Message, Say, serve
-from data_prep.looking.contact_sheet import BLANK, FRAME_PX, GAP_PX, MOMENTS, PAPER, STRIP_PX, as_jpeg
+from data_prep.looking.contact_sheet import BLANK, FRAME_PX, MOMENTS
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.decode import read_frames
 from vjepa.data.media import DecodeError
 
 
 def strip(frames: np.ndarray) -> bytes:
-    """Put uint8 [n, H, W, 3] frames side by side into a JPEG, each in a box of FRAME_PX; fewer leave boxes blank."""
-    picture = Image.new("RGB", (STRIP_PX, FRAME_PX[1]), PAPER)
+    """Put uint8 [n, H, W, 3] frames side by side into a JPEG, each in a box of FRAME_PX."""
+    picture = Image.new("RGB", (len(frames) * FRAME_PX[0], FRAME_PX[1]))
     for i, frame in enumerate(frames):
-        picture.paste(ImageOps.pad(Image.fromarray(frame), FRAME_PX, color=BLANK), (i * (FRAME_PX[0] + GAP_PX), 0))
-    return as_jpeg(picture)
+        picture.paste(ImageOps.pad(Image.fromarray(frame), FRAME_PX, color=BLANK), (i * FRAME_PX[0], 0))
+    with io.BytesIO() as buffer:
+        picture.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
 
 
 def _shown(frames: np.ndarray) -> np.ndarray:
@@ -46,7 +49,7 @@ def main() -> None:
         except DecodeError as error:
             say(reason=str(error))
         else:
-            say(jpeg=base64.b64encode(strip(_shown(frames))).decode())
+            say(jpeg=base64.b64encode(strip(_shown(frames))).decode(), frames=len(frames))
 
     serve(answer)
 

@@ -67,13 +67,20 @@ class ProbeSettings(SubjectSettings):
         ),
     ]
     eval_mode: Annotated[
-        Literal["knn", "linear_probe", "attentive"],
-        Option("k nearest neighbours; a linear head; or heads that attend to all tokens"),
+        Literal["knn", "linear_probe", "attentive", "dense", "propagate"],
+        Option(
+            "k nearest neighbours; a linear head; heads that attend to all tokens; of masks that the index names: a "
+            "linear map of each cell (dense), or the first frame's masks carried on by features alone (propagate)"
+        ),
     ]
     # which rows
     label: Annotated[
         tuple[str, ...],
-        Option("column to predict; several with commas between them share one pass over the clips", "COLUMN[,COLUMN]"),
+        Option(
+            "column to predict; several with commas between them share one pass over the clips; dense, propagate: the "
+            "column that names masks (then the default is things)",
+            "COLUMN[,COLUMN]",
+        ),
     ] = ("label",)
     task: Annotated[
         Literal["auto", "classify", "regress", "multilabel"],
@@ -181,6 +188,12 @@ class ProbeSettings(SubjectSettings):
     seed: Annotated[
         int, Option("attentive: initial weights and order; augmented passes; draws of --shots", least=0)
     ] = 0
+    cells: Annotated[
+        int, Option("dense, propagate: cells of a token along a side, each seen by a pass of its own", "N", least=1)
+    ] = 2
+    most_clips: Annotated[
+        int, Option("dense, propagate: clips of each part at most, evenly among them", "N", least=1)
+    ] = 200
     # where the work is done, and where things are kept
     batch: Annotated[int, Option("views per forward pass of the encoder", least=1)] = 64
     cache: Annotated[

@@ -4,6 +4,7 @@ which, numbers against those that were true, or precision by class; and the clip
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 from vjepa.data.plan_rows import Views
 from vjepa.probing.banks import SampleSource
@@ -22,7 +24,8 @@ from vjepa.probing.bootstrap import Share
 from vjepa.probing.scores import Mistake, Scores
 from vjepa.probing.scores_multilabel import MultilabelScores
 from vjepa.probing.scores_numbers import Miss, NumberScores
-from vjepa.records import ClipBatch, TokenGrid
+from vjepa.records import ClipBatch
+from vjepa.reporting.shown import Shown
 
 _MAX_SLOTS: Final = 8
 _MAX_CLASSES_WITH_COUNTS: Final = 20
@@ -30,26 +33,22 @@ _MAX_LABELS: Final = 50
 _MAX_LABEL_CHARS: Final = 28
 _COLUMNS: Final = 5
 _INK: Final = "#222222"
+_COLOURS: Final = {"clips": "what tells clips apart", "parts": "what tells parts apart"}
+_FEATURES_TITLE: Final = (
+    "Features along three principal axes as red, green, blue, fitted without labels:\nwithin a column one colour means "
+    "one thing"
+)
 
 
-def save_run_pictures(
-    folder: Path,
-    rows: Sequence[Mapping[str, Any]],
-    terms: Sequence[str],
-    videos: torch.Tensor,
-    grid: TokenGrid,
-    context_ids: torch.Tensor,
-    tokens: torch.Tensor,
-) -> None:
+def save_run_pictures(folder: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[str], shown: Shown) -> None:
     """Write loss_curve.png, mask.png and features_pca.png into `folder`.
 
-    rows: those of metrics.jsonl. terms: names of the loss and its terms. videos: uint8 [B, 3, T, H, W], a few
-    validation clips. context_ids: [Kc], visible tokens of the first clip. tokens: features of every token, [B, N, D].
+    rows: those of metrics.jsonl. terms: names of the loss and its terms. shown: what was kept of a few clips.
     """
     folder.mkdir(parents=True, exist_ok=True)
     loss_curve(folder / "loss_curve.png", rows, terms)
-    mask_picture(folder / "mask.png", videos[0], grid, context_ids)
-    features_picture(folder / "features_pca.png", videos, tokens, grid)
+    mask_picture(folder / "mask.png", *_slot_frames(shown, 0), shown.bits("context/0/0"))
+    features_picture(folder / "features_pca.png", shown)
 
 
 def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> None:
@@ -73,46 +72,51 @@ def loss_curve(path: Path, rows: Sequence[Mapping[str, Any]], terms: Sequence[st
     figure.savefig(path)
 
 
-def mask_picture(path: Path, video: torch.Tensor, grid: TokenGrid, context_ids: torch.Tensor) -> None:
-    """Draw frames of one clip, uint8 [3, T, H, W], above the same frames with every hidden token grey.
+def mask_picture(path: Path, names: Sequence[str], frames: np.ndarray, seen: np.ndarray) -> None:
+    """Draw frames of one clip, uint8 [t, H, W, 3], above the same frames with every hidden token grey.
 
-    context_ids: [Kc], the tokens that are seen.
+    names: of the frames. seen: bool [t, h, w], the tokens that are.
     """
-    seen = np.zeros(grid.num_tokens, dtype=bool)
-    seen[context_ids.cpu().numpy()] = True
-    frames = _token_frames(video, grid)
-    hidden = ~_upscale(seen.reshape(grid.t, grid.h, grid.w), frames.shape[1:3])
+    t, h, w = seen.shape
+    hidden = ~_upscale(seen, frames.shape[1:3])
     masked = np.where(hidden[..., None], 0.15 * frames + 0.85 * 128, frames).astype(np.uint8)
-    title = f"The context encoder sees {seen.mean():.0%} of {grid.t}x{grid.h}x{grid.w} tokens"
-    _grid_picture(path, title, [("frames", frames), ("context", masked)], video.shape[1] // grid.t)
+    title = f"The context encoder sees {seen.mean():.0%} of {t}x{h}x{w} tokens"
+    _grid_picture(path, title, names, [("frames", frames), ("context", masked)])
 
 
-def features_picture(path: Path, videos: torch.Tensor, tokens: torch.Tensor, grid: TokenGrid) -> None:
-    """Draw frames of clips, uint8 [B, 3, T, H, W], above their token features [B, N, D] as colours.
+def features_picture(path: Path, shown: Shown) -> None:
+    """Draw a frame of each clip beside the colours of its features at that time, trained and untrained.
 
-    Red, green and blue are three principal components, fitted over all shown clips together, so that one colour means
-    one thing in all of them.
+    Red, green and blue are three principal axes, fitted over many clips, or all parts of the shown ones, of each
+    encoder, so that within a column one colour means one thing.
     """
-    features = tokens.float().cpu().numpy().reshape(-1, tokens.shape[-1])
-    centred = features - features.mean(0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    components = centred @ axes[:, : -min(3, tokens.shape[-1]) - 1 : -1]
-    low, high = np.percentile(components, (2, 98), axis=0)
-    colours = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1).reshape(
-        len(videos), grid.t, grid.h, grid.w, -1
-    )
-    rows: list[tuple[str, np.ndarray]] = []
-    for number, (video, colour) in enumerate(zip(videos, colours, strict=True), 1):
-        frames = _token_frames(video, grid)
-        rows += [(f"clip {number}", frames), ("features", _upscale(colour, frames.shape[1:3]))]
-    _grid_picture(
-        path, "Token features: first three principal components as red, green, blue", rows, videos.shape[2] // grid.t
-    )
+    clips, slot = shown.facts["clips"], shown.facts["grid"][0] // 2
+    figure = new_figure(1.62 * 5, 1.72 * len(clips) + 0.7)
+    figure.suptitle(_FEATURES_TITLE, fontsize=10)
+    grid = figure.subplots(len(clips), 5, squeeze=False)
+    columns = [(name, kind) for name in _COLOURS for kind in ("trained", "untrained")]
+    for place, (clip, line) in enumerate(zip(clips, grid, strict=True)):
+        names, frames = _slot_frames(shown, place)
+        images = [frames[slot], *(shown.arrays[f"{name}/{kind}/{place}"][slot] for name, kind in columns)]
+        titles = [names[slot], *(f"{_COLOURS[name]}\n{kind}" for name, kind in columns)]
+        for axes, image, title in zip(line, images, titles, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            _bare(axes)
+            axes.set_title("" if place else title, fontsize=9)
+        words = shown.facts["words"].get(str(clip["clip_id"]), "")
+        line[0].set_xlabel(_short(words.partition(": ")[2] or words, 60), fontsize=8, loc="left")
+    figure.savefig(path)
 
 
-def _token_frames(video: torch.Tensor, grid: TokenGrid) -> np.ndarray:
-    """Take the first frame of every time slot: [C, T, H, W] -> uint8 [t, H, W, 3]."""
-    return as_colours(video[:, :: video.shape[1] // grid.t])
+def _slot_frames(shown: Shown, place: int) -> tuple[list[str], np.ndarray]:
+    """Take the first frame that is shown of every time slot: their names, and uint8 [t, H, W, 3]."""
+    width, _ = shown.facts["clips"][place]["size"]
+    with io.BytesIO(shown.content(f"clip/{place}")) as content:
+        strip = np.asarray(Image.open(content).convert("RGB"))
+    slots, numbers = shown.facts["slots"], shown.facts["frames"]
+    nearest = [min(range(len(slots)), key=lambda i: (abs(slots[i] - t), i)) for t in range(shown.facts["grid"][0])]
+    frames = np.stack([strip[:, width * i : width * (i + 1)] for i in nearest])
+    return [f"frame {numbers[i]}" for i in nearest], frames
 
 
 def as_colours(video: torch.Tensor) -> np.ndarray:
@@ -135,8 +139,8 @@ def _upscale(cells: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return cells[:, rows][:, :, columns]
 
 
-def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]], frames_per_slot: int) -> None:
-    """Draw named rows of images [t, H, W, 3]; of many time slots, _MAX_SLOTS spread evenly are shown."""
+def _grid_picture(path: Path, title: str, names: Sequence[str], rows: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Draw named rows of images [t, H, W, 3], of slots `names`; of many, _MAX_SLOTS spread evenly are shown."""
     slots = len(rows[0][1])
     shown = np.unique(np.linspace(0, slots - 1, min(slots, _MAX_SLOTS)).round().astype(int))
     side_in = 1.3 if len(shown) > 3 else 1.9
@@ -151,7 +155,7 @@ def _grid_picture(path: Path, title: str, rows: Sequence[tuple[str, np.ndarray]]
             cell.imshow(images[slot], interpolation="nearest")
             _bare(cell)
     for slot, cell in zip(shown, axes[0], strict=True):
-        cell.set_title(f"frame {slot * frames_per_slot}", fontsize=9)
+        cell.set_title(names[slot], fontsize=9)
     figure.savefig(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vjepa.interop.probes import write_probes
-from vjepa.probing import measuring, results
+from vjepa.probing import dense, measuring, results
 from vjepa.probing.comparison import TRAINED, ProbeResult
 from vjepa.probing.settings import ProbeSettings
 from vjepa.reporting import pictures, tables
@@ -27,6 +27,10 @@ def measure_and_report(settings: ProbeSettings) -> str | None:
     run = RunFolder.above(settings.model_path)
     path = settings.out or Path(run.path if run else ".", "probe.json")
     results.read(path)  # a file that cannot take the result should show before the work
+    if settings.eval_mode in ("dense", "propagate"):
+        entry = dense.measure(settings)
+        results.save(path, entry)
+        return f"{tables.masks_table(entry)}\n-> {path}"
     measured = measuring.measure(settings)
     if measured is None:
         return None

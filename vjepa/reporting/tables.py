@@ -92,29 +92,38 @@ def _label_table(label: str, entries: Mapping[str, Any]) -> list[str]:
     clips = entries["knn"]["num_clips"]
     setting = "alpha" if "alpha" in entries["linear"].get("chosen", ()) else "C"
     head = (
-        f"{label}: {_measure(entries['knn'])} on {clips['val']} clips [95 % interval]; {clips['train']} to learn from, "
-        f"{clips['selection']} to choose k and {setting}"
+        f"{label}: {measure_of(entries['knn'])} on {clips['val']} clips [95 % interval]; {clips['train']} to learn "
+        f"from, {clips['selection']} to choose k and {setting}"
     )
     lines = [head[:100], f"  {'':26}{'k-NN':22}linear"]
-    columns = [_first_measures(entries[probe]) for probe in ("knn", "linear")]
+    columns = [
+        {kind: share and _interval(share["value"], share) for kind, share in first_measures(entries[probe]).items()}
+        for probe in ("knn", "linear")
+    ]
     for kind, name in KINDS.items():
         if kind in columns[0]:
             lines.append(f"  {name:26}{columns[0][kind]:21} {columns[1][kind]}")
     return lines
 
 
-def _measure(entry: Mapping[str, Any]) -> str:
+def measure_of(entry: Mapping[str, Any]) -> str:
     """Name what stands for the probe; entries of older versions have no other than accuracy."""
     name: str = entry.get("measure", "accuracy")
     return name
 
 
-def _first_measures(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Write the measure that stands for the probe, of each kind of features."""
-    name, key = _measure(entry), _measures_of(entry)[0][0]
-    baselines = {kind: one[key] and _interval(one[key]["value"], one[key]) for kind, one in entry["baselines"].items()}
-    chance = entry["chance"]
-    return {"trained": _interval(entry[name], entry), **baselines, "chance": _interval(chance[name], chance)}
+def first_measures(entry: Mapping[str, Any]) -> dict[str, Mapping[str, float] | None]:
+    """Give the measure that stands for the probe, {"value", "low", "high"}, of each kind of features; None: undefined.
+
+    entry: of summary.json or probe.json.
+    """
+    name, key = measure_of(entry), _measures_of(entry)[0][0]
+
+    def share(of: Mapping[str, Any]) -> Mapping[str, float] | None:
+        return None if of[name] is None else {"value": of[name], "low": of["low"], "high": of["high"]}
+
+    baselines = {kind: one[key] for kind, one in entry["baselines"].items()}
+    return {"trained": share(entry), **baselines, "chance": share(entry["chance"])}
 
 
 def _measures_of(entry: Mapping[str, Any]) -> tuple[tuple[str, str, bool, int], ...]:
@@ -241,6 +250,25 @@ def _class_table(entry: Mapping[str, Any]) -> Iterator[str]:
     for one in classes:
         cells = "".join(f"{_number(one[key]):8}" for key, _ in columns)
         yield f"{one['name'][:22]:24}{one['num']:<8}{cells}".rstrip()
+
+
+def masks_table(entry: Mapping[str, Any]) -> str:
+    """Lay out a dense probe: each kind of features beside the baselines; of `dense` the IoU of each kind of thing.
+
+    entry: as `probing.dense.measure` gives it.
+    """
+    shares = [name for name in ("mIoU", "J&F", "J", "F") if name in next(iter(entry["kinds"].values()))]
+    names = entry["names"] if entry["eval_mode"] == "dense" else ()
+    head = f"{entry['eval_mode']} {entry['label']}"
+    lines = [f"{head:24}{''.join(f'{name:24}' for name in shares)}{'  '.join(names)}".rstrip()]
+    for kind, one in entry["kinds"].items():
+        each = "".join(f"{_number(iou):{len(name) + 2}}" for name, iou in zip(names, one.get("each", ()), strict=False))
+        cells = "".join(f"{_told(one[name]):24}" for name in shares)
+        lines.append(f"{KINDS.get(kind, kind):24}{cells}{each}".rstrip())
+    clips = ", ".join(f"{num} {part}" for part, num in entry["num_clips"].items())
+    told = f"clips: {clips}; {entry['cells']} x {entry['cells']} cells of a token; intervals over clips or groups"
+    hashes = f"data {entry['data_hash'][:12]}, weights {entry['weights_hash'][:12]}"
+    return "\n".join([*lines, "", told, hashes])
 
 
 def _anticipation(entry: Mapping[str, Any]) -> str:

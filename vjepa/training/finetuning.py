@@ -29,6 +29,7 @@ from vjepa.probing.extractors import Readout, encoder_extractor, weights_hash
 from vjepa.probing.protocol import ProbeMethod
 from vjepa.probing.scores import Scores
 from vjepa.reporting import finetuned, pictures
+from vjepa.reporting.writing import write_page
 from vjepa.training import checkpoint, run_log
 from vjepa.training import finetuning_start as start
 from vjepa.training.checkpoint import TrainingState
@@ -150,9 +151,10 @@ def conclude(run: FinetuningRun, method: Finetuning, work: Labelled, state: Trai
             return None
         summary = _facts(run, state) | _measure(run, method, work, scratch) | {"evidence": evidence}
         files.write_json(path, summary)
+    write_page(run.folder)
     if run.progress:
         print("\n" + finetuned.closing_table(summary))
-        print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, head.safetensors")
+        print(f"{run.folder.path}: report.html, summary.json, metrics.jsonl, tensorboard/, pictures/, head.safetensors")
     return summary
 
 

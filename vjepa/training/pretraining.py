@@ -14,9 +14,7 @@ from typing import Any
 import torch
 
 from vjepa import config, device, files
-from vjepa.data.augment import normalise
-from vjepa.data.joined_index import are_shared, open_index
-from vjepa.data.loader import eval_loader
+from vjepa.data.joined_index import are_shared
 from vjepa.data.order import num_steps
 from vjepa.data.sources import Part, open_sources
 from vjepa.errors import UserError
@@ -29,7 +27,9 @@ from vjepa.probing.closing import evaluate_run
 from vjepa.probing.online import OnlineProbe
 from vjepa.probing.splits import Split, fingerprint, read_splits
 from vjepa.probing.tasks import check_run, of_run
-from vjepa.reporting import pictures, tables
+from vjepa.reporting import pictures, shown, tables
+from vjepa.reporting.looking_back import Glass, look
+from vjepa.reporting.writing import write_page
 from vjepa.run_folder import Checkpoint
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
@@ -114,7 +114,7 @@ def prepare(settings: config.Config, progress: bool) -> tuple[TrainingRun[config
 
 
 def conclude(run: TrainingRun[config.Config], method: Jepa, state: TrainingState) -> dict[str, Any]:
-    """Measure the frozen encoder, write summary.json and the pictures, print the closing table.
+    """Measure the frozen encoder, write summary.json, the pictures and the page, print the closing table.
 
     What is measured is what best.pth holds: the best checkpoint, or the last where none was measured during training.
     A finished run is only shown again.
@@ -124,20 +124,24 @@ def conclude(run: TrainingRun[config.Config], method: Jepa, state: TrainingState
     if summary and not _is_of(summary, state, evidence):
         print(f"{path}: is of fewer steps, other clips, labels or eval settings; measured again", file=sys.stderr)
         summary = {}
-    if not summary:
+    if not summary or shown.read(run.folder.shown) is None:
         measured = run.folder.best or run.folder.require()
         checkpoint.load_networks(measured, method)
         method.requires_grad_(False).eval()
         rows = run_log.read_metrics(run.folder)
-        summary = _facts(run, state, rows) | _measure(run, method, measured)
-        summary |= {"verdict": asdict(_verdict(run, state)), "ended_early": state.step < run.total_steps}
-        summary |= {"evidence": evidence}
-        _draw(run, method, rows)
+        if not summary:
+            summary = _facts(run, state, rows) | _measure(run, method, measured)
+            summary |= {"verdict": asdict(_verdict(run, state)), "ended_early": state.step < run.total_steps}
+            summary |= {"evidence": evidence}
+        _draw(run, method, rows, summary)
         own.write(own.read(measured.path, run.settings.eval.encoder), run.folder.best_file)
         files.write_json(path, summary)
+    write_page(run.folder)
     if run.progress:
         print("\n" + tables.closing_table(summary))
-        print(f"{run.folder.path}: summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/")
+        print(
+            f"{run.folder.path}: report.html, summary.json, metrics.jsonl, tensorboard/, pictures/, checkpoints/latest/"
+        )
     return summary
 
 
@@ -242,17 +246,15 @@ def _measure(run: TrainingRun[config.Config], method: Jepa, measured: Checkpoint
     return evaluate_run(settings.data, settings.eval, encoder, seed, measured.step, run.device, run.dtype)
 
 
-def _draw(run: TrainingRun[config.Config], method: Jepa, rows: list[dict[str, float]]) -> None:
-    """Draw the pictures of a run: loss curve, a clip with its mask, features of a few validation clips."""
+def _draw(run: TrainingRun[config.Config], method: Jepa, rows: list[dict[str, float]], summary: dict[str, Any]) -> None:
+    """Look at a few clips through the encoder, keep what the page shows of them, and draw the pictures of the run."""
     settings = run.settings
-    source = settings.data.val or settings.data.train
-    index = open_index(source.paths)
-    batches = eval_loader(index, index.select(source.where), settings.data, 4, workers=0)
-    videos = next(batch.video for batch in batches if len(batch.video))  # past those that cannot be read
-    if videos.shape[2] == 1 and settings.model.image_mode == "repeat":  # as the encoder sees it
-        videos = videos.repeat_interleave(settings.model.image_repeats, dim=2)
-    mask = plan(settings.masks, settings.grid).draw(1, settings.run.seed, 0, 0, run.total_steps)[0]
-    with torch.inference_mode():
-        tokens = method.measured_encoder(normalise(videos.to(run.device), torch.float32, settings.data.channels))
+    drawn = plan(settings.masks, settings.grid)
+    kept = look(
+        Glass(settings, method.measured_encoder, run.device, run.dtype),
+        lambda num: drawn.draw(num, settings.run.seed, 0, 0, run.total_steps),
+        summary,
+    )
+    shown.write(run.folder.shown, kept)
     terms = ["loss", "context", *settings.objective.weights]
-    pictures.save_run_pictures(run.folder.pictures, rows, terms, videos, settings.grid, mask.context_ids[0], tokens)
+    pictures.save_run_pictures(run.folder.pictures, rows, terms, kept)

@@ -67,7 +67,16 @@ class BallGame(World):
         return self.draw(self.play(self.rng(number), num_frames))
 
     def clip(self, number: int, wanted: Mapping[str, str]) -> tuple[np.ndarray, dict[str, str]]:
-        """Play games until a stretch of one is as wanted and plain to see, and draw it."""
+        """Draw the stretch of a game in which happens what is wanted."""
+        stretch, labels = self._stretch(number, wanted)
+        return self.draw(stretch), labels
+
+    def marks(self, number: int, wanted: Mapping[str, str]) -> np.ndarray:
+        """Mark ball, bars and bricks: uint8 [T, S, S]."""
+        return self.mark(self._stretch(number, wanted)[0])
+
+    def _stretch(self, number: int, wanted: Mapping[str, str]) -> tuple[Game, dict[str, str]]:
+        """Play games until a stretch of one is as wanted and plain to see; give it, and all of its labels."""
         rng = self.rng(number)
         event = wanted["near"] if wanted["meets"] == "yes" else NOTHING
         while True:
@@ -78,7 +87,7 @@ class BallGame(World):
                     continue
                 labels = self.labels(stretch)
                 if labels["near"] == wanted["near"]:
-                    return self.draw(stretch), labels
+                    return stretch, labels
 
     def labels(self, game: Game) -> dict[str, str]:
         """Label a game by what it is in its middle: `way`, `speed`, `near`, `ball_x`, `ball_y`; and by its `event`.
@@ -141,6 +150,10 @@ class BallGame(World):
     @abstractmethod
     def draw(self, game: Game) -> np.ndarray:
         """Draw a game: uint8 [T, S, S, 3]."""
+
+    @abstractmethod
+    def mark(self, game: Game) -> np.ndarray:
+        """Mark the things of a game, as `draw` draws them: uint8 [T, S, S], 0 for the ground."""
 
 
 def box_gap(ball: np.ndarray, centre: np.ndarray, half: np.ndarray) -> np.ndarray:

@@ -19,8 +19,10 @@ class Bricks(BallGame):
     """Hold what the world depends on. The bar slides along the floor and pays no heed to the ball."""
 
     name: ClassVar = "bricks"
+    things: ClassVar = ("brick", "bar", "ball")
     wanted: ClassVar = {"way": WAYS, "near": ("brick", "bounce"), "meets": ("yes", "no"), "speed": SPEEDS}
 
+    version: int = 2
     ball_radius_px: float = 3.0
     near_px: float = 5.0
     slow_px: float = 1.2
@@ -95,6 +97,17 @@ class Bricks(BallGame):
             drawing.paint(shown, drawing.disc(side, ball, self.ball_radius_px), (1.0, 1.0, 0.9))
             frame[:] = drawing.to_bytes(shown)
         return frames
+
+    def mark(self, game: Game) -> np.ndarray:
+        """Mark bricks, bar and ball, as they are drawn."""
+        side, width = self.side_px, self.side_px / self.num_columns
+        marks = np.zeros((len(game.ball), side, side), np.uint8)
+        for frame, ball, bar, bricks in zip(marks, game.ball, game.bars[:, 0], game.bricks, strict=True):
+            for row, column in np.argwhere(bricks):
+                drawing.mark(frame, self._box(column, row, width), 1)
+            drawing.mark(frame, drawing.box(side, (bar, self.bar_y_px), (self.bar_half_px, 1.5)), 2)
+            drawing.mark(frame, drawing.disc(side, ball, self.ball_radius_px), 3)
+        return marks
 
     def _put_up(self, rng: np.random.Generator) -> np.ndarray:
         return rng.random((len(ROWS), self.num_columns)) < rng.uniform(0.7, 1)

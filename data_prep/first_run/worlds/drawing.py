@@ -50,6 +50,11 @@ def paint(frame: np.ndarray, cover: np.ndarray, colour: np.ndarray | tuple[float
     frame += cover[..., None] * (np.asarray(colour) - frame)
 
 
+def mark(marks: np.ndarray, cover: np.ndarray, kind: int) -> None:
+    """Write a number into marks, uint8 [S, S], in place, wherever `cover` [S, S] is at least a half."""
+    marks[cover >= 0.5] = kind
+
+
 def to_bytes(frame: np.ndarray) -> np.ndarray:
     """Round a frame of 0 to 1 to uint8."""
     rounded: np.ndarray = (255 * np.clip(frame, 0, 1)).astype(np.uint8)

@@ -21,9 +21,10 @@ class Paddles(BallGame):
     """
 
     name: ClassVar = "paddles"
+    things: ClassVar = ("paddle", "ball")
     wanted: ClassVar = {"way": WAYS, "near": ("paddle", "wall"), "meets": ("yes", "no"), "speed": SPEEDS}
 
-    version: int = 2
+    version: int = 3
     side_px: int = 80
     rail_px: float = 13.0
     paddle_half_px: float = 12.0
@@ -71,11 +72,25 @@ class Paddles(BallGame):
         side = self.side_px
         standing = drawing.background(side, 0.35, 0.1, self.rng(1 << 32))
         frames = np.empty((len(game.ball), side, side, 3), np.uint8)
-        for frame, ball, (left, right) in zip(frames, game.ball, game.bars, strict=True):
+        for frame, ball, bars in zip(frames, game.ball, game.bars, strict=True):
             picture = standing.copy()
-            half = (1.5, self.paddle_half_px)
-            drawing.paint(picture, drawing.box(side, (self.rail_px, left), half), (0.95, 0.35, 0.25))
-            drawing.paint(picture, drawing.box(side, (side - 1 - self.rail_px, right), half), (0.3, 0.9, 0.4))
+            for cover, colour in zip(self._paddles(bars), ((0.95, 0.35, 0.25), (0.3, 0.9, 0.4)), strict=True):
+                drawing.paint(picture, cover, colour)
             drawing.paint(picture, drawing.disc(side, ball, self.ball_radius_px), (1.0, 1.0, 0.85))
             frame[:] = drawing.to_bytes(picture)
         return frames
+
+    def mark(self, game: Game) -> np.ndarray:
+        """Mark paddles and ball, as they are drawn."""
+        marks = np.zeros((len(game.ball), self.side_px, self.side_px), np.uint8)
+        for frame, ball, bars in zip(marks, game.ball, game.bars, strict=True):
+            for cover in self._paddles(bars):
+                drawing.mark(frame, cover, 1)
+            drawing.mark(frame, drawing.disc(self.side_px, ball, self.ball_radius_px), 2)
+        return marks
+
+    def _paddles(self, bars: np.ndarray) -> list[np.ndarray]:
+        """Cover the left and the right paddle, as `drawing.box`."""
+        side, half = self.side_px, (1.5, self.paddle_half_px)
+        rails = (self.rail_px, side - 1 - self.rail_px)
+        return [drawing.box(side, (rail, float(place)), half) for rail, place in zip(rails, bars, strict=True)]

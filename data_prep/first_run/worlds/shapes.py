@@ -33,8 +33,10 @@ class Shapes(World):
     """Hold what the world depends on."""
 
     name: ClassVar = "shapes"
+    things: ClassVar = SHAPES
     wanted: ClassVar = {"turn": tuple(TURNS), "growth": tuple(GROWTHS), "shape": SHAPES}
 
+    version: int = 2
     num_films: int = 96
     film_frames: int = 300
     train_clips: int = 990
@@ -52,10 +54,23 @@ class Shapes(World):
     def clip(self, number: int, wanted: Mapping[str, str]) -> tuple[np.ndarray, dict[str, str]]:
         """Draw one or two shapes that do the same."""
         rng = self.rng(number)
+        motions = self._motions(wanted, rng)
+        return self._draw([wanted["shape"]] * len(motions), motions, rng), dict(wanted)
+
+    def marks(self, number: int, wanted: Mapping[str, str]) -> np.ndarray:
+        """Mark the shapes, as they are drawn: uint8 [T, S, S]."""
+        kind = 1 + SHAPES.index(wanted["shape"])
+        marks = np.zeros((self.clip_frames, self.side_px, self.side_px), np.uint8)
+        for motion in self._motions(wanted, self.rng(number)):
+            for frame, found in enumerate(marks):
+                drawing.mark(found, _place(wanted["shape"], motion, frame, self.side_px)[0], kind)
+        return marks
+
+    def _motions(self, wanted: Mapping[str, str], rng: np.random.Generator) -> list[Motion]:
+        """Move the one or two shapes of a clip."""
         num = 1 + int(rng.integers(2))
         doing = [(TURNS[wanted["turn"]], GROWTHS[wanted["growth"]])]
-        motions = [self._motion(doing, self.clip_frames, self._home(i, num, rng), rng) for i in range(num)]
-        return self._draw([wanted["shape"]] * num, motions, rng), dict(wanted)
+        return [self._motion(doing, self.clip_frames, self._home(i, num, rng), rng) for i in range(num)]
 
     def film(self, number: int, num_frames: int) -> np.ndarray:
         """Draw one or two shapes, each of its own kind, that go on in another way after every leg."""

@@ -33,10 +33,12 @@ class World(ABC):
     """Hold everything that the files of a world depend on; `version` is raised where the code draws otherwise.
 
     name: of the world and its random stream. wanted: label -> its values, for the labels that clips are balanced by.
+    things: kinds of things that `marks` tells apart; none where there is only ground.
     """
 
     name: ClassVar[str]
     wanted: ClassVar[Mapping[str, Sequence[str]]]
+    things: ClassVar[Sequence[str]] = ()
 
     version: int = 1
     seed: int = 1
@@ -85,6 +87,18 @@ class World(ABC):
     def rng(self, number: int) -> np.random.Generator:
         """Make the generator of video `number`."""
         return generator(self.seed, self.name, number)
+
+    def draw_marks(self, video: Video) -> np.ndarray | None:
+        """Say which thing is where in a clip: uint8 [T, S, S], 0 for the ground, k for things[k - 1]; None for a film,
+        and where there are no things.
+        """
+        if video.kind == "film" or not self.things:
+            return None
+        return self.marks(video.number, self.wanted_of(video))
+
+    def marks(self, number: int, wanted: Mapping[str, str]) -> np.ndarray:
+        """Mark the things of `clip(number, wanted)`: uint8 [T, S, S]. What is drawn over another hides it."""
+        raise NotImplementedError
 
     @abstractmethod
     def film(self, number: int, num_frames: int) -> np.ndarray:
