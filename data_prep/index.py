@@ -8,14 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from data_prep.arguments import OneLineParser, add_options, options_of
-from data_prep.listing.tracks import PLAIN, TrackChoice
+from data_prep.arguments import OneLineParser, add_options, add_tracks, options_of, tracks_of
 from data_prep.scanning.build import build_index
 from data_prep.scanning.engines import ENGINES
 from data_prep.scanning.options import DEADLINE_S, ScanOptions
 from vjepa.command import run
-from vjepa.data.tracks import ROTATION_SIZES
-from vjepa.errors import UserError
 
 _OPTION_HELP: Final = {
     "window_s": "cut videos into clips of this many seconds",
@@ -45,12 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", metavar="labels.csv", help=labels)
     add("--layout", default="auto", help="what the sources look like (default: auto)")
     add_options(parser, ScanOptions(), _OPTION_HELP)
-    of_frames = "features, arrays or columns that are the {} of each frame, one after the other (default: {})"
-    add("--state", type=_names, default=(), metavar="NAME[,NAME]", help=of_frames.format("state", "state"))
-    add("--action", type=_names, default=(), metavar="NAME[,NAME]", help=of_frames.format("action", "action"))
-    kinds = ", ".join((*ROTATION_SIZES, PLAIN))
-    turns = f"a dimension of the state at which a rotation begins: {kinds} (known: roll,pitch,yaw and qx,qy,qz,qw)"
-    add("--rotation", nargs="+", action="extend", default=[], metavar="NAME=KIND", help=turns)
+    add_tracks(parser)
     add("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
     deadline = f"a decoder that takes longer is killed (default: {DEADLINE_S:g})"
     add("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=deadline)
@@ -61,17 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     rescan = "scan every file, also those that have not changed since the index was made"
     add("--rescan", action="store_true", help=rescan)
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.split(","))))
-
-
-def _rotations(given: Sequence[str]) -> dict[str, str]:
-    for pair in given:
-        if not all(pair.partition("=")):
-            raise UserError(f"--rotation {pair}: write NAME=KIND, such as roll=euler")
-    return dict(pair.rpartition("=")[::2] for pair in given)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         engine=given.engine,
         rescan=given.rescan,
         sample=given.sample,
-        tracks=TrackChoice(given.state, given.action, _rotations(given.rotation)),
+        tracks=tracks_of(given),
     )
     return 0
 

@@ -137,6 +137,16 @@ def demonstrations(place: str, choice: TrackChoice) -> Iterator[Demonstration]:
             yield Demonstration(name, splits.get(name), cameras, film_tracks(state, action, None, choice))
 
 
+def control_fps(place: str) -> float:
+    """Read the rate at which the pictures of a file of robomimic were taken; 0 where it does not say."""
+    require_h5py(place)
+    with _opened(place, UserError) as file:
+        try:
+            return float(json.loads(file["data"].attrs["env_args"])["env_kwargs"]["control_freq"])
+        except (KeyError, ValueError, TypeError):
+            return 0.0
+
+
 def pictures(place: str, demo: str, camera: str) -> np.ndarray:
     """Read the pictures of a camera in an episode of robomimic: uint8 [F, H, W, 3]."""
     with _opened(place, UserError) as file:

@@ -1,6 +1,6 @@
 """Read frames of a numbered LeRobot data set at random, and count those that are not the frames of their state.
 
-python tests/benchmarks/tracks.py FOLDER [--reads N]
+PYTHONPATH=.:tests python tests/benchmarks/tracks.py FOLDER [--reads N]
 
 `tests/benchmarks/lerobot_folder.py` writes FOLDER with the `lerobot` package. Clips come as in training, of random
 episodes and cameras; half of the reads are of the first and the last frames of episodes, where the next one begins in
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from numbered import COLUMNS, ROWS, numbers
 
 from data_prep.scanning.build import build_index
 from vjepa.config import Data
@@ -23,15 +24,8 @@ from vjepa.data.decode import read_frames
 from vjepa.data.loader import train_loader
 from vjepa.data.sources import open_sources
 
+CLIP_FRAMES = 40  # of a batch of 10 clips of 4
 CAMERAS = {"observation.images.left": 0, "observation.images.wrist": 1}
-BITS, ROWS, COLUMNS = 16, 32, 64
-
-
-def numbers(frames: np.ndarray) -> list[tuple[int, int, int]]:
-    """Read (episode, frame, camera) as `lerobot_folder.picture` draws them: uint8 [T, 32, 64, 3] -> T of them."""
-    squares = frames.reshape(len(frames), 4, ROWS // 4, 4, COLUMNS // 4, 3).mean((2, 4, 5)).transpose(0, 2, 1)
-    read = ((squares.reshape(-1, BITS) > 126) << np.arange(BITS)).sum(1)
-    return [(int(number) >> 9, int(number) >> 1 & 255, int(number) & 1) for number in read]
 
 
 def wrong_in_training(index: ClipIndex, reads: int) -> int:
@@ -43,7 +37,7 @@ def wrong_in_training(index: ClipIndex, reads: int) -> int:
         })
     )  # fmt: skip
     cameras, wrong = index.column("camera"), 0
-    for batch in train_loader(open_sources(data), data, 0, range(reads // 40)):
+    for batch in train_loader(open_sources(data), data, 0, range(-(-reads // CLIP_FRAMES))):
         assert batch.states is not None and batch.actions is not None and not batch.failures, batch.failures
         for clip, states, row in zip(batch.video.numpy(), batch.states.numpy(), batch.clip_ids.tolist(), strict=True):
             expected = [(int(state[0]), int(state[1]), CAMERAS[cameras[row]]) for state in states]
@@ -73,7 +67,8 @@ def main() -> int:
     index = build_index(given.folder, given.folder.with_suffix(".parquet"))
     half = given.reads // 2
     wrong = wrong_in_training(index, half) + wrong_at_seams(index, half)
-    print(f"{given.folder}: {wrong} of {half // 40 * 40 + half} reads wrong, {len(index)} episodes of two cameras")
+    reads = -(-half // CLIP_FRAMES) * CLIP_FRAMES + half
+    print(f"{given.folder}: {wrong} of {reads} reads wrong, {len(index)} episodes of two cameras")
     return int(wrong > 0)
 
 
