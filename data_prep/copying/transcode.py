@@ -29,6 +29,7 @@ from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import COMPANION, ClipIndex, IndexRow, resolve, write_index
+from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
 
@@ -63,6 +64,8 @@ def transcode(
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
     _check(options, workers)
+    if options.fps and index.tracks != Tracks():
+        raise UserError(f"--fps {options.fps:g}: {index.path} has a state or an action of each frame; leave --fps out")
     chosen, unusable = output.choose_rows(index, where)
     paired = _paired(index, chosen)
     rows = [i for i in chosen.tolist() if i not in paired]
@@ -90,7 +93,8 @@ def transcode(
                 f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
         copied = {i: places[i] for i in rows if i not in failed}
-        write_index(out / output.INDEX_NAME, _index_rows(index, journal, copied, paired), output.extra_columns(index))
+        records = _index_rows(index, journal, copied, paired)
+        write_index(out / output.INDEX_NAME, records, output.extra_columns(index), tracks=index.tracks)
     if progress:
         lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
         told = f"{out / output.INDEX_NAME}: {num_copies} clips copied"
@@ -185,7 +189,7 @@ def _index_rows(
             yield record | {"uri": uri, "duplicate_of": first and resolve(first, folder), output.SOURCE: uri}
         elif i in places:
             row, columns = index.row(i), journal.read(places[i])
-            kept = {name: record.get(name) for name in (*_KEPT, *extra)}
+            kept = {name: record.get(name) for name in (*_KEPT, *output.TRACKS, *extra)}
             kept[output.SOURCE] = record.get(output.SOURCE) or row.uri
             name = copy_name(row)
             original = originals.setdefault(columns["content_hash"], name)

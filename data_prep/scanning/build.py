@@ -23,6 +23,8 @@ from typing import Any, Final
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import first, shown
 from data_prep.listing.sources import list_entries
+from data_prep.listing.tracks import TrackChoice
+from data_prep.scanning.alignment import TrackColumns
 from data_prep.scanning.answers import (
     PART,
     Answers,
@@ -62,18 +64,20 @@ def build_index(
     engine: str = "processes",
     rescan: bool = False,
     sample: int | None = None,
+    tracks: TrackChoice | None = None,
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels, sample: see `list_entries`. workers: files scanned at a time; None: one for each core.
-    rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
+    sources, layout, labels, sample, tracks: see `list_entries`. workers: files scanned at a time; None: one for each
+    core. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
     UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     work = Work(options or ScanOptions(), deadline_s, workers)
     out = _checked(out, sample, work, engine)
-    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample)
+    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample, tracks)
     _check_libraries(listing.entries)
+    track_columns = TrackColumns(listing.entries)
     version = f"{SCHEMA_VERSION}.{ANSWERS_VERSION}"
     header = {"version": version, "options": asdict(work.options)}
     with (
@@ -90,7 +94,8 @@ def build_index(
         if not answers.statuses["ok"]:
             journal.remove()
             raise UserError(_none_usable(names, answers))
-        rows = _write(out, answers, {_HEADER_KEY: json.dumps(header), _SAMPLE_KEY: listing.sample})
+        metadata = {_HEADER_KEY: json.dumps(header), _SAMPLE_KEY: listing.sample}
+        rows = _write(out, answers, metadata, track_columns)
         journal.remove()
     _say(_summary(answers, rows, listing.sample), progress)
     return ClipIndex.open(out)
@@ -124,12 +129,12 @@ def _check_libraries(entries: Sequence[Entry]) -> None:
         raise UserError(f"{shown(store)}: needs the library zarr: pip install 'video-jepa[zarr]'")
 
 
-def _write(out: Path, answers: Answers, metadata: Mapping[bytes, str]) -> _IndexRows:
+def _write(out: Path, answers: Answers, metadata: Mapping[bytes, str], tracks: TrackColumns) -> _IndexRows:
     """Write the index; give its rows, which have been counted. Raises UserError where it cannot be written."""
-    rows = _IndexRows(answers, out.parent)
+    rows = _IndexRows(answers, out.parent, tracks)
     try:
         told = {key: text.encode() for key, text in metadata.items()}
-        write_index(out, rows, extra=rows.text_columns, metadata=told)
+        write_index(out, rows, extra=rows.text_columns, metadata=told, tracks=tracks.tracks)
     except OSError as error:
         raise UserError(
             f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command continues from it"
@@ -240,7 +245,8 @@ def _scanned(answers: Answers, work: Work, engine: str) -> Iterator[int]:
 class _IndexRows:
     """Yield the rows of the index, in the order of the entries, and count on the way."""
 
-    def __init__(self, answers: Answers, folder: Path) -> None:
+    def __init__(self, answers: Answers, folder: Path, tracks: TrackColumns) -> None:
+        self._tracks = tracks
         self.num_rows = 0
         self.num_duplicates = 0
         self.num_images = self.num_videos = self.num_first_of_several = 0  # files
@@ -271,7 +277,12 @@ class _IndexRows:
             self.num_first_of_several += is_first and str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
             if any(row.get("cut_at") == "clock" for row in rows):
                 self.jumping.add((entry.uri, entry.offset))
-            yield from (row | columns for row in rows)
+            tracked = self._tracks.of(entry, rows)
+            self._answers.statuses.update(row["status"] for row in tracked)
+            self._answers.statuses.subtract(row["status"] for row in rows)
+            yield from (row | columns for row in tracked)
+        if not self._answers.statuses["ok"]:
+            raise UserError(f"no film goes with its track: {counted(+self._answers.statuses)}")
 
     def _columns(self, entry: Entry) -> dict[str, Any]:
         """Collect what the sources know of a file."""

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from vjepa.data.clip_index import SCHEMA, ClipIndex, IndexRow
 from vjepa.data.images import Images
+from vjepa.data.tracks import joined_tracks
 from vjepa.errors import UserError
 
 
@@ -50,6 +51,7 @@ class JoinedIndex(ClipIndex):
         self.path = Path(", ".join(str(index.path) for index in indexes))
         self._indexes = indexes
         self._starts = list(accumulate(map(len, indexes), initial=0))
+        self.tracks = joined_tracks([(str(index.path), index.tracks) for index in indexes])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_index, ([str(index.path) for index in self._indexes],)
@@ -80,8 +82,8 @@ class JoinedIndex(ClipIndex):
     def cell(self, i: int, name: str) -> Any:
         return self.arrow(name)[int(i)].as_py()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        for batch in pa.table({name: self.arrow(name) for name in self.names}).to_batches():
+    def records(self, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        for batch in pa.table({name: self.arrow(name) for name in names or self.names}).to_batches():
             yield from batch.to_pylist()
 
     def arrow(self, name: str) -> Any:
