@@ -53,13 +53,14 @@ def train_loader(
     pin_memory: bool = False,
     rank: int = 0,
     num_ranks: int = 1,
+    accumulate: int = 1,
 ) -> ClipLoader:
-    """Load one `ClipBatch` for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them.
+    """Load `accumulate` batches for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them.
 
-    Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
+    Of `num_ranks` ranks, number `rank` gets its share of each step, global_batch / num_ranks clips.
     """
-    reader = Reader(TrainPlan(sources, data, seed, rank, num_ranks))
-    return ClipLoader(reader, steps, data, pin_memory)
+    reader = Reader(TrainPlan(sources, data, seed, rank, num_ranks, accumulate))
+    return ClipLoader(reader, range(steps.start * accumulate, steps.stop * accumulate), data, pin_memory)
 
 
 def plan_loader(plan: FinitePlan, data: Data, read: ReadFrames = read_frames) -> ClipLoader:
