@@ -19,9 +19,9 @@ def update(target: nn.Module, source: nn.Module, decay: float, skipped: Tensor |
     skipped: scalar on the device, 1.0 where the step was not taken: then the target stays. None: it was.
     """
     averages, weights = ([local(one) for one in network.parameters()] for network in (target, source))
-    moved = torch.tensor(1 - decay, device=averages[0].device)
-    if skipped is not None:
-        moved = moved * (1 - skipped)
+    if skipped is None:
+        skipped = torch.zeros((), device=averages[0].device)
+    moved = (1 - skipped) * (1 - decay)
     torch._foreach_lerp_(averages, weights, [moved] * len(averages))
 
 

@@ -27,13 +27,15 @@ class _Look:
     """Hold what the host will read of a step: [skipped, it was this rank, skips in a row, skips so far]."""
 
     step: int
-    batches: Sequence[ClipBatch]
+    source: int
+    clip_ids: list[Tensor]
     flags: Tensor
-    arrived: Any  # an event of CUDA, or None: they are there
+    arrived: Any  # an event of CUDA; None: they did not have to be copied
 
     @property
     def is_there(self) -> bool:
-        return self.arrived is None or bool(self.arrived.query())
+        """Tell whether reading the flags waits for nothing; from MPS it would."""
+        return self.flags.device.type == "cpu" and (self.arrived is None or bool(self.arrived.query()))
 
 
 class UpdateGuard:
@@ -63,7 +65,8 @@ class UpdateGuard:
             flags = torch.empty(4, pin_memory=True).copy_(flags, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-        self.looks.append(_Look(step, batches, flags, event))
+        clip_ids = [batch.clip_ids for batch in batches]
+        self.looks.append(_Look(step, batches[0].source, clip_ids, flags, event))
         return skipped
 
     def look(self, wait: bool = False) -> int:
@@ -83,9 +86,9 @@ class UpdateGuard:
         many = self.team.ranks.num > 1
         line = f"step {seen.step + 1}: not finite{f' on rank {self.team.ranks.rank}' if many and mine else ''}, skipped"
         if mine or not many:
-            ids = [int(clip_id) for batch in seen.batches for clip_id in batch.clip_ids]
+            ids = [int(clip_id) for one in seen.clip_ids for clip_id in one]
             more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-            source = f" of data.mix.{seen.batches[0].source - 1}" if seen.batches[0].source else ""
+            source = f" of data.mix.{seen.source - 1}" if seen.source else ""
             line += f"; its clips{source}: {', '.join(map(str, ids[:_NAMED]))}{more}"
         print(line, file=sys.stderr, flush=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vjepa import config
 from vjepa.errors import UserError
 from vjepa.models.layers import Block
+from vjepa.models.norms import has_batch_norms, share_batch_norms
 from vjepa.training.team import Team
 
 try:  # the first step of an optimizer imports all of it anyway
@@ -30,7 +31,12 @@ ResultT = TypeVar("ResultT")
 
 
 def kind_of(method: nn.Module, team: Team, wanted: config.Parallel, device: torch.device) -> Kind:
-    """Choose how a method is spread. Raises UserError for shards that this PyTorch, or this network, does not have."""
+    """Choose how a method is spread. Raises UserError for what this PyTorch, or this network, cannot do."""
+    if team.accumulate > 1 and has_batch_norms(method):
+        raise UserError(
+            "parallel.accumulate: BatchNorm measures the batch, of which micro-batches show a part; set 1, or another "
+            "model.backbone"
+        )
     if team.ranks.num == 1:
         return "alone"
     kind: Kind = "ddp" if wanted.kind == "auto" else wanted.kind
@@ -42,9 +48,8 @@ def kind_of(method: nn.Module, team: Team, wanted: config.Parallel, device: torc
             f"parallel.kind: fsdp2 needs PyTorch {'.'.join(map(str, _SHARDS_SINCE))}, and this is "
             f"{torch.__version__}; set ddp"
         )
-    norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in method.modules())
-    if kind == "fsdp2" and norms:
-        raise UserError("parallel.kind: BatchNorm measures whole batches, which shards cannot; set ddp, or a ViT")
+    if kind == "fsdp2" and has_batch_norms(method):
+        raise UserError("parallel.kind: fsdp2 has no BatchNorm over all ranks; set ddp, or another model.backbone")
     return kind
 
 
@@ -73,12 +78,12 @@ class Spread:
         entrance = _Entrance(method)
         self.module: nn.Module = entrance
         if kind == "ddp":
+            share_batch_norms(method, cast(Any, team.devices))
             # which parameters rest differs from step to step: those of images where clips are learned from
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
             self.module = DistributedDataParallel(
                 entrance,
                 process_group=team.devices,
-                broadcast_buffers=False,
                 find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
