@@ -25,6 +25,7 @@ from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
 from vjepa.models.encoder import Encoder
 from vjepa.models.layer_order import freeze, layer_numbers, set_drop_path
 from vjepa.models.layers import Block
+from vjepa.ranks import ALONE, Share
 from vjepa.records import ClipBatch, sent
 
 Head = AttentiveClassifier | LinearClassifier
@@ -93,10 +94,15 @@ class Finetuning(nn.Module):
             if isinstance(block, Block):
                 block.compile(dynamic=False)
 
-    def terms(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
+    def embeddings(self, batch: ClipBatch, step: int, share: Share) -> dict[str, Tensor]:
+        """Give nothing: the loss of a clip is its own."""
+        return {}
+
+    def terms(self, batch: ClipBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
         """Compute the cross-entropy of a batch at a step, `loss`, and the share of clips whose answer is right.
 
-        Of mixed clips the answer counts as right by the class that has the larger share.
+        Of mixed clips the answer counts as right by the class that has the larger share. Clips of a batch are mixed
+        with each other, so it is the batch of a whole step: `share` is ALONE.
         """
         device, seed = next(self.parameters()).device, self.settings.run.seed
         video, labels = sent(batch.video, device), self.classes[batch.clip_ids.to(device)]  # type: ignore[index]
@@ -113,10 +119,10 @@ class Finetuning(nn.Module):
         logits: Tensor = self.head(self.encoder(video))
         return logits
 
-    def after_update(self, step: int) -> None:
-        """Move the averages towards the networks."""
+    def after_update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Move the averages towards the networks, unless the step was `skipped`."""
         for name, average in self.averages.items():
-            ema.update(average, getattr(self, name.removeprefix("target_")), self._ema_decay(step))
+            ema.update(average, getattr(self, name.removeprefix("target_")), self._ema_decay(step), skipped)
 
     def scalars(self, step: int) -> dict[str, float]:
         """Give what a log shows beside the terms."""

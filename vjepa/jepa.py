@@ -24,7 +24,7 @@ from vjepa.masking.draw import plan
 from vjepa.models import ema
 from vjepa.models.backbone import load_pretrained, make_encoder
 from vjepa.models.encoder import Encoder, Patches, patchify
-from vjepa.models.layers import Block, gather_tokens
+from vjepa.models.layers import Block, gather_tokens, set_share
 from vjepa.models.predictor import Predictor, make_predictor
 from vjepa.models.projector import make_projector
 from vjepa.objectives import sigreg, vicreg
@@ -32,6 +32,7 @@ from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
+from vjepa.ranks import ALONE, Share
 from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask, sent
 
 _UNIT: Final = "embedding_unit"  # in `Jepa.memory`
@@ -60,7 +61,7 @@ class Jepa(nn.Module):
         self.distance = partial(prediction_loss, objective.loss, huber_delta=objective.huber_delta)
         self.memory: dict[str, float] = {}
         self.shadow: ema.Shadow | None = None
-        self.dtype, self.total_steps = torch.float32, 1
+        self.dtype, self.total_steps, self.skips = torch.float32, 1, 0
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -83,12 +84,16 @@ class Jepa(nn.Module):
             self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     def begin(self, dtype: torch.dtype, total_steps: int) -> None:
-        """Get ready to train for `total_steps` with matrix products in `dtype`; weights and the average stay fp32."""
+        """Get ready to train for `total_steps` with matrix products in `dtype`; weights and the average stay fp32.
+
+        Shards of them are cast where they meet, so that they need no copy in `dtype`.
+        """
         self.train()
         self.dtype, self.total_steps = dtype, total_steps
+        is_spread = any(ema.local(one) is not one for one in self.parameters())
         if self.target_encoder is not None and self.objective.targets == "ema":
-            self.shadow = ema.Shadow(self.target_encoder, dtype)
-        elif self.target_encoder is not None:
+            self.shadow = ema.Shadow(self.target_encoder, torch.float32 if is_spread else dtype)
+        elif self.target_encoder is not None and not is_spread:
             ema.cast_matrices(self.target_encoder, dtype)
 
     def compile_blocks(self) -> None:
@@ -99,29 +104,52 @@ class Jepa(nn.Module):
             if isinstance(block, Block):
                 block.compile(dynamic=False if static else None)
 
-    def terms(self, batch: ClipBatch, step: int) -> dict[str, Tensor]:
+    def terms(self, batch: ClipBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
         """Compute the terms of the loss at a step, named fp32 scalars on the device of the networks.
 
         Everything random is a function of (seed, step), so there is nothing to save beside weights and moments.
+        share: the part of the clips of this step that `batch` is.
         """
-        settings, device = self.settings, next(self.parameters()).device
-        seed, objective = settings.run.seed, self.objective
-        video = normalise(sent(batch.video, device), self.dtype, settings.data.channels)
-        drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
-        masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps)
-        torch.manual_seed(int(generator(seed, "drop_path", step).integers(1 << 63)))
+        objective, seed = self.objective, self.settings.run.seed
+        video, masks = self._inputs(batch, step, share)
         context_weight = objective.context_weight * schedules.ramp(step, *objective.context_warmup_steps)
         directions = None
         if objective.sigreg:
             directions = sigreg.directions(seed, step, objective.sigreg_slices, self.embedding_width)
-            directions = sent(directions, device)
-        terms: dict[str, Tensor] = self(video, [mask.to(device) for mask in masks], context_weight, directions)
-        return terms
+            directions = sent(directions, self.device)
+        return self.forward(video, masks, context_weight, directions, share)
 
-    def after_update(self, step: int) -> None:
-        """Move the target encoder towards the context encoder (V-JEPA section 3.1)."""
+    def embeddings(self, batch: ClipBatch, step: int, share: Share) -> dict[str, Tensor]:
+        """Compute the embeddings that `terms` compares over all clips of a step, [V, b, D] by name; {}: none."""
+        if not self.objective.embeds:
+            return {}
+        video, masks = self._inputs(batch, step, share)
+        patches = patchify(video, self.encoder.model)
+        views = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in masks]))
+        return {"views": views} | ({"odd": self._time_odd(video, masks, views)} if self._reverses(video) else {})
+
+    def _inputs(self, batch: ClipBatch, step: int, share: Share) -> tuple[Tensor, list[TokenMask]]:
+        """Give normalised clips [b, C, T, H, W] and their masks, and set what clips skip in the passes to come."""
+        settings, seed = self.settings, self.settings.run.seed
+        video = normalise(sent(batch.video, self.device), self.dtype, settings.data.channels)
+        drawn = plan(settings.masks, self.encoder.grid(*video.shape[2:]))
+        masks = drawn.draw(len(video), seed, step * self.largest_batch, step, self.total_steps, share)
+        set_share(self, share)
         if self.shadow is not None:
-            ema.update(self.shadow.average, self.encoder, self.ema_decay(step))
+            set_share(self.shadow.encoder, share)
+        self.skips = int(generator(seed, "drop_path", step).integers(1 << 63))
+        torch.manual_seed(self.skips)
+        return video, [mask.to(self.device) for mask in masks]
+
+    @property
+    def device(self) -> torch.device:
+        """Tell where the networks are."""
+        return next(self.parameters()).device
+
+    def after_update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Move the target encoder towards the context encoder (V-JEPA section 3.1), unless the step was `skipped`."""
+        if self.shadow is not None:
+            ema.update(self.shadow.average, self.encoder, self.ema_decay(step), skipped)
             self.shadow.refresh()
 
     def observe(self, video: Tensor) -> Observed:
@@ -130,7 +158,7 @@ class Jepa(nn.Module):
         Masks are those of the last step, the same at every call and for every clip. Predictions are of the first of
         each mask set.
         """
-        video = normalise(sent(video, next(self.parameters()).device), self.dtype, self.settings.data.channels)
+        video = normalise(sent(video, self.device), self.dtype, self.settings.data.channels)
         patches, encoder, num_sets = patchify(video, self.encoder.model), self.encoder, len(self.settings.masks)
         seed = int(generator(self.settings.run.seed, "monitor", 0).integers(1 << 63))
         drawn = plan(self.settings.masks, patches.grid)
@@ -167,6 +195,7 @@ class Jepa(nn.Module):
         masks: Sequence[TokenMask],
         context_weight: float = 0.0,
         directions: Tensor | None = None,
+        share: Share = ALONE,
     ) -> dict[str, Tensor]:
         """Compare predictions with targets and views with each other: named fp32 scalars, `loss` their sum.
 
@@ -174,17 +203,18 @@ class Jepa(nn.Module):
 
         context_weight: of the loss on visible tokens at this step; see `Objective.context_weight`.
         directions: [S, embedding_width], those of SIGReg at this step; see `sigreg.directions`. None: without that
-        term.
+        term. share: the part of the clips of a step that these are; embeddings are compared over all of them.
         """
         patches = patchify(video, self.encoder.model)
         contexts = self.encoder.encode_sets(patches, [mask.context_ids for mask in masks])
         means = self._prediction_means(patches, contexts, masks) if self.objective.predicts else {}
         if self.objective.embeds:
-            views = self._embeddings(contexts)
+            own = self._embeddings(contexts)
+            views = share.join("views", own)
             unit = self._unit(views)
             means |= embedding_terms(self.objective, unit * views, directions)
-            if self.objective.reversal and video.shape[2] > 1:
-                odd = self._time_odd(video, masks, views)
+            if self._reverses(video):
+                odd = share.join("odd", self._time_odd(video, masks, own))
                 terms = embedding_terms(self.objective, unit * odd, directions)
                 means |= {f"reversal_{name}": term for name, term in terms.items()}
         weights = {"context": context_weight, **self.objective.weights}
@@ -199,6 +229,10 @@ class Jepa(nn.Module):
         views = rearrange(pooled, "m (b c) d -> (m c) b d", c=self.settings.data.clips_per_decode)
         embeddings: Tensor = self.projector(views)
         return embeddings
+
+    def _reverses(self, video: Tensor) -> bool:
+        """Tell whether clips [B, C, T, H, W] are played backwards too."""
+        return self.objective.reversal > 0 and video.shape[2] > 1
 
     def _unit(self, views: Tensor) -> float:
         """Give the factor of embeddings [M C, B, E]: that which brought those of the first step to `initial_std`.
@@ -219,6 +253,7 @@ class Jepa(nn.Module):
 
         What a single frame shows is not in it; of independent embeddings its variance is that of one.
         """
+        torch.manual_seed(self.skips + 1)  # whatever came between: clips skip the same in `embeddings` and in `terms`
         patches = patchify(video.flip(2), self.encoder.model)
         backwards = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in masks]))
         return (views - backwards) / math.sqrt(2)

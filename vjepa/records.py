@@ -122,6 +122,10 @@ class TokenMask:
         """Copy to `device`, as `sent` does."""
         return TokenMask(sent(self.context_ids, device), sent(self.target_ids, device), self.num_targets)
 
+    def rows(self, clips: slice) -> TokenMask:
+        """Give the masks of some of the clips."""
+        return TokenMask(self.context_ids[clips], self.target_ids[clips], self.num_targets)
+
     def expand(self, num_clips: int) -> TokenMask:
         """Give the mask of one clip to `num_clips` clips."""
         return TokenMask(

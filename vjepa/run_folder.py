@@ -5,6 +5,7 @@ start.safetensors  head.safetensors  scratch/    of fine-tuning: its start, the 
 report.html               what people look at; rendered from the files of the run alone, at any time
 report.safetensors        what that page shows and needs networks or clips to be made: kept at the end of the run
 .lock                     held by the process that trains here, with its host and number
+stop                      made by whoever wants the run to save and stop: `touch RUN/stop`; the run removes it
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
 checkpoints/latest        a link to the newest
@@ -27,8 +28,9 @@ from typing import Any, Final
 from vjepa import files
 from vjepa.errors import UserError
 
-# of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`, as `best_knn`
-FORMAT_VERSION: Final = 5
+# of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`,
+# as `best_knn`; 6 `num_skipped` and `num_skips_in_row`
+FORMAT_VERSION: Final = 6
 _NAMES: Final = ("latest", "best")
 
 
@@ -131,6 +133,7 @@ class RunFolder:
     page = _Inside("report.html")
     shown = _Inside("report.safetensors")
     lock = _Inside(".lock")
+    stop = _Inside("stop")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")
 

@@ -24,6 +24,7 @@ from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, Rand
 from vjepa.config.model import PRESETS, Backbone, EncoderSettings, Model, PredictorSettings, Transformer
 from vjepa.config.monitor import HealthState, Monitor
 from vjepa.config.objective import Objective
+from vjepa.config.parallel import Guard, Parallel
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
 
@@ -41,6 +42,7 @@ __all__ = [
     "Eval",
     "Finetune",
     "FinetuneConfig",
+    "Guard",
     "HealthState",
     "IjepaMask",
     "Mask",
@@ -50,6 +52,7 @@ __all__ = [
     "MultiblockMask",
     "Objective",
     "Optim",
+    "Parallel",
     "PredictorSettings",
     "RandomMask",
     "RatioMask",

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from vjepa.config.data import Data
 from vjepa.config.model import Model
+from vjepa.config.parallel import Guard
 from vjepa.config.section import Section
 from vjepa.config.settings import Optim, Run, check_sizes
 
@@ -127,6 +128,7 @@ class FinetuneConfig(Section):
     optim: FinetuneOptim = FinetuneOptim()
     finetune: Finetune
     test: Closing = Closing()
+    guard: Guard = Guard()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

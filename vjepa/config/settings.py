@@ -13,6 +13,7 @@ from vjepa.config.masks import MaskSet, RandomMask
 from vjepa.config.model import Model
 from vjepa.config.monitor import Monitor
 from vjepa.config.objective import Objective
+from vjepa.config.parallel import Guard, Parallel
 from vjepa.config.section import ConfigError, Section
 from vjepa.records import TokenGrid
 from vjepa.run_folder import RunFolder
@@ -173,6 +174,8 @@ class Config(Section):
     optim: Optim
     eval: Eval = Eval()
     monitor: Monitor = Monitor()
+    parallel: Parallel = Parallel()
+    guard: Guard = Guard()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

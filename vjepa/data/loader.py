@@ -54,15 +54,16 @@ def train_loader(
     pin_memory: bool = False,
     rank: int = 0,
     num_ranks: int = 1,
+    accumulate: int = 1,
 ) -> ClipLoader:
-    """Load one `ClipBatch` for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them, or
-    the pictures of one set.
+    """Load `accumulate` batches for each step of `steps`, in order; `sources` are as `open_sources(data)` gives them,
+    or the pictures of one set.
 
-    Of `num_ranks` ranks, number `rank` gets its share of each batch, global_batch / num_ranks clips.
+    Of `num_ranks` ranks, number `rank` gets its share of each step, global_batch / num_ranks clips.
     """
-    plan, index = TrainPlan(sources, data, seed, rank, num_ranks), sources[0].parts[0].index
+    plan, index = TrainPlan(sources, data, seed, rank, num_ranks, accumulate), sources[0].parts[0].index
     reader = Reader(plan) if isinstance(index, ClipIndex) else Reader(plan, ReadImages(index))
-    return ClipLoader(reader, steps, data, pin_memory)
+    return ClipLoader(reader, range(steps.start * accumulate, steps.stop * accumulate), data, pin_memory)
 
 
 def plan_loader(plan: FinitePlan, data: Data, read: ReadFrames = read_frames) -> ClipLoader:

@@ -21,32 +21,44 @@ MAX_ATTEMPTS: Final = 8
 _FIRST_PART_SEED: Final = 257  # seeds of sources are numbered from 0, at most 256 of them
 
 
+def check_shares(sources: Sequence[TrainSource], num_ranks: int, accumulate: int) -> None:
+    """Check that global_batch = ranks x micro-batch x accumulate, in whole videos. Raises UserError where it is not."""
+    for source in sources:
+        turns = source.data.global_batch // source.data.clips_in_turn
+        if turns % (num_ranks * accumulate):
+            apart = f" x {accumulate} micro-batches (parallel.accumulate)" if accumulate > 1 else ""
+            raise UserError(
+                f"{source.name}: {turns} videos in a batch cannot be shared by {num_ranks} ranks{apart}; choose "
+                f"a multiple of {num_ranks * accumulate} for global_batch"
+            )
+
+
 class TrainPlan:
-    """Plan the batch of each step, or the share of it that one rank has, from the source that has the step.
+    """Plan the batch of each step, or the micro-batches that one rank has of it, from the source that has the step.
+
+    Number n is micro-batch n % accumulate of step n // accumulate.
 
     Each source counts its own samples: its step number n holds samples n * B to n * B + B - 1, B of its own, so that it
     takes every row once per epoch whatever the others do.
     """
 
     def __init__(
-        self, sources: Sequence[TrainSource], data: Data, seed: int, rank: int = 0, num_ranks: int = 1
+        self,
+        sources: Sequence[TrainSource],
+        data: Data,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        """Take `sources`, those of `data`, as `open_sources` gives them.
-
-        Raises UserError for batches that the ranks cannot share.
-        """
-        for source in sources:
-            turns = source.data.global_batch // source.data.clips_in_turn
-            if turns % num_ranks:
-                raise UserError(
-                    f"{source.name}: {turns} videos in a batch cannot be shared by {num_ranks} ranks; choose "
-                    "a multiple of it for global_batch"
-                )
-        self.sources, self.mix, self.seed, self.rank, self.num_ranks = sources, data.mix_ratios, seed, rank, num_ranks
+        """Take `sources`, those of `data`, as `open_sources` gives them. Raises UserError as `check_shares` does."""
+        check_shares(sources, num_ranks, accumulate)
+        self.sources, self.mix, self.seed = sources, data.mix_ratios, seed
+        self.first, self.num_parts, self.accumulate = rank * accumulate, num_ranks * accumulate, accumulate
 
     @property
     def batch_bytes(self) -> int:
-        return max(clip_bytes(source.data) * source.data.global_batch for source in self.sources) // self.num_ranks
+        return max(clip_bytes(source.data) * source.data.global_batch for source in self.sources) // self.num_parts
 
     def quarantine(self) -> dict[tuple[int, int], str]:
         return {
@@ -63,13 +75,14 @@ class TrainPlan:
     def uri(self, source: int, clip_id: int) -> str:
         return self.sources[source].uri(clip_id)
 
-    def batch(self, step: int) -> BatchPlan:
-        """Plan the batch of a step: one place for each video whose turn it is."""
+    def batch(self, number: int) -> BatchPlan:
+        """Plan a batch: one place for each video whose turn it is."""
+        step, micro = divmod(number, self.accumulate)
         number, n = source_of_step(self.seed, step, self.mix)
         data = self.sources[number].data
         turns = data.global_batch // data.clips_in_turn
-        share = turns // self.num_ranks
-        first = n * turns + self.rank * share
+        share = turns // self.num_parts
+        first = n * turns + (self.first + micro) * share
         places = [self._attempts(number, turn) for turn in range(first, first + share)]
         return BatchPlan(data, places, number, replaces=True)
 

@@ -15,7 +15,7 @@ from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.images import Images
 from vjepa.data.joined_index import open_index
-from vjepa.data.tracks import joined_tracks
+from vjepa.data.tracks import Tracks, joined_tracks
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def open_sources(data: Data) -> list[TrainSource]:
         if name == "data.train":
             named |= {f"data.mix.{number}": source for number, source in enumerate(data.mix) if source.per == "clip"}
         parts: list[Part] = []
+        tracks: list[tuple[str, Tracks]] = []
         for part_name, source in named.items():
             index = opened[source.paths] = opened.get(source.paths) or open_index(source.paths)
             rows = index.select(source.where)
@@ -82,7 +83,8 @@ def open_sources(data: Data) -> list[TrainSource]:
             require_tracks(index, rows, settings)
             first_id = parts[-1].first_id + len(parts[-1].index) if parts else 0
             parts.append(Part(part_name, index, rows, first_id))
+            tracks.append((part_name, index.tracks))
         if settings.actions:  # the same numbers in one batch
-            joined_tracks([(part.name, part.index.tracks) for part in parts])
+            joined_tracks(tracks)
         sources.append(TrainSource(name, settings, tuple(parts)))
     return sources

@@ -13,6 +13,7 @@ from vjepa import config
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
 from vjepa.masking import ijepa, multiblock, schedule, tube, uniform
+from vjepa.ranks import ALONE, Share
 from vjepa.records import TokenGrid, TokenMask
 
 Draw = Callable[[Any, TokenGrid, Sequence[np.random.Generator]], TokenMask]
@@ -39,18 +40,22 @@ class MaskPlan:
             for mask in self.masks
         )
 
-    def draw(self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int) -> list[TokenMask]:
+    def draw(
+        self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int, share: Share = ALONE
+    ) -> list[TokenMask]:
         """Draw one TokenMask per set for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
 
         The mask of a clip is a function of (seed, its number, the set's place), whatever the batch or the rank it is
         in; only `trim: raster` looks at the batch. `step` of `total_steps` decides the ratio of sets that have a
-        `final_ratio`.
+        `final_ratio`. share: the part of a step; clips are then those of this part of the samples from `first_sample`.
         """
-        drawn = []
+        drawn, own = [], slice(share.place * num_clips, (share.place + 1) * num_clips)
         for place, mask in enumerate(self.masks):
-            samples = range(first_sample, first_sample + num_clips)
-            rngs = [generator(seed, "masks", (sample << 4) + place) for sample in samples]
-            drawn.append(DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs))
+            samples = range(first_sample, first_sample + num_clips * share.num)
+            raster = getattr(mask, "trim", "uniform") == "raster"
+            rngs = [generator(seed, "masks", (n << 4) + place) for n in (samples if raster else samples[own])]
+            found = DRAW[mask.kind](schedule.at_step(mask, step, total_steps), self.grid, rngs)
+            drawn.append(found.rows(own) if raster else found)
         return drawn
 
 

@@ -11,12 +11,24 @@ from vjepa.models.encoder import Encoder
 
 
 @torch.no_grad()
-def update(target: nn.Module, source: nn.Module, decay: float) -> None:
+def update(target: nn.Module, source: nn.Module, decay: float, skipped: Tensor | None = None) -> None:
     """Set target <- decay * target + (1 - decay) * source, for every parameter (BYOL, Grill et al. 2020, eq. 1).
 
-    Buffers stay: BatchNorm measures its statistics in each of the two, and fixed tables are equal.
+    Buffers stay: BatchNorm measures its statistics in each of the two, and fixed tables are equal. Of weights that are
+    spread over ranks each rank averages its own share.
+    skipped: scalar on the device, 1.0 where the step was not taken: then the target stays. None: it was.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
+    averages, weights = ([local(one) for one in network.parameters()] for network in (target, source))
+    if skipped is None:
+        skipped = torch.zeros((), device=averages[0].device)
+    moved = (1 - skipped) * (1 - decay)
+    torch._foreach_lerp_(averages, weights, [moved] * len(averages))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Give the share of a tensor that this rank holds (a DTensor of PyTorch has one), without a copy."""
+    share: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return share
 
 
 def cast_matrices(encoder: nn.Module, dtype: torch.dtype) -> None:

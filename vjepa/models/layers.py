@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vjepa import config
 from vjepa.models.positions import Rotation
+from vjepa.ranks import Share
 
 # How many tokens each set has where several lie one after the other along K, each of which attends within itself; None:
 # one set.
@@ -136,6 +137,7 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(shape.width)
         self.mlp = SwiGlu(shape.width, hidden) if shape.mlp == "swiglu" else Mlp(shape.width, hidden)
         self.drop_path = drop_path
+        self.place, self.num_parts = 0, 1
         self.recompute = shape.recompute
 
     def forward(self, tokens: Tensor, rotate: Rotation | None = None, sizes: Sets = None) -> Tensor:
@@ -153,11 +155,23 @@ class Block(nn.Module):
         return self.mlp(tokens)  # type: ignore[no-any-return]
 
     def _skip(self, update: Tensor) -> Tensor:
-        """Drop the update of some clips, and scale up the others' so that the mean stays (Huang et al. 2016)."""
+        """Drop the update of some clips, and scale up the others' so that the mean stays (Huang et al. 2016).
+
+        It is drawn for all parts of a step, so that what a clip skips does not depend on the part that it is in.
+        """
         if not self.training or self.drop_path == 0:
             return update
         keep = 1 - self.drop_path
-        return update * update.new_empty(len(update), 1, 1).bernoulli_(keep).div_(keep)
+        num = len(update)
+        drawn = update.new_empty(self.num_parts * num, 1, 1).bernoulli_(keep).div_(keep)
+        return update * drawn[self.place * num : (self.place + 1) * num]
+
+
+def set_share(module: nn.Module, share: Share) -> None:
+    """Tell the blocks of `module` which part of the clips of a step they see next."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.place, block.num_parts = share.place, share.num
 
 
 def make_blocks(shape: config.Transformer) -> nn.ModuleList:

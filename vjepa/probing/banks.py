@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vjepa.data.plan_rows import Passes, Views
 from vjepa.errors import UserError
+from vjepa.ranks import ONE_RANK, Ranks
 from vjepa.records import ClipBatch
 
 # kind of features -> output of its extractor -> [n, V, K, D]
@@ -90,6 +91,10 @@ class BankMaker(Protocol):
 class InMemory:
     """Make banks for one use; nothing is written. The values are those that a store would keep."""
 
+    def __init__(self, ranks: Ranks = ONE_RANK) -> None:
+        """Share the passes among `ranks`: each reads its part of the clips, and has the banks of all."""
+        self.ranks = ranks
+
     def banks(self, samples: SampleViews, extractors: Mapping[str, Extractor], batch: int) -> Banks:
         """Make every bank in one pass. Raises UserError where no clip can be read, or features are not finite."""
         parts: dict[tuple[str, str], list[Tensor]] = {}
@@ -99,12 +104,18 @@ class InMemory:
                 for output, values in outputs.items():
                     parts.setdefault((name, output), []).append(_halved(values, name).cpu())
 
-        ids, failures = extract(samples, extractors, batch, add)
-        if not parts:
+        mine = replace(samples, clip_ids=np.array_split(samples.clip_ids, self.ranks.num)[self.ranks.rank])
+        found = self.ranks.together(lambda: extract(mine, extractors, batch, add))
+        every = self.ranks.gather((*found, parts))
+        ids = np.concatenate([one for one, _, _ in every])
+        failures = [failure for _, failed, _ in every for failure in failed]
+        keys = dict.fromkeys(key for _, _, made in every for key in made)
+        if not keys:
             raise nothing_readable(failures)
         banks: Banks = {name: {} for name in extractors}
-        for (name, output), values in parts.items():
-            joined = torch.cat(values)  # fp32 where the parts differ
+        for name, output in keys:
+            # fp32 where the parts differ
+            joined = torch.cat([values for _, _, made in every for values in made.get((name, output), ())])
             stored = joined.bfloat16() if joined.dtype is torch.float32 else joined
             banks[name][output] = Bank(stored, ids, tuple(failures))
         return banks

@@ -26,6 +26,7 @@ from vjepa.probing.extractors import Readout
 from vjepa.probing.protocol import Examples, Inputs, Mode, ProbeMethod
 from vjepa.probing.splits import Split, read_splits
 from vjepa.probing.tasks import of_run
+from vjepa.ranks import ONE_RANK, Ranks
 
 METHODS: Final[dict[Mode, ProbeMethod]] = {"knn": ProbeMethod("knn"), "linear": ProbeMethod("linear")}
 
@@ -43,19 +44,23 @@ def evaluate_run(
     step: int | None,
     device: torch.device,
     dtype: torch.dtype,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, Any]:
     """Measure the frozen `encoder` of `step` of a run as its settings `data` and `eval` say. seed: of the run.
 
     Returns what summary.json holds of it: {"measured": {"encoder": its name, "step": step}, "probes": {label: {"knn" |
     "linear": entry of `entries.to_dict`}}, "collapse": {"effective_rank", "feature_std", "num_features"} of val,
     "untrained": the same of the untrained encoder where that is a baseline, else None, "num_unreadable", "unreadable"}.
+    ranks: processes that share the passes over the clips; the first one measures, the others return {}.
     Raises UserError as `read_splits` does, where no clip can be read, and for features that are not finite.
     """
     splits: dict[str, Split] = vars(read_splits(data, wanted.labels, wanted.group))
     readout = Readout((encoder.depth - 1,), ("pooled",), device, dtype, channels=data.channels)
     encoder = encoder.to(device).eval()
     extractors = kinds_of_features(encoder, "", readout, wanted.baselines, seed)
-    banks, rows = split_banks(splits, data, wanted.batch, extractors), splits["val"].rows
+    banks, rows = split_banks(splits, data, wanted.batch, extractors, ranks), splits["val"].rows
+    if ranks.rank:
+        return {}
     return {
         "measured": {"encoder": wanted.encoder, "step": step},
         "probes": probe_labels(splits, banks, wanted),
@@ -70,14 +75,23 @@ def evaluate_run(
     }
 
 
-def split_banks(splits: Parts, data: config.Data, batch: int, extractors: Mapping[str, Extractor]) -> PartBanks:
-    """Pass once over the clips of each index; splits of one index share its banks. Extractors give `pooled`."""
+def split_banks(
+    splits: Parts,
+    data: config.Data,
+    batch: int,
+    extractors: Mapping[str, Extractor],
+    ranks: Ranks = ONE_RANK,
+) -> PartBanks:
+    """Pass once over the clips of each index; splits of one index share its banks. Extractors give `pooled`.
+
+    ranks: processes that share the passes; all of them get all banks.
+    """
     made: dict[Path, dict[str, Bank]] = {}
     for path, of_path in groupby(sorted(splits.values(), key=_index_path), _index_path):
         shared = list(of_path)
         rows = np.unique(np.concatenate([split.rows for split in shared]))
         source = ClipSource(shared[0].index, data)
-        banks = InMemory().banks(SampleViews(source, rows, Views()), extractors, batch)
+        banks = InMemory(ranks).banks(SampleViews(source, rows, Views()), extractors, batch)
         made[path] = {kind: outputs["pooled"] for kind, outputs in banks.items()}
     return {name: made[_index_path(split)] for name, split in splits.items()}
 

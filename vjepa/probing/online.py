@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from vjepa.probing.extractors import Readout, encoder_extractor, untrained_extra
 from vjepa.probing.protocol import ProbeMethod, fit_probe
 from vjepa.probing.splits import Split, read_splits
 from vjepa.probing.tasks import of_run
+from vjepa.ranks import ONE_RANK, Ranks
 
 METHOD = ProbeMethod("knn", choices=(10,))
 _HALF = "knn_half"
@@ -36,8 +39,14 @@ class OnlineProbe:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        ranks: Ranks = ONE_RANK,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Watch `encoder`, trained on `device` from the start that `seed` gave. Raises UserError as `read_splits`."""
+        """Watch `encoder`, trained on `device` from the start that `seed` gave. Raises UserError as `read_splits`.
+
+        ranks: processes that share the passes. whole: within it each of them has all weights of `encoder`.
+        """
+        self.ranks, self.whole = ranks, whole
         splits = read_splits(data, wanted.labels, wanted.group)
         num = wanted.online_clips
         self.data, self.wanted, self.encoder = data, wanted, encoder
@@ -57,7 +66,8 @@ class OnlineProbe:
             return {}
         training = self.encoder.training
         self.encoder.eval()
-        found = self._measure(encoder_extractor(self.encoder, "", self.readout))
+        with self.whole():
+            found = self._measure(encoder_extractor(self.encoder, "", self.readout))
         self.encoder.train(training)
         return {**found, **self.random_init}
 
@@ -66,7 +76,7 @@ class OnlineProbe:
         return found["knn"]
 
     def _measure(self, extractor: Extractor) -> dict[str, float]:
-        banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor})
+        banks = split_banks(self.splits, self.data, self.wanted.batch, {TRAINED: extractor}, self.ranks)
         found, halves = {}, []
         for label, task in self.tasks.items():
             train, selection = labelled(self.splits, banks, TRAINED, label)

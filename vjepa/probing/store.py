@@ -24,7 +24,7 @@ from torch import Tensor
 from vjepa.errors import UserError
 from vjepa.files import cache_folder, remove_folder, sync, whole_folder
 from vjepa.probing.banks import Bank, Banks, Extractor, SampleViews, Values, check_finite, extract, nothing_readable
-from vjepa.ranks import Ranks
+from vjepa.ranks import ONE_RANK, Ranks
 from vjepa.records import ClipBatch
 
 FORMAT_VERSION: Final = 1
@@ -45,7 +45,7 @@ class Store:
         dtype: str = "fp16",
         say: Callable[[str], None] = print,
         watch: Callable[[Iterable[ClipBatch]], Iterable[ClipBatch]] = iter,
-        ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         self.folder, self.dtype, self.say, self.watch, self.ranks = folder, dtype, say, watch, ranks
 

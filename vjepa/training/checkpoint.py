@@ -6,11 +6,14 @@ state.json the step, the failures so far, and the version of the format.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +24,10 @@ from vjepa.errors import NotFinite
 from vjepa.models.state import load_strictly, read_tensors, spread_colours
 from vjepa.records import ClipBatch
 from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
+from vjepa.training.spread import spread_like, whole
 from vjepa.training.step import Method
+
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -34,6 +40,7 @@ class TrainingState:
     best_step: of the checkpoint that is the best so far, by that or by the monitor.
     dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
     memory: that of the method, shared with it.
+    num_skipped: steps that were not taken, for they were not finite; num_skips_in_row: of them the last ones.
     """
 
     step: int = 0
@@ -43,18 +50,86 @@ class TrainingState:
     best_step: int | None = None
     dtype: str | None = None
     memory: dict[str, float] = field(default_factory=dict)
+    num_skipped: int = 0
+    num_skips_in_row: int = 0
 
-    def note(self, batch: ClipBatch) -> None:
-        """Count the clips of a batch that stand in for another, and remember by name what could not be read."""
-        self.num_replaced += batch.num_replaced
-        prefix = f"{batch.source}:" if batch.source else ""
-        self.unreadable |= {f"{prefix}{clip_id}": reason for clip_id, reason in batch.failures}
+    def note(self, *batches: ClipBatch) -> int:
+        """Count the clips of batches that stand in for another, and remember by name what could not be read.
+
+        Returns how many clips there are.
+        """
+        for batch in batches:
+            self.num_replaced += batch.num_replaced
+            prefix = f"{batch.source}:" if batch.source else ""
+            self.unreadable |= {f"{prefix}{clip_id}": reason for clip_id, reason in batch.failures}
+        return sum(len(batch.clip_ids) for batch in batches)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Give what a log shows of what went wrong so far."""
+        return {"num_replaced": self.num_replaced} | ({"num_skipped": self.num_skipped} if self.num_skipped else {})
+
+    def take_in(self, others: Iterable[TrainingState]) -> None:
+        """Add what was noted elsewhere, on each of the ranks say."""
+        for other in others:
+            self.num_replaced += other.num_replaced
+            self.unreadable |= other.unreadable
 
     def replaced(self) -> Iterator[tuple[int, int, str]]:
         """Go through `unreadable` as (source, clip_id, reason)."""
         for key, reason in self.unreadable.items():
             source, _, clip_id = key.rpartition(":")
             yield int(source or 0), int(clip_id), reason
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Hold what a checkpoint has, on the host: nothing that training changes.
+
+    networks: name -> tensors of its file. moments: those of AdamW. state: the training state.
+    """
+
+    networks: dict[str, dict[str, Tensor]]
+    moments: dict[str, Tensor]
+    state: TrainingState
+
+
+class Writer:
+    """Write checkpoints in a thread of its own; training goes on as soon as one is copied to the host.
+
+    Of several ranks all call it, for tensors that are spread over them; the one that `leads` writes.
+    """
+
+    def __init__(self, run: RunFolder, keep: int, leads: bool = True) -> None:
+        """Write into `run`, and keep the newest `keep` checkpoints and the best."""
+        self.run, self.keep, self.leads = run, keep, leads
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.running: Future[Checkpoint] | None = None
+
+    def save(self, method: Method, optimizer: torch.optim.Optimizer, state: TrainingState, is_best: bool) -> None:
+        """Write what there is now. Waits for the one before, and raises what went wrong with it."""
+        self.wait()
+        state.best_step = state.step if is_best else state.best_step
+        copied = snapshot(method, optimizer, state, self.leads)
+        if copied is not None:
+            self.running = self.thread.submit(write, self.run, copied, self.keep)
+
+    def wait(self) -> None:
+        """Wait until all is on the disk. Raises as `write` does."""
+        running, self.running = self.running, None
+        if running is not None:
+            running.result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let the last one be finished; of two errors the first one counts."""
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.thread.shutdown()
 
 
 def save(
@@ -65,25 +140,52 @@ def save(
     keep: int,
     is_best: bool = False,
 ) -> Checkpoint:
+    """Write a checkpoint of a method that is here alone, at once; see `write`."""
+    with Writer(run, keep) as writer:
+        writer.save(method, optimizer, state, is_best)
+    return run.checkpoint(state.step)
+
+
+def snapshot(
+    method: Method, optimizer: torch.optim.Optimizer, state: TrainingState, leads: bool = True
+) -> Snapshot | None:
+    """Copy what a checkpoint has to the host, tensor by tensor; None on ranks that do not lead, which gather too."""
+    networks = {name: network.state_dict() for name, network in method.networks.items()}
+    copies = {name: _copied(tensors, leads) for name, tensors in (networks | {"": _moments(method, optimizer)}).items()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()  # until the copies are there
+    return Snapshot(copies, copies.pop(""), copy.deepcopy(state)) if leads else None
+
+
+def _copied(tensors: Mapping[str, Tensor], leads: bool) -> dict[str, Tensor]:
+    """Copy tensors to the host, from a GPU to pinned memory, which PyTorch keeps for the next time."""
+    copies = {}
+    for name, tensor in tensors.items():
+        values = whole(tensor.detach())
+        if leads:
+            empty = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            copies[name] = empty.copy_(values, non_blocking=True)
+    return copies
+
+
+def write(run: RunFolder, copied: Snapshot, keep: int) -> Checkpoint:
     """Write a checkpoint whole, then name it `latest`, and `best` if it is that.
 
     A crash at any moment leaves the last one in place. Of the others those that are not among the newest `keep` are
     removed, save the best.
     Raises NotFinite, and writes nothing, where a weight or a moment is not finite.
     """
-    networks = {name: network.state_dict() for name, network in method.networks.items()}
-    moments = _moments(method, optimizer)
-    for name, tensors in {**networks, "moments": moments}.items():
+    state = copied.state
+    for name, tensors in {**copied.networks, "moments": copied.moments}.items():
         _refuse_infinite(name, tensors, state.step)
     for old in run.checkpoints.glob(".partial-*"):  # of a process that died inside a save
         shutil.rmtree(old, ignore_errors=True)
-    state.best_step = state.step if is_best else state.best_step
     final = run.checkpoint(state.step)
     with files.whole_folder(final.path) as folder:
         partial = Checkpoint(folder)
-        for name, tensors in networks.items():
+        for name, tensors in copied.networks.items():
             _write_tensors(partial.network(name), tensors)
-        _write_tensors(partial.moments, moments)
+        _write_tensors(partial.moments, copied.moments)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         files.write_json(partial.state, {"format_version": FORMAT_VERSION, "file_bytes": sizes, **asdict(state)})
     best = run.best
@@ -112,9 +214,11 @@ def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) ->
     for name, parameter in _trained(method).items():
         if f"{name}/step" not in moments:  # no step has used it yet
             continue
-        kinds = ("step", "exp_avg", "exp_avg_sq")
         # copies: a file that is mapped into memory cannot be removed from NFS or FUSE
-        optimizer.state[parameter] = {kind: moments[f"{name}/{kind}"].to(parameter.device, copy=True) for kind in kinds}
+        kept = {kind: moments[f"{name}/{kind}"].to(parameter.device, copy=True) for kind in _MOMENTS}
+        optimizer.state[parameter] = {
+            kind: spread_like(value, parameter) if value.ndim else value for kind, value in kept.items()
+        }
     return state
 
 
@@ -138,7 +242,9 @@ def load_networks(checkpoint: Checkpoint, method: Method, other_channels: bool =
         tensors = read_tensors(file)
         if other_channels:
             spread_colours(tensors, network.state_dict(), str(file))
-        load_strictly(network, tensors, file)
+        wanted = network.state_dict()
+        spread = {key: spread_like(value, wanted.get(key, value)) for key, value in tensors.items()}
+        load_strictly(network, spread, file)
 
 
 def _trained(method: Method) -> dict[str, nn.Parameter]:
@@ -163,5 +269,5 @@ def _refuse_infinite(name: str, tensors: dict[str, Tensor], step: int) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file(tensors, path)
     files.sync(path)

@@ -242,7 +242,7 @@ def _facts(run: FinetuningRun, state: TrainingState) -> dict[str, Any]:
     best = max(chosen, key=lambda row: (row["selection_accuracy"], -row["selection_loss"]))
     return {
         "steps": state.step,
-        "final_loss": rows[-1]["loss"],
+        "final_loss": next(row["loss"] for row in reversed(rows) if "loss" in row),
         "selection": {name: best[name] for name in ("step", "selection_accuracy", "selection_loss")},
         "clips_per_s": statistics.median(row["clips_per_s"] for row in rows),
         "num_replaced": state.num_replaced,

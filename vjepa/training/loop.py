@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from vjepa import config
 from vjepa.data.loader import train_loader
 from vjepa.data.sources import TrainSource
 from vjepa.errors import NotFinite
+from vjepa.records import ClipBatch
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
 from vjepa.training.checkpoint import TrainingState
@@ -21,6 +23,7 @@ from vjepa.training.progress import Progress
 from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
 from vjepa.training.stopping import interruptible
+from vjepa.training.team import Team, watched
 
 SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig)
 
@@ -60,56 +63,92 @@ def learn(
     state: TrainingState,
     stop: int,
 ) -> None:
-    """Do steps `state.step` to `stop`. Everything random is a function of (seed, step): there is no other state."""
-    every, steps = run.settings.run, range(state.step, stop)
-    pin = run.device.type == "cuda"
-    loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
-    bar = Progress(state.step, run.total_steps, run.progress)
-    with interruptible() as interrupted:
+    """Do steps `state.step` to `stop`. Everything random is a function of (seed, step): there is no other state.
+
+    Several ranks all do it, and decide alike. Raises NotFinite where `guard.max_skips` steps in a row could not be
+    taken, after a checkpoint of the weights, which are finite.
+    """
+    every, steps, team = run.settings.run, range(state.step, stop), step.team
+    bar = Progress(state.step, run.total_steps, run.progress and team.leads)
+    recent = TrainingState()  # what this rank could not read since the last row
+    writer = checkpoint.Writer(run.folder, every.keep_checkpoints, team.leads)
+    step.guard.resume(state.num_skips_in_row, state.num_skipped)
+    with interruptible() as interrupted, watched(team, state.step), writer:
         if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):
             log.write(0, {}, measured=untrained)
-        for number, batch in zip(steps, bar.waiting(loader), strict=True):
+        for number, batches in zip(steps, bar.waiting(_batches(run, team, steps)), strict=True):
             # step
             is_logged = (number + 1) % every.log_every_steps == 0
-            terms = step(number, batch, by_part=is_logged)
+            terms = step(number, *batches, by_part=is_logged)
             state.step = number + 1
-            state.note(batch)
-            bar.advance(len(batch.clip_ids))
+            bar.advance(recent.note(*batches) * team.ranks.num)
 
             # evaluate
             health = monitor.measure_at(state.step) if monitor else {}
             found = judge.measure_at(state.step) if judge else {}
             merit = judge.merit(found) if judge and found else None
             is_best = merit is not None and (state.best_merit is None or merit > state.best_merit)
+            asked, skips = team.most_of_hosts(bool(interrupted) or _is_asked(run, team), step.guard.look())
+            ending = state.step == stop or bool(asked) or skips >= run.settings.guard.max_skips
+            is_best, merit, ending = team.ranks.agree((is_best, merit, ending)) if found else (is_best, merit, ending)
             state.best_merit = merit if is_best else state.best_merit
-            ending = state.step == stop or bool(interrupted)
             saving = ending or is_best or state.step % every.save_every_steps == 0
             if saving or found or health or is_logged:
-                values, facts = read_terms(terms, state.step), bar.recent() | {"num_replaced": state.num_replaced}
-                log.write(state.step, {**values, **step.scalars(number), **facts}, batch.source, {**found, **health})
-                bar.show(values["loss"], facts["clips_per_s"])
+                recent = _take_stock(state, recent, step)
+                values, facts = read_terms(team.mean(terms)), bar.recent() | state.counts
+                log.write(state.step, values | step.scalars(number) | facts, batches[0].source, found | health)
+                bar.show(values.get("loss", math.nan), facts["clips_per_s"])
             if monitor:
                 if health and monitor.judge(log.rows):
                     bar.say(str(monitor.verdict))
                     log.say(state.step, "verdict", str(monitor.verdict))
-                ending = ending or monitor.ends_run
                 is_best = is_best or monitor.is_best(log.rows, every.save_every_steps)
+                is_best, ending = (
+                    team.ranks.agree((is_best, ending or monitor.ends_run)) if health else (is_best, ending)
+                )
 
             # save
             if saving or ending:
-                checkpoint.save(run.folder, step.method, step.optimizer, state, every.keep_checkpoints, is_best)
+                writer.save(step.method, step.optimizer, state, is_best)
             if ending:
                 break
-    bar.close()
-    log.close()
+        bar.close()
+        log.close()
+    if step.guard.worst >= run.settings.guard.max_skips:
+        team.ranks.end(_not_finite(step.guard.worst, state.step))
 
 
-def read_terms(terms: dict[str, Tensor], step: int) -> dict[str, float]:
-    """Copy the loss terms to the host. Raises NotFinite where the loss is not finite: nothing is saved after that."""
+def _batches(run: TrainingRun[Any], team: Team, steps: range) -> Iterator[tuple[ClipBatch, ...]]:
+    """Load the micro-batches of this rank, those of each step together."""
+    data, pin, mine = run.settings.data, run.device.type == "cuda", (team.ranks.rank, team.ranks.num)
+    loader = iter(train_loader(run.sources, data, run.settings.run.seed, steps, pin, *mine, team.accumulate))
+    return zip(*[loader] * team.accumulate, strict=True)
+
+
+def _is_asked(run: TrainingRun[Any], team: Team) -> bool:
+    """Tell whether somebody made the file RUN/stop; it is removed, for it was heard."""
+    if not team.leads or not run.folder.stop.exists():
+        return False
+    run.folder.stop.unlink(missing_ok=True)
+    return True
+
+
+def _take_stock(state: TrainingState, recent: TrainingState, step: TrainingStep[Any]) -> TrainingState:
+    """Add to `state` what every rank noted, and which steps were skipped; what comes next is noted anew."""
+    state.take_in(step.team.ranks.gather(recent))
+    step.guard.look(wait=True)
+    state.num_skips_in_row, state.num_skipped = step.guard.num_in_row, step.guard.num_skipped
+    return TrainingState()
+
+
+def read_terms(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Copy the loss terms to the host, those that are finite: of a step that was skipped, some may not be."""
     values = {name: float(term.detach()) for name, term in terms.items()}
-    if not math.isfinite(values["loss"]):
-        raise NotFinite(
-            f"the loss is {values['loss']} at step {step}; lower optim.lr or set optim.clip_grad. The last checkpoint "
-            "is untouched"
-        )
-    return values
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _not_finite(num: int, step: int) -> NotFinite:
+    return NotFinite(
+        f"the loss or its gradient was not finite in {num} steps in a row, up to step {step}; lower optim.lr or set "
+        "optim.clip_grad. They changed no weight: the checkpoint of this step is finite"
+    )

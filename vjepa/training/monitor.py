@@ -56,11 +56,12 @@ class HealthMonitor:
         if every is None or (step % every and step != self.total_steps) or len(self.clips) < _FEWEST_CLIPS:
             return {}
         size = self.settings.data.global_batch
-        parts = [self.step.observe(part) for part in torch.split(self.clips, size)]
         loss = "held_out_loss" if self.is_held_out else "fixed_loss"
-        observed = join(parts)
+        with self.step.spread.whole():
+            observed = join([self.step.observe(part) for part in torch.split(self.clips, size)])
+            networks = self._networks(step)
         _refuse_infinite(observed, step)
-        found = measure(observed, self.settings.objective, loss) | self._networks(step)
+        found = measure(observed, self.settings.objective, loss) | networks
         return {f"health/{name}": value for name, value in found.items() if math.isfinite(value)}
 
     def judge(self, rows: Sequence[Row]) -> bool:

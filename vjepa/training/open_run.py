@@ -26,6 +26,8 @@ EXECUTION: Final = {
     "run": {"dir", "device", "precision", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"},
     "data": {"workers", "prefetch", "deadline_s"},
     "monitor": {"every_steps", "stop_on", "wandb"},
+    "parallel": {"kind", "accumulate", "timeout_s"},
+    "guard": {"max_skips"},
 }
 # Settings of the evidence alone: a run may go on with other values, and is measured again.
 EVIDENCE: Final = ("eval.", "data.labelled", "data.selection", "data.val")
@@ -134,11 +136,12 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "libraries": _versions(),
+        "libraries": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Give library -> version of those that results depend on."""
     found = {}
     for name in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
@@ -151,16 +154,17 @@ def differences(stored: str, wanted: str) -> list[str]:
 
     A setting that a run did not know when it began is one too: the default of today is not what it was made with.
     """
-    before, after = (_flat(reading.parse(text)) for text in (stored, wanted))
+    before, after = (flat(reading.parse(text)) for text in (stored, wanted))
     ignored = {f"{section}.{name}" for section, names in EXECUTION.items() for name in names}
     keys = sorted((before.keys() | after.keys()) - ignored)
     return [f"{key} was {before.get(key)}, now {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Give section.key -> value of a tree of settings."""
     if not isinstance(tree, dict):
         return {prefix.rstrip("."): tree}
-    return {key: value for name, inner in tree.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+    return {key: value for name, inner in tree.items() for key, value in flat(inner, f"{prefix}{name}.").items()}
 
 
 def _commit() -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from time import perf_counter
+from typing import TypeVar
 
 from vjepa import command
-from vjepa.records import ClipBatch
 
+LoadedT = TypeVar("LoadedT")
 _LAYOUT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
 
 
@@ -19,8 +20,8 @@ class Progress:
         self.bar = command.progress_bar(shown=shown, total=total, initial=done, desc="train", bar_format=_LAYOUT)
         self.shown, self.clips, self.waited_s, self.since = shown, 0, 0.0, perf_counter()
 
-    def waiting(self, loader: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-        """Pass on the batches of `loader`, and sum up how long each has to be waited for."""
+    def waiting(self, loader: Iterable[LoadedT]) -> Iterator[LoadedT]:
+        """Pass on what `loader` gives for each step, and sum up how long it has to be waited for."""
         batches = iter(loader)
         while True:
             began = perf_counter()

@@ -23,13 +23,19 @@ class RunLog:
     rows: what the log has, the oldest first.
     """
 
-    def __init__(self, run: RunFolder, first_step: int, wandb_settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, first_step: int, wandb_settings: dict[str, Any] | None = None, leads: bool = True
+    ) -> None:
         """Open the log of a run of which `first_step` steps are done.
 
-        wandb_settings: what Weights & Biases shows as its config; None: it gets nothing.
+        wandb_settings: what Weights & Biases shows as its config; None: it gets nothing. leads: of several ranks one
+        writes, the others remember alone.
         """
-        self.wandb = None if wandb_settings is None else _begin_wandb(run, wandb_settings)
         self.rows = [row for row in read_metrics(run) if row["step"] <= first_step] if first_step else []
+        self.wandb = self.file = self.board = None
+        if not leads:
+            return
+        self.wandb = None if wandb_settings is None else _begin_wandb(run, wandb_settings)
         files.write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.file = run.metrics.open("a", buffering=1)
         self.board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
@@ -44,6 +50,8 @@ class RunLog:
         """
         measured = measured or {}
         self.rows.append({"step": step, **({"source": source} if source else {}), **values, **measured})
+        if self.file is None or self.board is None:
+            return
         self.file.write(json.dumps(self.rows[-1]) + "\n")
         curves = {f"data.mix.{source - 1}/{name}" if source else name: value for name, value in values.items()}
         for name, value in (curves | measured).items():
@@ -51,13 +59,15 @@ class RunLog:
 
     def say(self, step: int, name: str, text: str) -> None:
         """Show a text in TensorBoard."""
-        self.board.add_text(name, text, step)
+        if self.board is not None:
+            self.board.add_text(name, text, step)
 
     def close(self) -> None:
         if self.wandb is not None:
             self.wandb.finish()
-        self.file.close()
-        self.board.close()
+        for one in (self.file, self.board):
+            if one is not None:
+                one.close()
 
 
 def _begin_wandb(run: RunFolder, settings: dict[str, Any]) -> Any:

@@ -69,7 +69,7 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
         placed = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": folder})})
         run, method = prepare(placed, progress=False)
         run = replace(run, sources=[held_out.left_of(source) for source in run.sources])
-        optimizer = make_optimizer(method, settings.optim)
+        optimizer = make_optimizer(method.to(run.device), settings.optim)
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
         log, probe = RunLog(run.folder, 0), online_probe(run, method)
         monitor = TrialMonitor(run, method.measured_encoder, clips, step, score, report)
