@@ -34,6 +34,10 @@ STREAMS: Final = {
     "tuner": 24,
     "tuner_views": 25,
     "shots": 30,
+    "rooms": 40,
+    "roll_out": 41,
+    "planner": 42,
+    "episodes": 43,
 }
 
 

@@ -26,6 +26,7 @@ from vjepa.config.monitor import HealthState, Monitor
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
+from vjepa.config.world import Planner, World, WorldConfig, WorldPredictor
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -50,6 +51,7 @@ __all__ = [
     "MultiblockMask",
     "Objective",
     "Optim",
+    "Planner",
     "PredictorSettings",
     "RandomMask",
     "RatioMask",
@@ -57,6 +59,9 @@ __all__ = [
     "Source",
     "Transformer",
     "TubeMask",
+    "World",
+    "WorldConfig",
+    "WorldPredictor",
     "config_path",
     "describe",
     "describe_aliases",
