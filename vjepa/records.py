@@ -51,10 +51,14 @@ class Clip:
 
     video: uint8 [3, T, H, W], RGB, upright, cropped.
     clip_id: where it came from: a row of the clip index.
+    actions: float32 [T - 1, A], what leads from each frame to the next; None where none are asked for.
+    states: float32 [T, S], how things stood at each frame; None where no actions are asked for, or none are known.
     """
 
     video: torch.Tensor
     clip_id: int
+    actions: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class ClipBatch:
     failures: rows that could not be read, as (clip_id, reason).
     num_replaced: clips of this batch that stand in for another.
     source: where all of its clips come from: its place in `Data.sources`, data.train first.
+    actions: float32 [B, T - 1, A], states: float32 [B, T, S], as of `Clip`.
     """
 
     video: torch.Tensor
@@ -75,10 +80,13 @@ class ClipBatch:
     failures: tuple[tuple[int, str], ...] = ()
     num_replaced: int = 0
     source: int = 0
+    actions: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
     def pin_memory(self) -> ClipBatch:
-        """Pin the memory of both tensors; the DataLoader of PyTorch calls it before a copy to a GPU."""
-        return replace(self, video=self.video.pin_memory(), clip_ids=self.clip_ids.pin_memory())
+        """Pin the memory of all tensors; the DataLoader of PyTorch calls it before a copy to a GPU."""
+        tensors = {name: getattr(self, name) for name in ("video", "clip_ids", "actions", "states")}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items() if tensor is not None})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,10 @@ class CopyJob:
 
     def to_json(self) -> dict[str, Any]:
         """Give what JSON can hold, for `from_json`."""
-        rows = [asdict(row) | {"times_s": None if row.times_s is None else row.times_s.tolist()} for row in self.rows]
+        rows = [  # a copy needs no tracks: its index takes them over
+            asdict(replace(row, tracks=None)) | {"times_s": None if row.times_s is None else row.times_s.tolist()}
+            for row in self.rows
+        ]
         return {"rows": rows, "paths": self.paths, "options": asdict(self.options)}
 
     @classmethod

@@ -27,7 +27,9 @@ from vjepa.data.clip_index import SCHEMA, ClipIndex, resolve
 Rows = list[dict[str, Any]]  # of one entry
 
 PART: Final = "manifest_part"  # column of an index: [start_s, end_s] that a manifest asks for of a video, as JSON
-_FROM_SOURCES: Final = {"uri", "offset", "length", "label", "label_id", "split", "group", "duplicate_of"}
+_FROM_SOURCES: Final = {
+    "uri", "offset", "length", "label", "label_id", "split", "group", "duplicate_of", "action", "state", "track_times_s"
+}  # fmt: skip
 _ANSWERED: Final = [name for name in SCHEMA.names if name not in _FROM_SOURCES]
 
 

@@ -112,6 +112,12 @@ class Data(Section):
     padding: Literal["hold_last", "loop"] = Field(
         "hold_last", description="a video that is too short: stay on its last frame, or start again"
     )
+    actions: Literal["delta", "sum", "concat"] | None = Field(
+        None,
+        description="what a clip carries between two of its frames, from the tracks of the index; delta: from state to "
+        "state, of rotations as V-JEPA 2-AC has them; sum, concat: of the actions recorded from one frame up to the "
+        "next (concat: with frame_step); null: nothing",
+    )
     clips_per_video: int = Field(
         1, ge=1, description="training clips drawn from a video when its turn comes, side by side in the batch"
     )
@@ -168,6 +174,7 @@ class Data(Section):
         check_ranges(self, crop_scale=1.0, crop_aspect=None)
         if self.prepare != "none" and len(self.train.paths) > 1:
             raise ValueError(f"prepare: {self.prepare} is written beside one index; give data.train one, or none here")
+        self._check_actions()
         if self.fit != "crop" and self.clips_per_decode > 1:
             raise ValueError(
                 f"clips_per_decode: {self.clips_per_decode} random crops of one clip, while fit: {self.fit} shows the "
@@ -189,6 +196,14 @@ class Data(Section):
                     f"{self.clips_in_turn}"
                 )
         return self
+
+    def _check_actions(self) -> None:
+        if self.actions and self.flip:
+            raise ValueError("flip: a mirrored clip does not go with its actions; set flip: false, or actions: null")
+        if self.actions == "concat" and self.frame_step is None:
+            raise ValueError(
+                "actions: concat needs as many actions between any two frames; set frame_step, or actions: sum"
+            )
 
     @property
     def crop_size(self) -> tuple[int, int]:

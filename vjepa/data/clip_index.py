@@ -1,22 +1,16 @@
 """The clip index: one Parquet table that knows of every video what could hang or lie at training time.
 
-`data_prep.index` measures and writes it; training only reads it. Times are in seconds on the clock of the file.
-
-Parquet has to be decoded to be read, which would cost every process the whole table. So a copy in Arrow's file format
-is kept beside it, made at the first opening, and mapped into memory: processes share its pages, and a row costs
-microseconds.
+`data_prep.index` measures and writes it; training only reads it, from a copy that is mapped into memory. Times are in
+seconds on the clock of the file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,12 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vjepa.data.mapped_copy import FACTS_KEY, PACKED, PACKED_COLUMN, mappable_copy, mapped
+from vjepa.data.tracks import TRACKS_KEY, Moments, RowTracks, TrackInfo, Tracks
 from vjepa.errors import UserError
-from vjepa.files import cache_folder, whole_file
+from vjepa.files import whole_file
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
-_SOURCE_KEY: Final = b"vjepa_clip_index_source"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
 _ROWS_PER_GROUP: Final = 1 << 16
 # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
@@ -52,6 +47,10 @@ SCHEMA: Final = pa.schema(
         ("fps", pa.float64()),  # true mean rate
         ("times_s", pa.list_(pa.float64())),  # time of each frame; null: start_s + i / fps
         ("keyframes_s", pa.list_(pa.float64())),  # times of the keyframes of this clip
+        # flat, frames x size: what was commanded at each frame, nan where nothing followed the last; how things stood
+        ("action", pa.list_(pa.float32())),
+        ("state", pa.list_(pa.float32())),
+        ("track_times_s", pa.list_(pa.float64())),  # when each frame was taken; null: at the time that the film says
         ("width", pa.int32()),  # px, upright, square pixels
         ("height", pa.int32()),
         # degrees, counter-clockwise, that bring a stored picture upright: 0, 90, 180, 270; 360 more: mirrored first
@@ -89,7 +88,7 @@ class IndexRow:
     times_s: float64 [num_frames], ascending; None where the rate is constant.
     keyframe_decoder: in place of `decoder` for a clip that starts at a keyframe; None: the same.
     channels: of a decoded frame, of `bits` a value. axes: of a stack, a letter each: t, h, w, c.
-    companion: a film of the same clock, whose channels follow.
+    companion: a film of the same clock, whose channels follow. tracks: None where the row has none.
     """
 
     clip_id: int
@@ -112,6 +111,7 @@ class IndexRow:
     bits: int = 8
     axes: str = ""
     companion: IndexRow | None = None
+    tracks: RowTracks | None = None
 
     def times(self) -> np.ndarray:
         """Give the time of each frame in seconds: float64 [num_frames], ascending."""
@@ -119,27 +119,32 @@ class IndexRow:
             return self.times_s
         return self.start_s + np.arange(self.num_frames) / self.fps
 
+    def clock(self) -> tuple[np.ndarray, float]:
+        """Give when each frame was taken, float64 [num_frames], and when the last one ends, in seconds.
 
-# The numbers of a row side by side, so that reading one touches one page and not one for each column.
-# `times`: whether there are times_s.
-_PACKED: Final = np.dtype(
-    [(name, "<i8") for name in ("offset", "length", "first_frame")]
-    + [(name, "<f8") for name in ("start_s", "end_s", "fps", "sample_aspect")]
-    + [(name, "<i4") for name in ("num_frames", "width", "height", "rotation", "channels", "bits")]
-    + [("decoder", "S16"), ("keyframe_decoder", "S16"), ("axes", "S4"), ("times", "?")]
-)
-_PACKED_COLUMN: Final = "packed row"
-_MISSING: Final = {"decoder": "", "keyframe_decoder": "", "axes": "", "first_frame": 0, "channels": 3, "bits": 8}
+        That is the clock by which frames are chosen: of the track where it has one of its own, as a container may say
+        60 fps of a film that was taken at 15; else of the file.
+        """
+        if self.tracks is None or self.tracks.times_s is None:
+            return self.times(), self.end_s
+        times_s = self.tracks.times_s
+        frame_s = float(times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else 1 / self.fps
+        return times_s, float(times_s[-1]) + frame_s
+
+
 COMPANION: Final = "companion"  # a column of labels or a manifest: a film of the same clock, whose channels follow
 
 
 class _Batch(NamedTuple):
     """Hold the columns of a stretch of rows that `ClipIndex.row` reads; views of the mapped file."""
 
-    numbers: np.ndarray  # _PACKED [n]
+    numbers: np.ndarray  # PACKED [n]
     uri: pa.Array
     times_s: pa.Array
     keyframes_s: pa.Array
+    action: pa.Array
+    state: pa.Array
+    track_times_s: pa.Array
 
 
 class ClipIndex:
@@ -151,7 +156,8 @@ class ClipIndex:
         self._pages = pages
         self._file = pa.ipc.open_file(pa.py_buffer(pages))
         # of each batch, and the number of rows
-        self._first_rows = json.loads(self._file.schema.metadata[_SOURCE_KEY])["first_rows"]
+        self._first_rows = json.loads(self._file.schema.metadata[FACTS_KEY])["first_rows"]
+        self.tracks = Tracks.from_json(self._file.schema.metadata.get(TRACKS_KEY, b"{}"))
         self._batches: dict[int, _Batch] = {}
         self._reads = 0
         self._has_companions = COMPANION in self._file.schema.names
@@ -174,7 +180,7 @@ class ClipIndex:
                 f"it again with `{_REMEDY}`"
             )
         try:
-            return cls(path, _map(_mappable_copy(path)))
+            return cls(path, mapped(mappable_copy(path)))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{path}: damaged clip index ({' '.join(str(error).split())}); make it again with `{_REMEDY}`"
@@ -189,7 +195,7 @@ class ClipIndex:
     @property
     def names(self) -> list[str]:
         """List all columns: those of the schema, then the user's own labels."""
-        return [name for name in self._file.schema.names if name != _PACKED_COLUMN]
+        return [name for name in self._file.schema.names if name != PACKED_COLUMN]
 
     @property
     def parts(self) -> list[tuple[int, ClipIndex]]:
@@ -201,7 +207,7 @@ class ClipIndex:
         if not 0 <= i < len(self):
             raise IndexError(f"row {i} of an index of {len(self)} rows")
         batch, place = self._locate(i)
-        numbers = dict(zip(_PACKED.names or (), batch.numbers[place].item(), strict=True))
+        numbers = dict(zip(PACKED.names or (), batch.numbers[place].item(), strict=True))
         has_times, offset, length = (numbers.pop(name) for name in ("times", "offset", "length"))
         row = IndexRow(
             clip_id=int(i),
@@ -212,6 +218,7 @@ class ClipIndex:
             decoder=numbers.pop("decoder").decode(),
             keyframe_decoder=numbers.pop("keyframe_decoder").decode() or None,
             axes=numbers.pop("axes").decode(),
+            tracks=self._tracks_of(batch, place),
             **numbers,
         )
         if self._has_companions and (name := self.cell(i, COMPANION)):
@@ -227,6 +234,20 @@ class ClipIndex:
     def uris(self) -> list[str]:
         """Read of each row where its file is: an absolute path, or an address."""
         return [resolve(str(uri), self._folder) for uri in self.column("uri")]
+
+    def _tracks_of(self, batch: _Batch, place: int) -> RowTracks | None:
+        """Read the tracks of a row of a batch; None where it has none."""
+        infos = {"action": self.tracks.action, "state": self.tracks.state}
+        found = {
+            name: cell.values.to_numpy().reshape(-1, info.size)
+            for name, info in infos.items()
+            if info and (cell := getattr(batch, name)[place]).is_valid
+        }
+        if not found:
+            return None
+        times_s = batch.track_times_s[place].values
+        rotations = self.tracks.state.rotations if self.tracks.state else {}
+        return RowTracks(**found, times_s=None if times_s is None else times_s.to_numpy(), rotations=rotations)
 
     def _companion(self, row: IndexRow, name: str) -> IndexRow | None:
         """Find the row of the file `name`, from the folder of the film on. Raises UserError where there is none."""
@@ -251,8 +272,8 @@ class ClipIndex:
 
     def _open_batch(self, number: int) -> _Batch:
         batch = self._file.get_batch(number)
-        numbers = np.frombuffer(batch.column(_PACKED_COLUMN).buffers()[1], _PACKED, count=batch.num_rows)
-        columns = (batch.column(name) for name in ("uri", "times_s", "keyframes_s"))
+        numbers = np.frombuffer(batch.column(PACKED_COLUMN).buffers()[1], PACKED, count=batch.num_rows)
+        columns = (batch.column(name) for name in _Batch._fields[1:])
         opened = self._batches[number] = _Batch(numbers, *columns)
         return opened
 
@@ -352,12 +373,14 @@ def write_index(
     rows: Iterable[Mapping[str, Any]],
     extra: Sequence[str] | None = None,
     metadata: Mapping[bytes, bytes] | None = None,
+    tracks: Tracks | None = None,
 ) -> None:
     """Write rows (column -> value) all at once or not at all.
 
     extra: names of text columns beside those of the schema. Where it is given, `rows` are never all in memory;
         None: every name outside of the schema that a row has, sorted.
     metadata: kept beside the version, for `index_metadata`.
+    tracks: what the columns `action` and `state` hold; mean and deviation are measured on the usable rows.
     """
     path = Path(path)
     if extra is None:
@@ -367,81 +390,34 @@ def write_index(
         [*SCHEMA, *((name, pa.string()) for name in extra)],
         metadata={**(metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()},
     )
+    measuring = _Measuring(tracks or Tracks())
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for group in _groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema))
+            table = pa.Table.from_pylist(group, schema)
+            measuring.add(table)
+            writer.write_table(table)
+        writer.add_key_value_metadata({TRACKS_KEY: measuring.tracks.to_json()})
+
+
+class _Measuring:
+    """Measure the tracks of the usable rows of an index that is being written."""
+
+    def __init__(self, tracks: Tracks) -> None:
+        self._infos: dict[str, TrackInfo] = {name: info for name, info in vars(tracks).items() if info}
+        self._moments = {name: Moments(info.size) for name, info in self._infos.items()}
+
+    def add(self, table: pa.Table) -> None:
+        usable = table.filter(pc.equal(table["status"], "ok"))
+        for name, moments in self._moments.items():
+            values = pc.list_flatten(usable[name]).to_numpy()
+            moments.add(values.reshape(-1, self._infos[name].size))
+
+    @property
+    def tracks(self) -> Tracks:
+        return Tracks(**{name: info.measured(self._moments[name]) for name, info in self._infos.items()})
 
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     rows = iter(rows)
     while group := list(islice(rows, _ROWS_PER_GROUP)):
         yield group
-
-
-def _mappable_copy(path: Path) -> Path:
-    """Find the copy of a Parquet index in Arrow's file format, or make it where there is none of this very file.
-
-    It lies beside the index, or where that cannot be written to in the cache folder of the user, or among temporary
-    files.
-    """
-    facts = path.stat()
-    source = f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
-    beside = path.with_name(f".{path.name}.arrow")
-    name = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.arrow"
-    places = [beside, cache_folder() / name, Path(tempfile.gettempdir(), f"vjepa-{os.getuid()}", name)]
-    for copy in places:
-        if _source_of(copy) == source:
-            return copy
-    copy = next((copy for copy in places if _can_write(copy.parent, make=copy is not beside)), places[-1])
-    _write_copy(path, copy, source)
-    return copy
-
-
-def _can_write(folder: Path, make: bool) -> bool:
-    with suppress(OSError):
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK)
-    return False
-
-
-def _write_copy(path: Path, copy: Path, source: str) -> None:
-    """Write the copy whole, so that processes which open the index at the same time may each do it."""
-    file = pq.ParquetFile(path, memory_map=True)
-    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-    facts = {"source": source, "first_rows": np.cumsum([0, *groups]).tolist()}
-    packed = pa.field(_PACKED_COLUMN, pa.binary(_PACKED.itemsize))
-    schema = file.schema_arrow.append(packed).with_metadata({_SOURCE_KEY: json.dumps(facts)})
-    with whole_file(copy) as partial, partial.open("wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for number, num_rows in enumerate(groups):
-            table = file.read_row_group(number).combine_chunks()
-            packed_table = table.append_column(packed, _pack(table)).cast(schema)
-            writer.write_table(packed_table, max_chunksize=max(1, num_rows))
-
-
-def _pack(table: pa.Table) -> pa.Array:
-    """Pack the numbers of each row as `_PACKED`; `_MISSING` or -1 where there is none."""
-    numbers = np.zeros(table.num_rows, _PACKED)
-    for name in SCHEMA.names:
-        if name in numbers.dtype.fields:
-            missing = _MISSING.get(name, -1)
-            numbers[name] = table[name].fill_null(missing).to_numpy().astype(_PACKED[name])
-    numbers["times"] = table["times_s"].is_valid().to_numpy()
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(_PACKED.itemsize), len(numbers), [None, pa.py_buffer(numbers)]
-    )
-
-
-def _source_of(copy: Path) -> str | None:
-    """Tell of which Parquet file `copy` is one; None where it is none, or not whole."""
-    try:
-        with pa.memory_map(str(copy)) as file:
-            source: str = json.loads(pa.ipc.open_file(file).schema.metadata[_SOURCE_KEY])["source"]
-            return source
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -33,12 +33,14 @@ def clip_rate(data: Data) -> float | None:
 
 def frame_ids(row: IndexRow, data: Data, position: float, keyframes_s: np.ndarray | None = None) -> np.ndarray:
     """Choose the frames of a clip at `position` in [0, 1) of its video: int64 [T]."""
-    times, clip_fps = row.times(), clip_rate(data)
+    (times, end_s), clip_fps = row.clock(), clip_rate(data)
+    if keyframes_s is not None:  # of the file
+        keyframes_s = times[frame_ids_at(row.times(), keyframes_s)]
     if data.frame_step is not None:
         return clip_by_step(times, data.num_frames, data.frame_step, position, data.padding, keyframes_s)
     if clip_fps is None:
-        return clip_whole(times, row.end_s, data.num_frames, position)
-    return clip_by_fps(times, row.end_s, data.num_frames, clip_fps, position, data.padding, keyframes_s)
+        return clip_whole(times, end_s, data.num_frames, position)
+    return clip_by_fps(times, end_s, data.num_frames, clip_fps, position, data.padding, keyframes_s)
 
 
 def observed_frames(row: IndexRow, data: Data, ahead_s: float) -> np.ndarray:
@@ -48,12 +50,11 @@ def observed_frames(row: IndexRow, data: Data, ahead_s: float) -> np.ndarray:
     Where it reaches back beyond the row, the first frame is repeated. Raises DecodeError where the row has no frame
     that may be seen.
     """
-    cut_s, times, clip_fps = row.end_s - ahead_s, row.times(), clip_rate(data)
+    (times, end_s), clip_fps = row.clock(), clip_rate(data)
+    cut_s, start_s = end_s - ahead_s, times[0]
     times = times[: int(np.searchsorted(times, cut_s - _EPS_S))]
     if not len(times):
-        raise DecodeError(
-            f"lasts {row.end_s - row.start_s:.3g} s, so that nothing is seen {ahead_s:g} s before its end"
-        )
+        raise DecodeError(f"lasts {end_s - start_s:.3g} s, so that nothing is seen {ahead_s:g} s before its end")
     before = np.arange(data.num_frames) - data.num_frames  # -T to -1
     if data.frame_step is not None:
         return np.maximum(len(times) + (before + 1) * data.frame_step - 1, 0)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vjepa.data.clip_index import SCHEMA, ClipIndex, IndexRow
+from vjepa.data.tracks import joined_tracks
 from vjepa.errors import UserError
 
 
@@ -49,6 +50,7 @@ class JoinedIndex(ClipIndex):
         self.path = Path(", ".join(str(index.path) for index in indexes))
         self._indexes = indexes
         self._starts = list(accumulate(map(len, indexes), initial=0))
+        self.tracks = joined_tracks([(str(index.path), index.tracks) for index in indexes])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_index, ([str(index.path) for index in self._indexes],)

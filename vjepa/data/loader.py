@@ -109,6 +109,8 @@ class _Made(NamedTuple):
     failures: tuple[tuple[int, str], ...]
     num_replaced: int
     source: int
+    actions: np.ndarray | None
+    states: np.ndarray | None
 
 
 class _Pool:
@@ -254,9 +256,9 @@ class _Worker:
         self.made.add(step)
         num_bytes = math.prod(made.shape) * made.dtype.itemsize
         video = self.slots[self.taken[step]][:num_bytes].view(made.dtype).view(made.shape)
-        return ClipBatch(
-            video, torch.tensor(made.clip_ids, dtype=torch.int64), made.failures, made.num_replaced, made.source
-        )
+        clip_ids = torch.tensor(made.clip_ids, dtype=torch.int64)
+        tracks = (None if found is None else torch.from_numpy(found) for found in (made.actions, made.states))
+        return ClipBatch(video, clip_ids, made.failures, made.num_replaced, made.source, *tracks)
 
     def release(self, step: int) -> None:
         self.made.discard(step)
@@ -330,6 +332,7 @@ def _make(reader: Reader, step: int, slot: torch.Tensor) -> _Made | UserError | 
         batch.failures,
         batch.num_replaced,
         batch.source,
+        *(None if found is None else found.numpy() for found in (batch.actions, batch.states)),
     )
 
 

@@ -39,18 +39,19 @@ class Cut:
         """Count the clips of a video."""
         if self.window_s is None or self.stride_s is None:
             return self.num_clips
-        return max(1, 1 + math.floor((row.end_s - row.start_s - self.window_s) / self.stride_s + 1e-6))
+        times, end_s = row.clock()
+        return max(1, 1 + math.floor((end_s - float(times[0]) - self.window_s) / self.stride_s + 1e-6))
 
     def clip(self, row: IndexRow, data: Data, number: int) -> tuple[np.ndarray, float, float]:
-        """Give the frames of clip `number`, int64 [T], and from when to when it lasts, in seconds of the file."""
-        times = row.times()
+        """Give the frames of clip `number`, int64 [T], and from when to when it lasts, in seconds of `row.clock`."""
+        times, end_s = row.clock()
         if self.window_s is None or self.stride_s is None:
             ids = frame_ids(row, data, (number + 0.5) / self.num_clips)
             last = int(ids.max())
-            return ids, float(times[ids.min()]), float(times[last + 1]) if last + 1 < len(times) else row.end_s
-        start_s = row.start_s + number * self.stride_s
+            return ids, float(times[ids.min()]), float(times[last + 1]) if last + 1 < len(times) else end_s
+        start_s = float(times[0]) + number * self.stride_s
         ids = frame_ids_at(times, start_s + np.arange(data.num_frames) * (self.window_s / data.num_frames))
-        return ids, start_s, min(start_s + self.window_s, row.end_s)
+        return ids, start_s, min(start_s + self.window_s, end_s)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vjepa.config import Channels, Data
+from vjepa.data.actions import clip_tracks
 from vjepa.data.augment import Crop, Size, crop_resize, scaled_box, size_needed
 from vjepa.data.being_read import Watch
 from vjepa.data.channels import joined
@@ -78,11 +79,13 @@ class Reader:
                 ids = frame_ids_at(row.companion.times(), row.times()[decode.frame_ids])
                 parts.append(self.read(row.companion, ids, parts[0].shape[1:3]))
             frames = joined(parts, data.channels)
+        per_clip = np.split(decode.frame_ids, len(decode.clip_ids))
+        tracks = [clip_tracks(row, ids, data) for ids in per_clip]
         clips = []
         for crop in decode.crops:
             there = replace(crop, box=scaled_box(crop.box, row.height, row.width, frames))
             videos = torch.split(self.crop(frames, there, data.crop_size, data.channels), data.num_frames, dim=1)
-            clips += [Clip(video, clip_id) for video, clip_id in zip(videos, decode.clip_ids, strict=True)]
+            clips += [Clip(*clip) for clip in zip(videos, decode.clip_ids, *zip(*tracks, strict=True), strict=True)]
         return clips
 
 
@@ -98,7 +101,14 @@ def batch_of(
         for plane, channel in zip(place, clip.video.numpy(), strict=True):
             plane[:] = channel
     clip_ids = torch.tensor([clip.clip_id for clip in clips], dtype=torch.int64)
-    return ClipBatch(video, clip_ids, failures, num_replaced, plan.source)
+    actions, states = (_stacked([getattr(clip, name) for clip in clips]) for name in ("actions", "states"))
+    return ClipBatch(video, clip_ids, failures, num_replaced, plan.source, actions, states)
+
+
+def _stacked(tracks: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Lay the tracks of B clips side by side; None where not all have them."""
+    found = [track for track in tracks if track is not None]
+    return torch.stack(found) if found and len(found) == len(tracks) else None
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vjepa.config import Data, Source
+from vjepa.data.actions import require_tracks
 from vjepa.data.channels import require_channels
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.joined_index import open_index
+from vjepa.data.tracks import joined_tracks
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def open_sources(data: Data) -> list[TrainSource]:
             index = opened[source.paths] = opened.get(source.paths) or open_index(source.paths)
             rows = index.select(source.where)
             require_channels(index, rows, data.channels)
+            require_tracks(index, rows, settings)
             first_id = parts[-1].first_id + len(parts[-1].index) if parts else 0
             parts.append(Part(part_name, index, rows, first_id))
+        if settings.actions:  # the same numbers in one batch
+            joined_tracks([(part.name, part.index.tracks) for part in parts])
         sources.append(TrainSource(name, settings, tuple(parts)))
     return sources
