@@ -2,6 +2,7 @@
 
 config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictures/  teacher.safetensors
 start.safetensors  head.safetensors  scratch/    of fine-tuning: its start, the head that goes with best.pth, a baseline
+start.safetensors  tracks.json  plans/    of a world model: its encoder, what its actions are, what vjepa.plan found
 .lock                     held by the process that trains here, with its host and number
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
@@ -54,7 +55,8 @@ class Checkpoint:
     @property
     def is_one(self) -> bool:
         """Tell whether there is a checkpoint here."""
-        return self.network("encoder").is_file() and self.state.is_file()
+        has_weights = any(self.network(name).is_file() for name in ("encoder", "predictor"))
+        return has_weights and self.state.is_file()
 
     @property
     def is_whole(self) -> bool:
@@ -125,6 +127,8 @@ class RunFolder:
     start = _Inside("start.safetensors")
     head = _Inside("head.safetensors")
     scratch = _Inside("scratch")
+    tracks = _Inside("tracks.json")
+    plans = _Inside("plans")
     lock = _Inside(".lock")
     checkpoints = _Inside("checkpoints")
     best_file = _Inside("checkpoints/best.pth")

@@ -7,7 +7,6 @@ vector that is learned, [1, 1, V].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional
 from vjepa import config
 from vjepa.counter_rng import generator
 from vjepa.data.augment import normalise
+from vjepa.data.tracks import TrackInfo
 from vjepa.models.action_predictor import ActionPredictor, Past, normed
 from vjepa.models.encoder import Encoder
 from vjepa.models.layers import Block, Mlp, initialise
@@ -25,17 +25,8 @@ from vjepa.objectives import sigreg
 from vjepa.records import ClipBatch, LatentBatch, sent
 
 _KNOTS: Final = 17  # of the integral of SIGReg, as in the objective of pre-training
+_LEAST_SPREAD: Final = 1e-8
 _GOAL_SIDE: Final = 4  # cells along a side that the inverse model reads at most
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """Say what the actions and states of an index are: their means and deviations, fp32 [A] and [S]."""
-
-    action_mean: Tensor
-    action_std: Tensor
-    state_mean: Tensor
-    state_std: Tensor
 
 
 class WorldModel(nn.Module):
@@ -46,21 +37,28 @@ class WorldModel(nn.Module):
     state_mean: Tensor
     state_std: Tensor
 
-    def __init__(self, settings: config.WorldConfig, encoder: Encoder, tracks: Tracks) -> None:
-        """Make the networks of a run on `encoder`, which stays as it is unless `targets: none`."""
+    def __init__(
+        self, settings: config.WorldConfig, encoder: Encoder, actions: TrackInfo, states: TrackInfo | None
+    ) -> None:
+        """Make the networks of a run on `encoder`, which stays as it is unless `targets: none`.
+
+        actions, states: what they are and what their numbers are like; states are asked for by `world.state` alone.
+        """
         super().__init__()
         world = settings.world
         self.settings, self.world = settings, world
         self.encoder = encoder.requires_grad_(world.targets == "none")
-        num_action, num_state = len(tracks.action_mean), len(tracks.state_mean) if world.state else 0
+        self.actions, self.states = actions, states if world.state else None
+        num_action, num_state = actions.size, self.states.size if self.states else 0
         is_vector = world.latents == "vector"
         self.head = VectorHead(self.feature_shape, world.vector_width, num_action) if is_vector else None
         width = self.latent_shape[-1]
         self.predictor = ActionPredictor(world.predictor, width, num_action, num_state, norms=not is_vector)
         self.goal_model = GoalModel(self.latent_shape, world.goal_width, num_action) if world.goal_width else None
-        for name, values in vars(tracks).items():
-            kept = values if world.normalise else torch.full_like(values, float(name.endswith("std")))
-            self.register_buffer(name, kept.clone(), persistent=False)
+        for name, info in (("action", actions), ("state", self.states)):
+            mean, std = _moments(info) if info and world.normalise else (torch.zeros(1), torch.ones(1))
+            self.register_buffer(f"{name}_mean", mean, persistent=False)
+            self.register_buffer(f"{name}_std", std, persistent=False)
         self.memory: dict[str, float] = {}
         self.dtype = torch.float32
 
@@ -122,18 +120,20 @@ class WorldModel(nn.Module):
         return {"loss": loss, **terms}
 
     def read(self, batch: ClipBatch | LatentBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Give features [B, T, h, w, D], actions [B, T - 1, A] and states [B, T, S] or None, normalised, on the device."""
+        """Give features [B, T, h, w, D], actions [B, T - 1, A] and states [B, T, S] or None, normalised, on the device.
+
+        Raises ValueError for a batch without actions.
+        """
         device = self.action_mean.device
+        if batch.actions is None:
+            raise ValueError("a world model learns from batches with actions; see data.actions")
         if isinstance(batch, LatentBatch):
             features = sent(batch.features, device).float()
         else:
             features = self.features(sent(batch.video, device))
         states = batch.states if self.world.state else None
-        return (
-            features,
-            self.scaled(sent(batch.actions, device)),
-            None if states is None else self.placed(sent(states, device)),
-        )
+        placed = None if states is None else self.placed(sent(states, device))
+        return features, self.scaled(sent(batch.actions, device)), placed
 
     def scaled(self, actions: Tensor) -> Tensor:
         """Normalise actions [..., A]."""
@@ -158,7 +158,9 @@ class WorldModel(nn.Module):
     def latents_of(self, features: Tensor) -> Tensor:
         """Turn features [B, T, h, w, D] into what is predicted: the same, normed, or vectors [B, T, 1, 1, V]."""
         latents = normed(features)
-        return latents if self.head is None else self.head(latents)
+        if self.head is not None:
+            latents = self.head(latents)
+        return latents
 
     def losses(self, latents: Tensor, actions: Tensor, states: Tensor | None, shown: int) -> dict[str, Tensor]:
         """Compare predictions with latents [B, T, h, w, D]: teacher forcing, and a roll-out after `shown` true frames.
@@ -195,8 +197,15 @@ class WorldModel(nn.Module):
         return torch.stack(rolled, dim=1)
 
     def distance(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Compare latents: the mean over all of them."""
-        return functional.l1_loss(found, wanted) if self.world.loss == "l1" else functional.mse_loss(found, wanted)
+        """Compare latents: the mean over all of them; of learned ones over the spread of `wanted`.
+
+        The gradient goes through the spread too, so that nothing is gained by latents that shrink.
+        """
+        distance = functional.l1_loss if self.world.loss == "l1" else functional.mse_loss
+        if not self.world.learns_latents:
+            return distance(found, wanted)
+        mean = wanted.mean(dim=(0, 1), keepdim=True).expand_as(wanted)
+        return distance(found, wanted) / distance(mean, wanted).clamp(min=_LEAST_SPREAD)
 
     def _goal_loss(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Compare the actions of the inverse model with those taken, for all pairs of a frame and a later one."""
@@ -207,17 +216,23 @@ class WorldModel(nn.Module):
 
 
 class VectorHead(nn.Module):
-    """Make one vector of the features of a frame, by a linear map; b t h w d -> b t 1 1 v."""
+    """Make one vector of the features of a frame, by a linear map; b t h w d -> b t 1 1 v.
+
+    Features are standardised first, one by one: what differs from frame to frame is a small part of most of them.
+    """
 
     def __init__(self, features: tuple[int, int, int], width: int, num_action: int) -> None:
         """Make it at random weights, with the linear map from a difference of two vectors to the action between."""
         super().__init__()
         rows, columns, channels = features
+        self.standard = nn.BatchNorm1d(rows * columns * channels, affine=False)
         self.embed = nn.Linear(rows * columns * channels, width)
         self.inverse = nn.Linear(width, num_action)
 
     def forward(self, features: Tensor) -> Tensor:
-        return rearrange(self.embed(rearrange(features, "b t h w d -> b t (h w d)")), "b t v -> b t 1 1 v")
+        standard = self.standard(rearrange(features, "b t h w d -> (b t) (h w d)"))
+        vectors: Tensor = rearrange(self.embed(standard), "(b t) v -> b t 1 1 v", b=len(features))
+        return vectors
 
     def actions(self, latents: Tensor) -> Tensor:
         """Read off vectors [B, T, 1, 1, V] the actions between them: [B, T - 1, A]."""
@@ -246,3 +261,9 @@ class GoalModel(nn.Module):
         hidden = functional.gelu(self.embed(rearrange(cells, "(n two) d h w -> n (two h w d)", two=2)))
         answers: Tensor = self.answer(functional.gelu(hidden + self.mlp(hidden)))
         return answers.reshape(*shape, -1)
+
+
+def _moments(info: TrackInfo) -> tuple[Tensor, Tensor]:
+    """Give mean and deviation of each dimension, fp32; what never changes counts as of deviation 1."""
+    std = torch.tensor(info.std, dtype=torch.float32)
+    return torch.tensor(info.mean, dtype=torch.float32), torch.where(std > 0, std, 1.0)

@@ -31,6 +31,7 @@ class Demo:
     name: ClassVar = "demo"
     fps: ClassVar = DigitWorld().fps
     keyframe_frames: ClassVar = None
+    tracks_info: ClassVar = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -48,6 +49,9 @@ class Demo:
             labels = {"motion": MOTIONS[video.motion], "digit": str(digits[place])}
             found.append((video, {**labels, "image": str(place), "split": split}))
         return found
+
+    def tracks(self, video: Any) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
 
     def draw_row(self, video: tuple[DigitVideo, dict[str, str]]) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], beside its columns."""

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
+from vjepa.data.tracks import Tracks
+
 
 class VideoSet(Protocol):
     """Name videos that can be drawn. `recipe` holds everything that the files depend on, as JSON keeps it."""
@@ -24,7 +26,16 @@ class VideoSet(Protocol):
     @property
     def recipe(self) -> dict[str, Any]: ...
 
+    @property
+    def tracks_info(self) -> Tracks | None:
+        """Say what `tracks` gives; None: these videos have none."""
+        ...
+
     def videos(self) -> list[Any]: ...
+
+    def tracks(self, video: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Give action and state of each frame of a video, fp32 [T, A] and [T, S]."""
+        ...
 
     def draw_row(self, video: Any) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], and give its columns of the clip index."""

@@ -6,7 +6,7 @@ defaults are what later comparisons found better (JEPA-WMs, Terver et al. 2025).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,7 +39,7 @@ class WorldPredictor(Transformer):
         return self
 
 
-class World(Section):
+class WorldSettings(Section):
     """Set what the latents of a frame are, and how they are learned to be predicted."""
 
     model_path: str = Field(
@@ -59,8 +59,8 @@ class World(Section):
     from_scratch: bool = Field(False, description="targets: none: random weights in place of those of `model_path`")
     latents: Literal["tokens", "grid", "vector"] = Field(
         "tokens",
-        description="what a frame is; grid: means of grid_side x grid_side cells of its tokens; vector: a linear map of "
-        "those cells that is learned",
+        description="what a frame is; grid: means of grid_side x grid_side cells of its tokens; vector: a linear map "
+        "of those cells that is learned",
     )
     grid_side: int = Field(4, ge=1, description="cells along a side, of grid and vector")
     vector_width: int = Field(32, ge=2, description="features of a vector")
@@ -119,8 +119,21 @@ class World(Section):
         return self
 
 
-class Planner(Section):
-    """Set how actions are searched for: a cost of sampled sequences, the model's own roll-out, the energy to the goal."""
+class Plan(Section):
+    """Set where is planned, and how: sampled sequences, rolled out in the model, by their energy to the goal."""
+
+    environment: str = Field(
+        "offline",
+        description="rooms, gym:NAME of an environment of Gymnasium that draws pictures, or offline: clips of data.val",
+    )
+    options: dict[str, Any] = Field({}, description="what gymnasium.make is given beside the name")
+    episodes: int = Field(50, ge=1, description="tasks, each done by every policy; offline: clips")
+    budget_steps: int = Field(50, ge=1, description="steps of the environment in an episode")
+    goal_steps: int = Field(25, ge=1, description="random steps of gym:NAME from the start to a goal")
+    radius: float | None = Field(
+        None, gt=0, description="distance to the state of the goal that is success; null: .07 of the side of rooms"
+    )
+    films: int = Field(4, ge=0, description="episodes that are drawn and filmed")
 
     method: Literal["cem", "mppi", "inverse"] = Field(
         "cem", description="inverse: no search, the goal-conditioned inverse model alone"
@@ -142,8 +155,12 @@ class Planner(Section):
     energy_of: Literal["last", "sum"] = Field("last", description="of the last predicted frame, or of all of them")
     chunk: int = Field(256, ge=1, description="sequences that are rolled out together")
     context: int = Field(1, ge=1, description="frames that the model is shown before it plans, those of past steps")
-    low: list[float] | None = Field(None, description="least action, a number for each; null: that of the index")
-    high: list[float] | None = Field(None, description="greatest action; null: that of the index")
+    low: list[float] | None = Field(
+        None,
+        description="least action of a step of the model, a number for each; null: that of the environment, else two "
+        "deviations below the mean of the index",
+    )
+    high: list[float] | None = Field(None, description="greatest action; null: the same above")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -163,9 +180,9 @@ class WorldConfig(Section):
 
     run: Run = Run()
     data: Data
-    world: World
+    world: WorldSettings
     optim: Optim
-    plan: Planner = Planner()
+    plan: Plan = Plan()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -181,6 +198,15 @@ class WorldConfig(Section):
             )
         if data.frame_step is None and data.clip_fps is None and data.duration_s is None:
             raise ValueError("data.frame_step: a step of the model needs a length; give it, or clip_fps")
+        if data.actions is None:
+            raise ValueError("data.actions: null, so that clips have no actions; set delta, sum or concat")
+        if world.state and data.actions != "delta":
+            raise ValueError(
+                "world.state: what an action does to a state is known of differences alone; set data.actions: delta, "
+                "or world.state: false"
+            )
+        if "inverse" in (self.plan.start, self.plan.method) and not world.goal_width:
+            raise ValueError("world.goal_width: 0, so that there is no inverse model to plan by; give a width")
         if self.run.init_from is not None:
             raise ValueError("run.init_from: is for pre-training; the encoder is world.model_path")
         if self.optim.lr is None:

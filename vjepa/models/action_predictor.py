@@ -53,7 +53,10 @@ class StepBlock(Block):
         mask: bool [K, P + K], what each token sees; None: everything. Returns the tokens, and all keys and values.
         """
         if self.recompute != "none" and torch.is_grad_enabled():
-            return checkpoint(self._after, tokens, rotate, mask, past, use_reentrant=False)  # type: ignore[no-any-return]
+            found: tuple[Tensor, Tensor, Tensor] = checkpoint(
+                self._after, tokens, rotate, mask, past, use_reentrant=False
+            )
+            return found
         return self._after(tokens, rotate, mask, past)
 
     def _after(
@@ -144,10 +147,10 @@ class ActionPredictor(nn.Module):
         given = {"action": actions, "state": states, "extrinsics": extrinsics}
         parts = []
         for name, values in given.items():
-            encode = getattr(self, f"{name}_encoder", None)
+            encode: nn.Module | None = getattr(self, f"{name}_encoder", None)
             if (encode is None) != (values is None):
                 raise ValueError(f"{name}: this predictor {'has no such token' if encode is None else 'needs it'}")
-            if encode is not None:
+            if encode is not None and values is not None:
                 parts.append(encode(values)[:, :, None])
         parts.append(rearrange(self.predictor_embed(latents), "b t h w d -> b t (h w) d"))
         return rearrange(torch.cat(parts, dim=2), "b t n d -> b (t n) d")

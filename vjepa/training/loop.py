@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from vjepa.training.run_log import RunLog
 from vjepa.training.step import TrainingStep
 from vjepa.training.stopping import interruptible
 
-SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig)
+SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig, config.WorldConfig)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class TrainingRun(Generic[SettingsT]):
     dtype: torch.dtype
     total_steps: int
     progress: bool
+
+    def loader(self, steps: range) -> Iterable[Any]:
+        """Load a batch for each of `steps`, in order."""
+        settings, pin = self.settings, self.device.type == "cuda"
+        return train_loader(self.sources, settings.data, settings.run.seed, steps, pin_memory=pin)
 
 
 class Judge(Protocol):
@@ -62,8 +68,7 @@ def learn(
 ) -> None:
     """Do steps `state.step` to `stop`. Everything random is a function of (seed, step): there is no other state."""
     every, steps = run.settings.run, range(state.step, stop)
-    pin = run.device.type == "cuda"
-    loader = train_loader(run.sources, run.settings.data, every.seed, steps, pin_memory=pin)
+    loader = run.loader(steps)
     bar = Progress(state.step, run.total_steps, run.progress)
     with interruptible() as interrupted:
         if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):

@@ -26,6 +26,7 @@ EXECUTION: Final = {
     "run": {"dir", "device", "precision", "compile", "log_every_steps", "save_every_steps", "keep_checkpoints"},
     "data": {"workers", "prefetch", "deadline_s"},
     "monitor": {"every_steps", "stop_on", "wandb"},
+    "world": {"feature_batch"},
 }
 # Settings of the evidence alone: a run may go on with other values, and is measured again.
 EVIDENCE: Final = ("eval.", "data.labelled", "data.selection", "data.val")
@@ -36,7 +37,9 @@ _LIBRARIES: Final = (
 )
 
 
-def open_run(settings: config.Config | config.FinetuneConfig, evidence: tuple[str, ...] = EVIDENCE) -> RunFolder:
+def open_run(
+    settings: config.Config | config.FinetuneConfig | config.WorldConfig, evidence: tuple[str, ...] = EVIDENCE
+) -> RunFolder:
     """Make the run folder, or accept one that the same config made; what it is measured by may have changed.
 
     evidence: how the settings begin that it is measured by alone.

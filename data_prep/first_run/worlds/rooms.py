@@ -15,6 +15,7 @@ import numpy as np
 
 from data_prep.first_run.worlds import drawing
 from data_prep.first_run.worlds.world import Video, World
+from vjepa.data.tracks import TrackInfo, Tracks
 
 _BEND: Final = 9  # places in the door among which the shortest way is looked for
 _ASIDE_PX: Final = 0.5  # how far from the corners of the door a way keeps
@@ -26,13 +27,16 @@ class Rooms(World):
 
     name: ClassVar = "rooms"
     wanted: ClassVar = {"room": ("left", "right")}
+    tracks_info: ClassVar = Tracks(
+        action=TrackInfo(("right", "down"), ("px", "px")), state=TrackInfo(("x", "y"), ("px", "px"))
+    )
 
-    num_films: int = 96
+    num_films: int = 64
     film_frames: int = 400
     clip_frames: int = 41
-    train_clips: int = 192
-    selection_clips: int = 64
-    val_clips: int = 128
+    train_clips: int = 64
+    selection_clips: int = 32
+    val_clips: int = 64
     radius_px: float = 3.0
     border_px: float = 2.0
     wall_half_px: float = 2.0
@@ -130,7 +134,8 @@ class Rooms(World):
         inside = [abs(x - self._middle) < self._band for x in (place[0], goal[0])]
         if sides[0] == sides[1] or all(inside):
             return [place, goal]
-        at = np.linspace(*(np.array(self._door) + (_ASIDE_PX, -_ASIDE_PX)), _BEND)
+        top, bottom = self._door
+        at = np.linspace(top + _ASIDE_PX, bottom - _ASIDE_PX, _BEND)
         first = np.stack([np.full(_BEND, faces[0]), at], -1)
         second = np.stack([np.full(_BEND, faces[1]), at], -1)
         if inside[0]:
