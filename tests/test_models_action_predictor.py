@@ -32,30 +32,33 @@ def drawn(num_steps: int, grid: tuple[int, int], extrinsics: bool) -> tuple[Tens
     return latents, rest[0], rest[1], rest[2] if extrinsics else None
 
 
-def turn(features: Tensor, place: float) -> Tensor:
-    """Turn features [n] of one axis as the published code does: sine and cosine of a pair have two frequencies."""
-    num = len(features)
+def turn(features: Tensor, places: Tensor) -> Tensor:
+    """Turn features [K, n] of one axis as the published code does: sine and cosine of a pair have two frequencies."""
+    num = features.shape[1]
     omega = torch.tensor([1 / 10000 ** (i / (num / 2)) for i in range(num // 2)])
-    angles = torch.cat([place * omega, place * omega])
-    swapped = torch.stack([-features[1::2], features[0::2]], dim=-1).flatten()
+    angles = torch.cat([places[:, None] * omega, places[:, None] * omega], dim=1)
+    swapped = torch.stack([-features[:, 1::2], features[:, 0::2]], dim=-1).flatten(1)
     return features * angles.cos() + swapped * angles.sin()
 
 
-def place_of(number: int, conditions: int, grid: tuple[int, int], square: int) -> tuple[float, float, float] | float:
-    """Say where token `number` of all steps is: of a condition its step alone."""
-    step, within = divmod(number, conditions + grid[0] * grid[1])
-    if within < conditions:
-        return float(step)
-    row, column = divmod(within - conditions, grid[1])
-    return float(step), row * square / grid[0], column * square / grid[1]
+def places_of(num_steps: int, conditions: int, grid: tuple[int, int], square: int) -> Tensor:
+    """List step, row and column of every token, [K, 3]; rows and columns of conditions are 0, which turns nothing."""
+    places: list[tuple[float, float, float]] = []
+    for step in range(num_steps):
+        places += [(step, 0, 0)] * conditions
+        places += [
+            (step, row * square / grid[0], column * square / grid[1])
+            for row in range(grid[0])
+            for column in range(grid[1])
+        ]
+    return torch.tensor(places, dtype=torch.float32)
 
 
-def turned(head: Tensor, place: tuple[float, float, float] | float) -> Tensor:
-    share = 2 * (len(head) // 3 // 2)
-    if isinstance(place, float):
-        return torch.cat([turn(head[:share], place), head[share:]])
-    axes = [turn(head[axis * share : (axis + 1) * share], at) for axis, at in enumerate(place)]
-    return torch.cat([*axes, head[3 * share :]])
+def turned(head: Tensor, places: Tensor) -> Tensor:
+    """Turn a third of the features of a head [K, d] by step, by row and by column; what is left stays."""
+    share = 2 * (head.shape[1] // 3 // 2)
+    axes = [turn(head[:, axis * share : (axis + 1) * share], places[:, axis]) for axis in range(3)]
+    return torch.cat([*axes, head[:, 3 * share :]], dim=1)
 
 
 def twin(
@@ -77,15 +80,13 @@ def twin(
         conditions = len(heads)
         steps.append(torch.stack([*heads, *layer("predictor_embed", latents[k].flatten(0, 1))]))
     x, per_step = torch.cat(steps), len(steps[0])
-    places = [place_of(i, conditions, tuple(grid), 4) for i in range(len(x))]
+    places = places_of(num_steps, conditions, (grid[0], grid[1]), 4)
     for block in (f"predictor_blocks.{number}" for number in range(DEPTH)):
         q, k, v = layer(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).chunk(3, dim=-1)
         mixed = []
         for head in range(HEADS):
             part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
-            queries = torch.stack([turned(one, at) for one, at in zip(q[:, part], places, strict=True)])
-            keys = torch.stack([turned(one, at) for one, at in zip(k[:, part], places, strict=True)])
-            scores = queries @ keys.T / math.sqrt(WIDTH // HEADS)
+            scores = turned(q[:, part], places) @ turned(k[:, part], places).T / math.sqrt(WIDTH // HEADS)
             for i in range(len(x)):
                 scores[i, (i // per_step + 1) * per_step :] = -math.inf
             mixed.append(scores.softmax(-1) @ v[:, part])

@@ -29,10 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     other = [word for word in options.settings if not word.startswith(("plan.", "run.seed=", "run.device="))]
     if other:
         raise UserError(f"{other[0]}: only plan.key=value, run.seed and run.device may change here")
-    from vjepa.interop import world  # PyTorch, which --help must not wait for
-    from vjepa.planning import running  # the same
+    from vjepa.planning import running  # PyTorch, which --help must not wait for
 
-    running.plan_run(world.read(path, options.settings), path)
+    running.plan_in(path, options.settings)
     return 0
 
 

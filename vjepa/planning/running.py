@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from vjepa import command, config, files
 from vjepa.errors import UserError
+from vjepa.interop import world
 from vjepa.interop.world import ReadWorld
 from vjepa.planning import evidence, offline, pictures
 from vjepa.planning.environments import Environment, GymEnvironment, RoomsEnvironment
@@ -28,6 +29,17 @@ def make_environment(wanted: config.Plan, seed: int) -> Environment:
         name = wanted.environment.removeprefix(_GYM)
         return GymEnvironment(name, seed, wanted.goal_steps, wanted.radius, wanted.options)
     raise UserError(f"plan.environment: {wanted.environment} is unknown; give rooms, gym:NAME or offline")
+
+
+def load_planner(path: Path, overrides: Sequence[str] = (), encoder: str | None = None) -> WorldPlanner:
+    """Read a world model, as `interop.world.read` does, to plan with."""
+    found = world.read(path, overrides, encoder)
+    return WorldPlanner(found.model, found.settings.plan, found.settings.run.seed)
+
+
+def plan_in(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the world model at `path` and plan with it; what is found lies in plans/ of its run, or of the file's folder."""
+    return plan_run(world.read(path, overrides), path if path.is_dir() else path.parent)
 
 
 def plan_run(read: ReadWorld, path: Path, shown: bool = True) -> dict[str, Any]:
