@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NoReturn, TypeVar
 
+from data_prep.listing.tracks import PLAIN, TrackChoice
+from vjepa.data.tracks import ROTATION_SIZES
 from vjepa.errors import UserError
 
 Options = TypeVar("Options")
@@ -44,3 +46,26 @@ def add_options(parser: argparse.ArgumentParser, defaults: Any, meanings: Mappin
 def options_of(given: argparse.Namespace, kind: type[Options]) -> Options:
     """Take what was given for the options that `add_options` added."""
     return kind(**{option.name: getattr(given, option.name) for option in fields(kind)})  # type: ignore[arg-type]
+
+
+def add_tracks(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which numbers are state and action, for `tracks_of`."""
+    add = parser.add_argument
+    of_frames = "features, arrays or columns that are the {} of each frame, one after the other (default: {})"
+    add("--state", type=_names, default=(), metavar="NAME[,NAME]", help=of_frames.format("state", "state"))
+    add("--action", type=_names, default=(), metavar="NAME[,NAME]", help=of_frames.format("action", "action"))
+    kinds = ", ".join((*ROTATION_SIZES, PLAIN))
+    turns = f"a dimension of the state at which a rotation begins: {kinds} (known: roll,pitch,yaw and qx,qy,qz,qw)"
+    add("--rotation", nargs="+", action="extend", default=[], metavar="NAME=KIND", help=turns)
+
+
+def tracks_of(given: argparse.Namespace) -> TrackChoice:
+    """Take what was given for the options that `add_tracks` added. Raises UserError for a rotation of no kind."""
+    for pair in given.rotation:
+        if not all(pair.partition("=")):
+            raise UserError(f"--rotation {pair}: write NAME=KIND, such as roll=euler")
+    return TrackChoice(given.state, given.action, dict(pair.rpartition("=")[::2] for pair in given.rotation))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from data_prep.arguments import OneLineParser, add_options, options_of
+from data_prep.arguments import OneLineParser, add_options, add_tracks, options_of, tracks_of
 from data_prep.scanning.build import build_index
 from data_prep.scanning.engines import ENGINES
 from data_prep.scanning.options import DEADLINE_S, ScanOptions
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", metavar="labels.csv", help=labels)
     add("--layout", default="auto", help="what the sources look like (default: auto)")
     add_options(parser, ScanOptions(), _OPTION_HELP)
+    add_tracks(parser)
     add("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
     deadline = f"a decoder that takes longer is killed (default: {DEADLINE_S:g})"
     add("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=deadline)
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         engine=given.engine,
         rescan=given.rescan,
         sample=given.sample,
+        tracks=tracks_of(given),
     )
     return 0
 

@@ -76,7 +76,7 @@ ROOMS = {
     | {"data_prep.child", "data_prep.rows", "data_prep.arguments"},
     "data_prep.child": PREP,
     "data_prep.rows": PREP,
-    "data_prep.arguments": PREP,
+    "data_prep.arguments": PREP | {"data_prep.listing"},
     "data_prep.listing": PREP,
     "data_prep.scanning": PREP | {"data_prep.child", "data_prep.listing"},
     "data_prep.copying": PREP | {"data_prep.child", "data_prep.rows", "data_prep.listing", "data_prep.scanning"},

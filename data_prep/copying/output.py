@@ -26,6 +26,7 @@ from vjepa.files import remove_partials, write_text
 
 INDEX_NAME: Final = "index.parquet"
 SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
+TRACKS: Final = ("action", "state", "track_times_s")  # columns that go with the frames of a copy
 _BLOCK_BYTES: Final = 1 << 20
 
 

@@ -106,7 +106,8 @@ def make_shards(
         try:
             num, written = len(bounds) - 1, threads.map(write, range(len(bounds) - 1))
             shards = progress_bar(written, shown=progress, total=num, unit="shard", desc="shard")
-            write_index(out / output.INDEX_NAME, chain.from_iterable(shards), output.extra_columns(index))
+            rows_of_shards = chain.from_iterable(shards)
+            write_index(out / output.INDEX_NAME, rows_of_shards, output.extra_columns(index), tracks=index.tracks)
         finally:
             threads.shutdown(cancel_futures=True)
     if len(left) == len(files):
@@ -213,11 +214,15 @@ def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
 def _member(number: int, group: list[dict[str, Any]], folder: str) -> Member:
     """Describe the file of a group of rows.
 
-    Its JSON has the columns on which they agree, and `clips` has the others of each row.
+    Its JSON has the columns on which they agree, and `clips` has the others of each row; tracks are in the index alone.
     """
     record, uri = group[0], resolve(group[0]["uri"], folder)
     told = [
-        {name: value for name, value in (row | _origin(row, folder)).items() if name not in _OF_THE_PLACE}
+        {
+            name: value
+            for name, value in (row | _origin(row, folder)).items()
+            if name not in (*_OF_THE_PLACE, *output.TRACKS)
+        }
         for row in group
     ]
     shared = {name: value for name, value in told[0].items() if all(row[name] == value for row in told)}

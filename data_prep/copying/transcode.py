@@ -26,6 +26,7 @@ from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import ClipIndex, IndexRow, write_index
+from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
 
@@ -60,6 +61,8 @@ def transcode(
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
     _check(options, workers)
+    if options.fps and index.tracks != Tracks():
+        raise UserError(f"--fps {options.fps:g}: {index.path} has a state or an action of each frame; leave --fps out")
     rows, unusable = output.choose_rows(index, where)
     facts = output.index_facts(index, where) | asdict(options)
     failed: dict[int, str] = {}
@@ -85,7 +88,8 @@ def transcode(
                 f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
         copied = {i: places[i] for i in rows.tolist() if i not in failed}
-        write_index(out / output.INDEX_NAME, _index_rows(index, journal, copied), output.extra_columns(index))
+        records = _index_rows(index, journal, copied)
+        write_index(out / output.INDEX_NAME, records, output.extra_columns(index), tracks=index.tracks)
     if progress:
         lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
         told = f"{out / output.INDEX_NAME}: {num_copies} clips copied"
@@ -161,7 +165,7 @@ def _index_rows(index: ClipIndex, journal: Journal, places: Mapping[int, int]) -
     for i, record in enumerate(index.records()):
         if i in places:
             row, columns = index.row(i), journal.read(places[i])
-            kept = {name: record.get(name) for name in (*_KEPT, *extra)}
+            kept = {name: record.get(name) for name in (*_KEPT, *output.TRACKS, *extra)}
             kept[output.SOURCE] = record.get(output.SOURCE) or row.uri
             name = copy_name(row)
             original = originals.setdefault(columns["content_hash"], name)

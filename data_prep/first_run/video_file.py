@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from vjepa.data.tracks import Tracks
+from vjepa.data.track_files import save_tracks
+from vjepa.data.tracks import RowTracks, Tracks
 
 
 class VideoSet(Protocol):
@@ -43,9 +44,11 @@ class VideoSet(Protocol):
 
 
 def write_row(videos: VideoSet, video: Any, path: Path) -> dict[str, str]:
-    """Write a video and give its columns of the clip index."""
+    """Write a video, with its tracks beside it where it has any, and give its columns of the clip index."""
     frames, columns = videos.draw_row(video)
     write_video(frames, videos.fps, path, videos.keyframe_frames)
+    if videos.tracks_info is not None:
+        save_tracks(path, videos.tracks_info, RowTracks(*videos.tracks(video)))
     return columns
 
 

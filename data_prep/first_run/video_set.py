@@ -15,7 +15,7 @@ from data_prep.first_run.new_folder import new_folder
 from data_prep.first_run.video_file import VideoSet, write_row
 from data_prep.scanning.build import build_index
 from vjepa.command import progress_bar
-from vjepa.data.clip_index import SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
+from vjepa.data.clip_index import SCHEMA_VERSION, index_version
 from vjepa.errors import UserError
 
 MANIFEST: Final = "manifest.json"
@@ -34,8 +34,6 @@ def prepare(index_path: Path, videos: VideoSet, progress: bool = True) -> None:
         (partial / "videos").mkdir()
         hashes = _write_videos(partial, videos, progress)
         build_index(partial / "videos", partial / index_path.name, labels=partial / "labels.csv", progress=progress)
-        if videos.tracks_info is not None:
-            _add_tracks(partial / index_path.name, videos)
         (partial / MANIFEST).write_text(json.dumps({"recipe": videos.recipe, "sha256": hashes}, indent=0))
 
 
@@ -53,17 +51,6 @@ def _write_videos(folder: Path, videos: VideoSet, progress: bool) -> dict[str, s
         table.writeheader()
         table.writerows({"file": path.name, **row} for path, row in zip(paths, rows, strict=True))
     return {path.name: _sha256(path) for path in paths}
-
-
-def _add_tracks(index_path: Path, videos: VideoSet) -> None:
-    """Write into an index the action and the state of each frame, which a world knows that moves things by actions."""
-    by_name = {f"{number:05d}.mp4": video for number, video in enumerate(videos.videos())}
-    index = ClipIndex.open(index_path)
-    rows = list(index.records())
-    for row in rows:
-        action, state = videos.tracks(by_name[Path(row["uri"]).name])
-        row |= {"action": action.ravel().tolist(), "state": state.ravel().tolist()}
-    write_index(index_path, rows, metadata=index_metadata(index_path), tracks=videos.tracks_info)
 
 
 def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:

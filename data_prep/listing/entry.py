@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+from data_prep.listing.tracks import FileTracks
 
 VIDEO_EXTENSIONS: Final = frozenset({
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg",
@@ -22,7 +24,8 @@ class Entry:
 
     uri: absolute local path or fsspec address. name: relative to its source, which is what labels and messages call it.
     offset, length: bytes, where it is a member of a tar shard. start_s, end_s: the part that is meant, where a manifest
-    says so. columns: label, split, group and any other text.
+    says so. columns: label, split, group and any other text. tracks: reads the numbers that belong to its frames, or
+    raises DecodeError.
     """
 
     uri: str
@@ -32,3 +35,4 @@ class Entry:
     start_s: float | None = None
     end_s: float | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    tracks: Callable[[], FileTracks] | None = None

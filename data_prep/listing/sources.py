@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Final
 
 from data_prep.listing import places
+from data_prep.listing.beside import with_tracks_beside
 from data_prep.listing.embedded import has_embedded, list_embedded
 from data_prep.listing.entry import MEDIA_EXTENSIONS, Entry
 from data_prep.listing.layouts import LAYOUTS, Tree, annotate
+from data_prep.listing.lerobot import LEROBOT_FILE, list_lerobot
 from data_prep.listing.manifests import plain_path, read_labels, read_manifest
 from data_prep.listing.places import composed, first, shown
+from data_prep.listing.robot_files import DROID_FILE, HDF5_EXTENSIONS, list_droid
 from data_prep.listing.sample import evenly, sample_of_files
 from data_prep.listing.tar_members import list_members
+from data_prep.listing.tracks import TrackChoice
 from vjepa.errors import UserError
 
 MANIFEST_EXTENSIONS: Final = (".csv", ".txt", ".jsonl", ".parquet")
-LAYOUT_NAMES: Final = ("auto", *LAYOUTS)
+RECORDINGS: Final = ("lerobot", "droid")  # layouts whose tracks belong to the frames of their films
+LAYOUT_NAMES: Final = ("auto", *LAYOUTS, *RECORDINGS)
 
 _TAR: Final = ".tar"
 _PARQUET: Final = ".parquet"
@@ -47,7 +53,11 @@ class Listing:
 
 
 def list_entries(
-    sources: Sequence[str], layout: str = "auto", labels: str | None = None, sample: int | None = None
+    sources: Sequence[str],
+    layout: str = "auto",
+    labels: str | None = None,
+    sample: int | None = None,
+    tracks: TrackChoice | None = None,
 ) -> Listing:
     """List every video and image of `sources`, in their order, and what they are labelled.
 
@@ -56,7 +66,8 @@ def list_entries(
     are sorted within a source; manifests and shards keep their own order. layout: one of LAYOUT_NAMES; "auto" knows the
     data sets with annotation files, and takes no label from folders. labels: CSV whose first column is a name relative
     to the source (or an absolute path); its columns stand above those of layouts and manifests. sample: files to take,
-    evenly among all; of more shards than that, as many are opened. Raises UserError where nothing can be listed.
+    evenly among all; of more shards than that, as many are opened. tracks: which numbers of recordings, and of files
+    beside films, are state and action. Raises UserError where nothing can be listed.
     """
     if layout not in LAYOUT_NAMES:
         raise UserError(f"--layout {layout}: no such layout; choose from {', '.join(LAYOUT_NAMES)}")
@@ -66,18 +77,23 @@ def list_entries(
         raise UserError(f"--sample {sample}: at least 1 file is needed")
     labels = places.absolute(labels) if labels else None
     table = read_labels(labels) if labels else {}
-    if layout == "auto" and labels:
+    of_recordings, choice = layout, tracks or TrackChoice()
+    if layout in RECORDINGS or (layout == "auto" and labels):
         layout = "flat"
     entries: list[Entry] = []
     notes: list[str] = []
     for source in map(places.absolute, sources):
-        found = _find(source, sample)
+        found = _with_tracks(_find(source, sample, partial(_recorded, layout=of_recordings, choice=choice)), choice)
         if not found.entries:
             raise UserError(f"{shown(source)}: {'; '.join([found.empty, *found.notes[:1]])}")
         names = [composed(entry.name) for entry in found.entries]
         annotated = annotate(layout, Tree(found.root, names, found.others))
         notes += [*found.notes, *annotated.notes, *_ignored(found, labels)]
         entries += _with_layout(found.entries, annotated.columns)
+    if tracks and tracks != TrackChoice() and not any(entry.tracks for entry in entries):
+        raise UserError(
+            f"{first(sources)}: no film has a state or an action, of which --state, --action, --rotation tell"
+        )
     entries = _once(_storable(entries, notes), notes)
     if labels:
         entries = _with_labels(entries, table, labels, notes)
@@ -104,10 +120,10 @@ class _Found:
     empty: str
 
 
-def _find(source: str, sample: int | None) -> _Found:
+def _find(source: str, sample: int | None, recorded: Callable[[places.Files], _Found | None]) -> _Found:
     if not places.is_address(source):
         if os.path.isdir(source):
-            return _in_folder(source, sample)
+            return _in_folder(source, sample, recorded)
         if places.has_pattern(source) and not os.path.lexists(source):
             return _in_pattern(source, sample)
         if not os.path.lexists(source):
@@ -124,8 +140,10 @@ def _find(source: str, sample: int | None) -> _Found:
         return _Found(places.parent(source), [Entry(source, places.base_name(source))], [], [], "")
     if kind == _TAR or kind in MANIFEST_EXTENSIONS:
         return _inside(places.parent(source), [places.base_name(source)], kind)
+    if kind in HDF5_EXTENSIONS:
+        raise UserError(_of_hdf5(source))
     if places.is_address(source):
-        return _in_folder(source, sample)
+        return _in_folder(source, sample, recorded)
     known = " ".join(sorted(MEDIA_EXTENSIONS))
     raise UserError(
         f"{shown(source)}: no video or image ({known}), no manifest ({' '.join(MANIFEST_EXTENSIONS)}) and no "
@@ -133,11 +151,45 @@ def _find(source: str, sample: int | None) -> _Found:
     )
 
 
-def _in_folder(folder: str, sample: int | None) -> _Found:
+def _recorded(files: places.Files, layout: str, choice: TrackChoice) -> _Found | None:
+    """Take the files of a folder for recordings of a robot, where they are or `layout` says so; else None."""
+    names = files.names
+    if layout in ("auto", "lerobot") and LEROBOT_FILE in names:
+        entries, note = list_lerobot(files.root, choice)
+        return _Found(files.root, entries, [], [note], "holds no episode")
+    if layout in ("auto", "droid") and any(places.base_name(name) == DROID_FILE for name in names):
+        entries, notes = list_droid(files.root, names, choice)
+        return _Found(files.root, entries, [], notes, f"holds no film beside {DROID_FILE}")
+    if layout in RECORDINGS:
+        wanted = {"lerobot": LEROBOT_FILE, "droid": DROID_FILE}[layout]
+        raise UserError(f"{shown(files.root)}: layout {layout} found no {wanted} in it; give the folder that holds it")
+    return None
+
+
+def _with_tracks(found: _Found, choice: TrackChoice) -> _Found:
+    """Give the films of a source the tracks that lie beside them."""
+    if any(entry.tracks for entry in found.entries):
+        return found
+    entries, others, num = with_tracks_beside(found.root, found.entries, found.others, choice)
+    note = f"{shown(found.root)}: films with a track beside them: {num}"
+    return replace(found, entries=entries, others=others, notes=[*found.notes, *([note] if num else [])])
+
+
+def _of_hdf5(place: str) -> str:
+    make = f"python -m data_prep.transcode {shown(place)} --out FOLDER"
+    return f"{shown(place)}: its pictures are arrays; `{make}` makes films of them, with their tracks and an index"
+
+
+def _in_folder(folder: str, sample: int | None, recorded: Callable[[places.Files], _Found | None]) -> _Found:
     files = places.folder_files(folder)
+    if found := recorded(files):
+        return found
     found = _media(files, f"holds no video or image; known extensions: {' '.join(sorted(MEDIA_EXTENSIONS))}")
     if found.entries:
         return found
+    arrays = [name for name in files.names if places.suffix(name) in HDF5_EXTENSIONS]
+    if arrays and len(arrays) == len(files.names):
+        raise UserError(_of_hdf5(places.join(folder, arrays[0])))
     return _in_shards(files, _TAR, sample) or _in_shards(files, _PARQUET, sample) or found
 
 

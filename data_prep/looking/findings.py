@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.looking.description import Description, Table, shorten
+from data_prep.looking.tracks import track_tables
 from data_prep.rows import matching, written
 from vjepa.config.row_filter import Where
 from vjepa.data.clip_index import SCHEMA, ClipIndex
@@ -54,6 +55,7 @@ def describe(index: ClipIndex, where: Where | None = None) -> Description:
             _splits(rows),
             _classes(rows),
             _other_columns(rows),
+            *_tracks(rows),
         ]
     title = f"{index.path}: {_count(rows.num, 'row')}" + (f" with {written(where)}" if where else "")
     warnings = tuple(warning for _, found in parts for warning in found)
@@ -336,6 +338,11 @@ def _other_columns(rows: _Rows) -> _Part:
             common = ", ".join(f"{shorten(value, 24)} ({count:,})" for value, count in found)
             shown.append((name, f"{pc.count_distinct(column).as_py():,}", f"{column.null_count:,}", common))
     return Table("Other columns", ("", "values", "empty", "most common"), tuple(shown)), []
+
+
+def _tracks(rows: _Rows) -> list[_Part]:
+    tables, warnings = track_tables(rows.index, rows.usable)
+    return [*((table, []) for table in tables), (Table("Tracks", (), ()), warnings)]
 
 
 def _count(num: int, noun: str, plural: str | None = None) -> str:

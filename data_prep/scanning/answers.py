@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from data_prep.listing.entry import Entry
+from data_prep.scanning.alignment import MISFIT
 from data_prep.scanning.file_state import file_of, file_states, is_state
 from data_prep.scanning.journal import Journal, Key
 from data_prep.scanning.known_files import KnownFiles
@@ -212,8 +213,15 @@ def short_hash(content_hash: str | None) -> int:
 def _files(index: ClipIndex) -> Iterator[tuple[Key, Rows]]:
     """Yield the rows of each file, or part of one, which lie side by side, as they were scanned."""
     folder = str(index.path.parent)
-    for key, rows in groupby(index.records(), key=lambda row: _key_of_row(row, folder)):
-        yield key, [{name: row[name] for name in _ANSWERED if row[name] is not None} for row in rows]
+    names = [name for name in (*_ANSWERED, "uri", "offset", "length", PART) if name in index.names]
+    for key, rows in groupby(index.records(names), key=lambda row: _key_of_row(row, folder)):
+        yield key, [_answer(row) for row in rows]
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    """Take what a scan found out of a row of an index: a film is well where only its track is not."""
+    found = {name: row[name] for name in _ANSWERED if row[name] is not None}
+    return found | ({"status": "ok"} if found["status"].startswith(MISFIT) else {})
 
 
 def _key_of_row(row: dict[str, Any], folder: str) -> Key:

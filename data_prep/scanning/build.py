@@ -23,6 +23,8 @@ from typing import Any, Final
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import first, shown
 from data_prep.listing.sources import list_entries
+from data_prep.listing.tracks import TrackChoice
+from data_prep.scanning.alignment import TrackColumns
 from data_prep.scanning.answers import (
     PART,
     Answers,
@@ -61,11 +63,12 @@ def build_index(
     engine: str = "processes",
     rescan: bool = False,
     sample: int | None = None,
+    tracks: TrackChoice | None = None,
 ) -> ClipIndex:
     """Scan every video and image of `sources` and write the clip index `out`.
 
-    sources, layout, labels, sample: see `list_entries`. workers: files scanned at a time; None: one for each core.
-    rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
+    sources, layout, labels, sample, tracks: see `list_entries`. workers: files scanned at a time; None: one for each
+    core. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
     UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
     """
     if "://" in os.fspath(out):
@@ -80,7 +83,8 @@ def build_index(
         raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
     _check_out(out, sample)
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample)
+    listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample, tracks)
+    track_columns = TrackColumns(listing.entries)
     version = f"{SCHEMA_VERSION}.{ANSWERS_VERSION}"
     header = {"version": version, "options": asdict(options)}
     with (
@@ -98,10 +102,10 @@ def build_index(
         if not answers.statuses["ok"]:
             journal.remove()
             raise UserError(_none_usable(names, answers))
-        rows = _IndexRows(answers, out.parent)
+        rows = _IndexRows(answers, out.parent, track_columns)
         try:
             metadata = {_HEADER_KEY: json.dumps(header).encode(), _SAMPLE_KEY: listing.sample.encode()}
-            write_index(out, rows, extra=rows.text_columns, metadata=metadata)
+            write_index(out, rows, extra=rows.text_columns, metadata=metadata, tracks=track_columns.tracks)
         except OSError as error:
             raise UserError(
                 f"{shown(str(out))}: cannot be written ({error}); the scan is kept, and the same command "
@@ -216,7 +220,8 @@ def _scanned(answers: Answers, work: Work, engine: str) -> Iterator[int]:
 class _IndexRows:
     """Yield the rows of the index, in the order of the entries, and count on the way."""
 
-    def __init__(self, answers: Answers, folder: Path) -> None:
+    def __init__(self, answers: Answers, folder: Path, tracks: TrackColumns) -> None:
+        self._tracks = tracks
         self.num_rows = 0
         self.num_duplicates = 0
         self.num_images = self.num_videos = self.num_first_of_several = 0  # files
@@ -247,7 +252,12 @@ class _IndexRows:
             self.num_first_of_several += is_first and str(rows[0].get("codec")).endswith(FIRST_OF_SEVERAL)
             if any(row.get("cut_at") == "clock" for row in rows):
                 self.jumping.add((entry.uri, entry.offset))
-            yield from (row | columns for row in rows)
+            tracked = self._tracks.of(entry, rows)
+            self._answers.statuses.update(row["status"] for row in tracked)
+            self._answers.statuses.subtract(row["status"] for row in rows)
+            yield from (row | columns for row in tracked)
+        if not self._answers.statuses["ok"]:
+            raise UserError(f"no film goes with its track: {counted(+self._answers.statuses)}")
 
     def _columns(self, entry: Entry) -> dict[str, Any]:
         """Collect what the sources know of a file."""

@@ -12,7 +12,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +29,7 @@ SCHEMA_VERSION: Final = 5
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
 _ROWS_PER_GROUP: Final = 1 << 16
+_TRACKED_PER_GROUP: Final = 1 << 22  # numbers of tracks, which may be many more than rows
 # a read may map megabytes around its rows (large folios); without a release they add up to the whole file
 _READS_BETWEEN_RELEASES: Final = 16
 
@@ -277,10 +277,10 @@ class ClipIndex:
         opened = self._batches[number] = _Batch(numbers, *columns)
         return opened
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Read every row as column -> value, as `write_index` takes it."""
+    def records(self, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Read every row as column -> value, as `write_index` takes it; the columns `names`, or all."""
         for number in range(self._file.num_record_batches):
-            yield from self._file.get_batch(number).select(self.names).to_pylist()
+            yield from self._file.get_batch(number).select(names or self.names).to_pylist()
 
     def cell(self, i: int, name: str) -> Any:
         """Read one column of row number `i`."""
@@ -418,6 +418,13 @@ class _Measuring:
 
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    rows = iter(rows)
-    while group := list(islice(rows, _ROWS_PER_GROUP)):
+    group: list[Mapping[str, Any]] = []
+    tracked = 0
+    for row in rows:
+        group.append(row)
+        tracked += sum(len(values) for name in ("action", "state") if (values := row.get(name)) is not None)
+        if len(group) == _ROWS_PER_GROUP or tracked >= _TRACKED_PER_GROUP:
+            yield group
+            group, tracked = [], 0
+    if group:
         yield group

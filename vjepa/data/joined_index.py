@@ -81,8 +81,8 @@ class JoinedIndex(ClipIndex):
     def cell(self, i: int, name: str) -> Any:
         return self.arrow(name)[int(i)].as_py()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        for batch in pa.table({name: self.arrow(name) for name in self.names}).to_batches():
+    def records(self, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        for batch in pa.table({name: self.arrow(name) for name in names or self.names}).to_batches():
             yield from batch.to_pylist()
 
     def arrow(self, name: str) -> Any:
