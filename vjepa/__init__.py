@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from vjepa.interop.weights import Weights
     from vjepa.models.encoder import Encoder
     from vjepa.models.predictor import MlpPredictor, Predictor
+    from vjepa.planning.planner import WorldPlanner
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_encoder", "load_predictor"]
+__all__ = ["__version__", "load_encoder", "load_predictor", "load_world"]
 
 
 def load_encoder(
@@ -68,6 +70,20 @@ def load_predictor(
     The other arguments, and the errors, are those of `load_encoder`; a file without a predictor is a UserError.
     """
     return _read(path, format, which, heads, predictor_heads, position_grid, predictor=True).build_predictor()
+
+
+def load_world(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, encoder: str | None = None
+) -> WorldPlanner:
+    """Load a world model that plans, on the CPU: `world.plan(frames, goal) -> actions [H, A], energy`.
+
+    path: a run of vjepa.train with a section world, its export, or a published file of V-JEPA 2-AC. overrides: such as
+    "plan.samples=128". encoder: what load_encoder takes, for a published file that has no encoder.
+    Raises UserError with one line that says what is wrong.
+    """
+    from vjepa.planning import running  # not at the top, for the same reason as below
+
+    return running.load_planner(Path(path), overrides, encoder)
 
 
 def _read(path: str | os.PathLike[str], format: str | None, *hints: Any, predictor: bool) -> Weights:

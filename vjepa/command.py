@@ -121,6 +121,12 @@ def read_config(arguments: argparse.Namespace) -> config.Config:
     return config.load(name or "demo", overrides)
 
 
+def read_training(arguments: argparse.Namespace) -> config.Config | config.WorldConfig:
+    """Load the config that the arguments of `config_parser` name, of pre-training or of a world model."""
+    name, overrides = split_settings(arguments)
+    return config.load_training(name or "demo", overrides)
+
+
 def split_settings(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
     """Tell the one config file that the arguments of `config_parser` name, where they do, from the overrides."""
     names = [word for word in arguments.settings if "=" not in word]

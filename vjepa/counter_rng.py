@@ -35,6 +35,10 @@ STREAMS: Final = {
     "tuner_views": 25,
     "dense_probe": 40,
     "shots": 30,
+    "rooms": 40,
+    "roll_out": 41,
+    "planner": 42,
+    "episodes": 43,
 }
 
 

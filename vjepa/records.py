@@ -90,6 +90,23 @@ class ClipBatch:
 
 
 @dataclass(frozen=True)
+class LatentBatch:
+    """Hold what a `ClipBatch` is once its frames are features, each of a frame alone.
+
+    features: [B, T, h, w, D]. actions: fp32 [B, T - 1, A], action k leads from frame k to the next; states: fp32
+    [B, T, S], or None. The other fields are those of `ClipBatch`.
+    """
+
+    features: torch.Tensor
+    actions: torch.Tensor
+    states: torch.Tensor | None
+    clip_ids: torch.Tensor
+    failures: tuple[tuple[int, str], ...] = ()
+    num_replaced: int = 0
+    source: int = 0
+
+
+@dataclass(frozen=True)
 class Observed:
     """Hold what a method makes of B fixed clips under Q fixed masks, the same for all of them, to be measured.
 

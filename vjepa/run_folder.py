@@ -4,6 +4,7 @@ config.yaml  environment.json  metrics.jsonl  summary.json  tensorboard/  pictur
 start.safetensors  head.safetensors  scratch/    of fine-tuning: its start, the head that goes with best.pth, a baseline
 report.html               what people look at; rendered from the files of the run alone, at any time
 report.safetensors        what that page shows and needs networks or clips to be made: kept at the end of the run
+start.safetensors  tracks.json  plans/    of a world model: its encoder, what its actions are, what vjepa.plan found
 .lock                     held by the process that trains here, with its host and number
 stop                      made by whoever wants the run to save and stop: `touch RUN/stop`; the run removes it
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
@@ -59,7 +60,8 @@ class Checkpoint:
     @property
     def is_one(self) -> bool:
         """Tell whether there is a checkpoint here."""
-        return self.network("encoder").is_file() and self.state.is_file()
+        has_weights = any(self.network(name).is_file() for name in ("encoder", "predictor"))
+        return has_weights and self.state.is_file()
 
     @property
     def is_whole(self) -> bool:
@@ -132,6 +134,8 @@ class RunFolder:
     scratch = _Inside("scratch")
     page = _Inside("report.html")
     shown = _Inside("report.safetensors")
+    tracks = _Inside("tracks.json")
+    plans = _Inside("plans")
     lock = _Inside(".lock")
     stop = _Inside("stop")
     checkpoints = _Inside("checkpoints")

@@ -23,13 +23,17 @@ def linear(step: int, total: int, start: float, end: float) -> float:
 
 
 def learning_rate(step: int, total: int, optim: config.Optim) -> float:
-    """Rise linearly from `start_lr` over the warm-up, never from 0; then follow a cosine or a line to `final_lr`."""
+    """Rise linearly from `start_lr` over the warm-up, never from 0; then follow a cosine or a line to `final_lr`.
+
+    With `decay_steps` it stays between the two.
+    """
     warmup = total // 10 if optim.warmup_steps is None else optim.warmup_steps
     if step < warmup:
         return optim.start_lr + (optim.peak_lr - optim.start_lr) * (step + 1) / (warmup + 1)
+    first = warmup if optim.decay_steps is None else max(warmup, total - optim.decay_steps)
     if optim.lr_shape == "linear":
-        return optim.peak_lr + (optim.final_lr - optim.peak_lr) * progress(step, warmup, total)
-    return cosine(step, warmup, total, optim.peak_lr, optim.final_lr)
+        return optim.peak_lr + (optim.final_lr - optim.peak_lr) * progress(step, first, total)
+    return cosine(step, first, total, optim.peak_lr, optim.final_lr)
 
 
 def laid_out(total: int, optim: config.Optim) -> int:

@@ -18,14 +18,17 @@ def main(arguments: Sequence[str]) -> int:
     early = "save and stop after N steps; the same command without it goes on"
     parser.add_argument("--stop-at-step", type=int, metavar="N", help=early)
     options = parser.parse_args(arguments)
-    settings = command.read_config(options)
+    settings = command.read_training(options)
     if options.print_config:
         print(config.dump(settings), end="")
         return 0
     exit_when_stopped(STOPPED_EARLY)
-    from vjepa.training.pretraining import train  # PyTorch, which --help must not wait for
+    from vjepa.training import pretraining, world  # PyTorch, which --help must not wait for
 
-    summary = train(settings, options.stop_at_step)
+    if isinstance(settings, config.WorldConfig):
+        summary = world.train_world(settings, options.stop_at_step)
+    else:
+        summary = pretraining.train(settings, options.stop_at_step)
     if summary is None:
         return 0 if options.stop_at_step is not None else STOPPED_EARLY
     return ENDED_BY_MONITOR if summary.get("ended_early") else 0

@@ -32,6 +32,7 @@ class Demo:
     fps: ClassVar = DigitWorld().fps
     keyframe_frames: ClassVar = None
     things: ClassVar = tuple("0123456789")
+    tracks_info: ClassVar = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -49,6 +50,9 @@ class Demo:
             labels = {"motion": MOTIONS[video.motion], "digit": str(digits[place])}
             found.append((video, {**labels, "image": str(place), "split": split}))
         return found
+
+    def tracks(self, video: Any) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
 
     def draw_row(self, video: tuple[DigitVideo, dict[str, str]]) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], beside its columns."""

@@ -11,6 +11,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from vjepa.data.track_files import save_tracks
+from vjepa.data.tracks import RowTracks, Tracks
+
 
 class VideoSet(Protocol):
     """Name videos that can be drawn. `recipe` holds everything that the files depend on, as JSON keeps it."""
@@ -27,10 +30,19 @@ class VideoSet(Protocol):
     @property
     def recipe(self) -> dict[str, Any]: ...
 
+    @property
+    def tracks_info(self) -> Tracks | None:
+        """Say what `tracks` gives; None: these videos have none."""
+        ...
+
     def videos(self) -> list[Any]: ...
 
     @property
     def things(self) -> Sequence[str]: ...
+
+    def tracks(self, video: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Give action and state of each frame of a video, fp32 [T, A] and [T, S]."""
+        ...
 
     def draw_row(self, video: Any) -> tuple[np.ndarray, dict[str, str]]:
         """Draw a video, uint8 [T, S, S, 3], and give its columns of the clip index."""
@@ -42,12 +54,14 @@ class VideoSet(Protocol):
 
 
 def write_row(videos: VideoSet, video: Any, path: Path) -> dict[str, str]:
-    """Write a video, and beside it what is where in it; give its columns of the clip index.
+    """Write a video, and beside it its tracks and what is where in it, as far as it has them.
 
-    The column `things` names that picture, from the folder of the index.
+    Gives its columns of the clip index; the column `things` names the picture of what is where, from its folder.
     """
     frames, columns = videos.draw_row(video)
     write_video(frames, videos.fps, path, videos.keyframe_frames)
+    if videos.tracks_info is not None:
+        save_tracks(path, videos.tracks_info, RowTracks(*videos.tracks(video)))
     marks = videos.draw_marks(video)
     if marks is None:
         return columns

@@ -8,6 +8,7 @@ wrong, and the remedy. Counts of time are in steps unless the name says otherwis
 from vjepa.config.channels import IMAGENET_MEAN, IMAGENET_STD, Channels
 from vjepa.config.data import Data, MixedSource, Source
 from vjepa.config.files import (
+    changed,
     config_path,
     describe,
     describe_aliases,
@@ -15,9 +16,11 @@ from vjepa.config.files import (
     explain,
     load,
     load_run,
+    load_training,
     read_tree,
     validate,
     validate_finetuning,
+    validate_world,
 )
 from vjepa.config.finetuning import Finetune, FinetuneConfig
 from vjepa.config.masks import MASK_KINDS, IjepaMask, Mask, MultiblockMask, RandomMask, RatioMask, TubeMask
@@ -27,6 +30,7 @@ from vjepa.config.objective import Objective
 from vjepa.config.parallel import Guard, Parallel
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
+from vjepa.config.world import Plan, WorldConfig, WorldPredictor, WorldSettings
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -53,6 +57,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Parallel",
+    "Plan",
     "PredictorSettings",
     "RandomMask",
     "RatioMask",
@@ -60,6 +65,10 @@ __all__ = [
     "Source",
     "Transformer",
     "TubeMask",
+    "WorldConfig",
+    "WorldPredictor",
+    "WorldSettings",
+    "changed",
     "config_path",
     "describe",
     "describe_aliases",
@@ -67,7 +76,9 @@ __all__ = [
     "explain",
     "load",
     "load_run",
+    "load_training",
     "read_tree",
     "validate",
     "validate_finetuning",
+    "validate_world",
 ]

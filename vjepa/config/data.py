@@ -80,7 +80,7 @@ class MixedSource(Source):
 class Data(Section):
     """Set how clips are read from the index and become uint8 batches."""
 
-    prepare: Literal["none", "demo", "digits", "paddles", "bricks", "shapes", "camera"] = Field(
+    prepare: Literal["none", "demo", "digits", "paddles", "bricks", "shapes", "camera", "rooms"] = Field(
         "none", description="write this data set beside data.train.index first: see configs/NAME.yaml"
     )
     train: Source = Field(description="rows to learn from")

@@ -18,6 +18,7 @@ from vjepa.config.masks import MASK_KINDS
 from vjepa.config.model import Backbone
 from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config
+from vjepa.config.world import WorldConfig
 
 _MAKE_AN_INDEX = (
     "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images "
@@ -42,7 +43,15 @@ def config_path(name: str) -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a config file and overrides `section.key=value`.
+    """Read and validate a config of pre-training and overrides `section.key=value`; see `load_training`."""
+    settings = load_training(name, overrides)
+    if not isinstance(settings, Config):
+        raise ConfigError(f"{name}: has a section world, so that it is for vjepa.train and vjepa.plan alone")
+    return settings
+
+
+def load_training(name: str, overrides: Sequence[str] = ()) -> Config | WorldConfig:
+    """Read and validate a config file and overrides `section.key=value`; a section `world` makes it a `WorldConfig`.
 
     Both may use the short names of `ALIASES`. Raises ConfigError with one line.
     """
@@ -50,13 +59,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     tree = read_tree(path, overrides)
     if isinstance(tree["run"], dict) and tree["run"].get("dir") is None:
         tree["run"]["dir"] = f"runs/{path.stem}"
-    return validate(tree, str(path))
+    return validate_world(tree, str(path)) if "world" in tree else validate(tree, str(path))
 
 
-def load_run(path: Path) -> Config | FinetuneConfig:
-    """Read the config.yaml of a run, of pre-training or of fine-tuning. Raises ConfigError with one line."""
+def load_run(path: Path) -> Config | FinetuneConfig | WorldConfig:
+    """Read the config.yaml of a run of any method. Raises ConfigError with one line."""
     tree = read_tree(path)
-    return validate_finetuning(tree, str(path)) if "finetune" in tree else load(str(path))
+    return validate_finetuning(tree, str(path)) if "finetune" in tree else load_training(str(path))
 
 
 def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -96,6 +105,23 @@ def validate_finetuning(tree: Mapping[str, Any], origin: str) -> FinetuneConfig:
     except (ValidationError, TypeError) as error:
         told = explain(error, FinetuneConfig) if isinstance(error, ValidationError) else error
         raise ConfigError(f"{origin}: {told}") from None
+
+
+def validate_world(tree: Mapping[str, Any], origin: str) -> WorldConfig:
+    """Make the config of a world model's run of plain data. Raises ConfigError with one line."""
+    try:
+        return WorldConfig.model_validate_json(json.dumps(tree))
+    except (ValidationError, TypeError) as error:
+        told = explain(error, WorldConfig) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{origin}: {told}") from None
+
+
+def changed(settings: WorldConfig, overrides: Sequence[str]) -> WorldConfig:
+    """Change resolved settings by overrides `section.key=value`. Raises ConfigError with one line."""
+    tree = settings.model_dump(mode="json")
+    for override in overrides:
+        _override(tree, override)
+    return validate_world(tree, " ".join(overrides))
 
 
 def explain(error: ValidationError, section: type[Section] = Config) -> str:

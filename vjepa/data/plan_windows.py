@@ -55,6 +55,21 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class EveryFrame(Cut):
+    """Cut a video into its frames, each a clip of its own."""
+
+    def count(self, row: IndexRow) -> int:
+        """Count the frames of a video."""
+        return row.num_frames
+
+    def clip(self, row: IndexRow, data: Data, number: int) -> tuple[np.ndarray, float, float]:
+        """Give frame `number`, and from when to when it is seen, in seconds of the file."""
+        times = row.times()
+        end_s = float(times[number + 1]) if number + 1 < len(times) else row.end_s
+        return np.array([number]), float(times[number]), end_s
+
+
+@dataclass(frozen=True)
 class CutVideos:
     """List the clips of some rows of an index, in order, by number.
 

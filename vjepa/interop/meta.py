@@ -124,22 +124,22 @@ def read_networks(path: Path) -> TrainingFile:
     """
     content = read_file(path)
     if any(isinstance(value, Tensor) for value in content.values()):
-        encoder = _network(content, f"{path}")
+        encoder = network_of(content, f"{path}")
         return TrainingFile(str(path), {"encoder": encoder, "target_encoder": encoder}, {}, has_ema=False)
     # beside ema_encoder, target_encoder is the teacher of a distillation
     average = "ema_encoder" if "ema_encoder" in content else "target_encoder"
     keys = {"encoder": "encoder", "target_encoder": average}
-    encoders = {name: _network(content[key], f"{path}: {key}") for name, key in keys.items() if key in content}
+    encoders = {name: network_of(content[key], f"{path}: {key}") for name, key in keys.items() if key in content}
     if not encoders:
         raise UserError(
             f"{path}: has no encoder, target_encoder or ema_encoder (it has "
             f"{', '.join(sorted(map(str, content))) or 'nothing'})"
         )
-    predictor = _network(content["predictor"], f"{path}: predictor") if "predictor" in content else {}
+    predictor = network_of(content["predictor"], f"{path}: predictor") if "predictor" in content else {}
     return TrainingFile(str(path), encoders, predictor, average == "ema_encoder")
 
 
-def _network(content: Any, origin: str) -> Tensors:
+def network_of(content: Any, origin: str) -> Tensors:
     """Strip wrappers from the names of tensors. Raises UserError for no state dict, or two tensors of one name."""
     if not isinstance(content, dict):
         raise UserError(f"{origin}: not a state dict but a {type(content).__name__}")

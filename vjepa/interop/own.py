@@ -8,6 +8,7 @@ which.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -99,6 +100,8 @@ def _read_single(path: Path) -> Weights:
 
 def _read_checkpoint(checkpoint: Checkpoint, which: str | None) -> Weights:
     settings = _settings(checkpoint)
+    if isinstance(settings, config.WorldConfig):
+        return _of_world(checkpoint, settings)
     if isinstance(settings, config.FinetuneConfig):
         return _of_finetuned(checkpoint, settings, which or settings.measured[0])
     networks, which = settings.objective.networks, which or settings.eval.encoder
@@ -117,6 +120,8 @@ def _read_network(path: Path) -> Weights:
     if checkpoint is None:
         raise UserError(f"{path}: no config.yaml lies above it; name a file or folder inside a run of vjepa.train")
     settings, tensors = _settings(checkpoint), read_tensors(path)
+    if isinstance(settings, config.WorldConfig):
+        return _of_world(checkpoint, settings)
     if isinstance(settings, config.FinetuneConfig):
         return _of_finetuned(checkpoint, settings, path.stem)
     is_predictor = "predictor_proj.weight" in tensors
@@ -134,7 +139,18 @@ def _of_finetuned(checkpoint: Checkpoint, settings: config.FinetuneConfig, which
     return Weights(str(checkpoint.path), settings.model, tensors, tables=tables, which=which)
 
 
-def _settings(checkpoint: Checkpoint) -> config.Config | config.FinetuneConfig:
+def _of_world(checkpoint: Checkpoint, settings: config.WorldConfig) -> Weights:
+    """Read the encoder of a world model: that which it was given, or that which it has learned."""
+    run = checkpoint.run
+    if run is None or not run.start.is_file():
+        raise UserError(f"{checkpoint.path}: start.safetensors, its encoder, is not in the run; copy the whole run")
+    start = _read_single(run.start)
+    if "encoder" not in settings.networks:
+        return start
+    return replace(start, encoder=read_tensors(checkpoint.network("encoder")), origin=str(checkpoint.path))
+
+
+def _settings(checkpoint: Checkpoint) -> config.Config | config.FinetuneConfig | config.WorldConfig:
     """Read the settings of the run that a checkpoint lies in, of a format that this version reads."""
     checkpoint.read_state()
     run = checkpoint.run

@@ -149,19 +149,55 @@ def rotation(
     return Rotation(of_tokens(turn), None if kind == "rotation" else of_tokens(mirror))
 
 
+def step_rotation(
+    kind: str, first: int, grid: TokenGrid, num_conditions: int, head_width: int, square: int | None, dev: torch.device
+) -> Rotation:
+    """Make the Rotation of the tokens of `grid.t` steps, from number `first` on, each with condition tokens before it.
+
+    A condition token turns by its step alone (V-JEPA 2-AC, section 3.1). square: rows and columns are scaled by it over
+    their number, as published.
+    """
+    turn, mirror = _step_tables(kind, first, grid, num_conditions, head_width, square, dev)
+    return Rotation(turn, None if kind == "rotation" else mirror)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # the table is kept, and training may want what an evaluation has made
 def _rotation_tables(
     kind: str, grid: TokenGrid, head_width: int, square: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Compute `turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each, from angles in fp64.
+    """Compute `turn` and `mirror` of all tokens, fp32 [N, head_width / 2, 2] each.
 
-    They are kept on `device`, as `_sincos` is. A pair whose first feature is turned by the angle u and the second by v
-    has turn (e^iu + e^iv) / 2 and mirror (e^-iu - e^-iv) / 2.
+    They are kept on `device`, as `_sincos` is.
+    """
+    scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
+    return _turned(kind, _places(grid, scales), head_width, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _step_tables(
+    kind: str, first: int, grid: TokenGrid, num_conditions: int, head_width: int, square: int | None, dev: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Compute what `step_rotation` says: fp32 [1, t (C + h w), 1, head_width / 2, 2] each; they are kept."""
+    scales = [1.0, *(1.0 if square is None else square / size for size in (grid.h, grid.w))]
+    patches = rearrange(_places(grid, scales), "(t n) three -> t n three", t=grid.t)
+    steps = torch.arange(first, first + grid.t, dtype=torch.float64, device="cpu")
+    patches[..., 0] = steps[:, None]
+    conditions = functional.pad(steps[:, None, None].expand(-1, num_conditions, 1), (0, 2))
+    places = rearrange(torch.cat([conditions, patches], dim=1), "t n three -> (t n) three")
+    turn, mirror = _turned(kind, places, head_width, dev)
+    return turn[None, :, None], mirror[None, :, None]
+
+
+def _turned(kind: str, places: Tensor, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Compute `turn` and `mirror` at places [N, 3], fp32 [N, head_width / 2, 2] each, from angles in fp64.
+
+    A pair whose first feature is turned by the angle u and the second by v has turn (e^iu + e^iv) / 2 and mirror
+    (e^-iu - e^-iv) / 2.
     """
     pairs = head_width // 3 // 2  # of each axis
-    scales = [1.0, *(1.0 if square is None or size == 1 else (square - 1) / (size - 1) for size in (grid.h, grid.w))]
-    angles = _places(grid, scales)[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
+    angles = places[:, :, None] * _frequencies(pairs)  # [N, 3, pairs]
     spread = angles.repeat_interleave(2, dim=-1) if kind == "rotation" else angles.repeat(1, 1, 2)
     spread = functional.pad(rearrange(spread, "n three d -> n (three d)"), (0, head_width - 6 * pairs))
     first, second = rearrange(torch.polar(torch.ones_like(spread), spread), "n (d two) -> two n d", two=2)
@@ -173,3 +209,4 @@ def forget_tables() -> None:
     """Drop the tables that are kept: after a pass on tensors without values they have none either."""
     _sincos.cache_clear()
     _rotation_tables.cache_clear()
+    _step_tables.cache_clear()

@@ -78,7 +78,7 @@ class RunRecord:
     folder: RunFolder
     log: RowReader
     tree: dict[str, Any]
-    settings: config.Config | config.FinetuneConfig | None
+    settings: config.Config | config.FinetuneConfig | config.WorldConfig | None
     summary: dict[str, Any]
     environment: dict[str, Any]
     shown: Shown | None
@@ -203,7 +203,9 @@ def _no_better(probes: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _config(run: RunFolder, problems: list[str]) -> tuple[dict[str, Any], config.Config | config.FinetuneConfig | None]:
+def _config(
+    run: RunFolder, problems: list[str]
+) -> tuple[dict[str, Any], config.Config | config.FinetuneConfig | config.WorldConfig | None]:
     """Read the config: as it stands, and as settings; what is wrong with it joins `problems`."""
     try:
         tree = config.read_tree(run.config)

@@ -10,11 +10,12 @@ from data_prep.first_run.demo import Demo
 from data_prep.first_run.worlds.bricks import Bricks
 from data_prep.first_run.worlds.camera import Camera
 from data_prep.first_run.worlds.paddles import Paddles
+from data_prep.first_run.worlds.rooms import Rooms
 from data_prep.first_run.worlds.shapes import Shapes
 from vjepa import config
 from vjepa.probing.datasets_images import open_images
 
-VIDEO_SETS: Final = {videos.name: videos for videos in (Demo, Paddles, Bricks, Shapes, Camera)}
+VIDEO_SETS: Final = {videos.name: videos for videos in (Demo, Paddles, Bricks, Shapes, Camera, Rooms)}
 
 
 def write_data(data: config.Data, progress: bool) -> None:

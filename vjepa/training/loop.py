@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,7 +14,6 @@ from vjepa import config
 from vjepa.data.loader import train_loader
 from vjepa.data.sources import TrainSource
 from vjepa.errors import NotFinite
-from vjepa.records import ClipBatch
 from vjepa.run_folder import RunFolder
 from vjepa.training import checkpoint
 from vjepa.training.checkpoint import TrainingState
@@ -25,7 +24,7 @@ from vjepa.training.step import TrainingStep
 from vjepa.training.stopping import interruptible
 from vjepa.training.team import Team, watched
 
-SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig)
+SettingsT = TypeVar("SettingsT", config.Config, config.FinetuneConfig, config.WorldConfig)
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class TrainingRun(Generic[SettingsT]):
     dtype: torch.dtype
     total_steps: int
     progress: bool
+
+    def loader(self, steps: range, team: Team) -> Iterable[Any]:
+        """Load the micro-batches of this rank for each of `steps`, in order."""
+        settings, pin, mine = self.settings, self.device.type == "cuda", (team.ranks.rank, team.ranks.num)
+        return train_loader(self.sources, settings.data, settings.run.seed, steps, pin, *mine, team.accumulate)
 
 
 class Judge(Protocol):
@@ -69,6 +73,7 @@ def learn(
     taken, after a checkpoint of the weights, which are finite.
     """
     every, steps, team = run.settings.run, range(state.step, stop), step.team
+    loader = iter(run.loader(steps, team))
     bar = Progress(state.step, run.total_steps, run.progress and team.leads)
     recent = TrainingState()  # what this rank could not read since the last row
     writer = checkpoint.Writer(run.folder, every.keep_checkpoints, team.leads)
@@ -76,7 +81,7 @@ def learn(
     with interruptible() as interrupted, watched(team, state.step), writer:
         if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):
             log.write(0, {}, measured=untrained)
-        for number, batches in zip(steps, bar.waiting(_batches(run, team, steps)), strict=True):
+        for number, batches in zip(steps, bar.waiting(zip(*[loader] * team.accumulate, strict=True)), strict=True):
             # step
             is_logged = (number + 1) % every.log_every_steps == 0
             terms = step(number, *batches, by_part=is_logged)
@@ -116,13 +121,6 @@ def learn(
         log.close()
     if step.guard.worst >= run.settings.guard.max_skips:
         team.ranks.end(_not_finite(step.guard.worst, state.step))
-
-
-def _batches(run: TrainingRun[Any], team: Team, steps: range) -> Iterator[tuple[ClipBatch, ...]]:
-    """Load the micro-batches of this rank, those of each step together."""
-    data, pin, mine = run.settings.data, run.device.type == "cuda", (team.ranks.rank, team.ranks.num)
-    loader = iter(train_loader(run.sources, data, run.settings.run.seed, steps, pin, *mine, team.accumulate))
-    return zip(*[loader] * team.accumulate, strict=True)
 
 
 def _is_asked(run: TrainingRun[Any], team: Team) -> bool:

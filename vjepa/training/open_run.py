@@ -28,6 +28,7 @@ EXECUTION: Final = {
     "monitor": {"every_steps", "stop_on", "wandb"},
     "parallel": {"kind", "accumulate", "timeout_s"},
     "guard": {"max_skips"},
+    "world": {"feature_batch"},
 }
 # Settings of the evidence alone: a run may go on with other values, and is measured again.
 EVIDENCE: Final = ("eval.", "data.labelled", "data.selection", "data.val")
@@ -38,7 +39,9 @@ _LIBRARIES: Final = (
 )
 
 
-def open_run(settings: config.Config | config.FinetuneConfig, evidence: tuple[str, ...] = EVIDENCE) -> RunFolder:
+def open_run(
+    settings: config.Config | config.FinetuneConfig | config.WorldConfig, evidence: tuple[str, ...] = EVIDENCE
+) -> RunFolder:
     """Make the run folder, or accept one that the same config made; what it is measured by may have changed.
 
     evidence: how the settings begin that it is measured by alone.

@@ -33,7 +33,9 @@ def check_precision(run: TrainingRun[Any], state: TrainingState) -> None:
         )
 
 
-def run_length(settings: config.Config | config.FinetuneConfig, sources: Sequence[TrainSource]) -> int:
+def run_length(
+    settings: config.Config | config.FinetuneConfig | config.WorldConfig, sources: Sequence[TrainSource]
+) -> int:
     """Count the steps of a run: `optim.total_steps`, or those in which the rows of data.train, the first of `sources`,
     have their turn `optim.epochs` times.
     """

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from vjepa.counter_rng import generator
+from vjepa.data.tracks import Tracks
 
 CELLS: Final = 5  # of a label of a place, in each direction
 
@@ -39,6 +40,7 @@ class World(ABC):
     name: ClassVar[str]
     wanted: ClassVar[Mapping[str, Sequence[str]]]
     things: ClassVar[Sequence[str]] = ()
+    tracks_info: ClassVar[Tracks | None] = None
 
     version: int = 1
     seed: int = 1
@@ -83,6 +85,10 @@ class World(ABC):
         """Draw a video, uint8 [T, S, S, 3], beside its columns of the clip index."""
         frames, labels = self.render(video)
         return frames, {"kind": video.kind, "split": video.split, **labels}
+
+    def tracks(self, video: Video) -> tuple[np.ndarray, np.ndarray]:
+        """Give action and state of each frame, fp32 [T, A] and [T, S], in a world that `tracks_info` says has them."""
+        raise NotImplementedError
 
     def rng(self, number: int) -> np.random.Generator:
         """Make the generator of video `number`."""

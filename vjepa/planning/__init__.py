@@ -1,0 +1,1 @@
+"""Planning: the cost of actions -> actions. Search by sampling, energies to a goal, environments, and the evidence."""
