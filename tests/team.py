@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -19,8 +20,11 @@ _CONTEXT.set_forkserver_preload(["vjepa.training.pretraining"])
 PATIENCE_S = 300
 
 
-def on_ranks(num: int, work: Callable[..., Any], *given: Any) -> list[Any]:
-    """Call `work(*given)` in `num` processes; the result of each, by rank. An exception is one: that of an exit, too."""
+def on_ranks(num: int, work: Callable[..., Any], *given: Any, lost: int | None = None) -> list[Any]:
+    """Call `work(*given)` in `num` processes; the result of each, by rank. An exception is one, of an exit too.
+
+    lost: a rank that will not answer, and is not waited for.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +37,7 @@ def on_ranks(num: int, work: Callable[..., Any], *given: Any) -> list[Any]:
         theirs.close()
         pipes.append(ours)
     try:
-        return [_received(pipe) for pipe in pipes]
+        return [None if rank == lost else _received(pipe) for rank, pipe in enumerate(pipes)]
     finally:
         for process in processes:
             process.kill()
@@ -48,7 +52,7 @@ def _variables(rank: int, num: int, port: int) -> dict[str, str]:
 def _received(pipe: Connection) -> Any:
     """What a process sent; None of one that was killed, or does not answer."""
     try:
-        return pipe.recv() if pipe.poll(PATIENCE_S) else None
+        return pickle.loads(pipe.recv_bytes()) if pipe.poll(PATIENCE_S) else None  # noqa: S301 - it is ours
     except EOFError:
         return None
 
@@ -58,7 +62,7 @@ def _run(pipe: Connection, path: list[str], variables: dict[str, str], work: Cal
     os.environ.update(variables)
     torch.set_num_threads(1)
     try:
-        pipe.send(work(*given))
+        pipe.send_bytes(pickle.dumps(work(*given)))  # with the numbers of tensors, not a handle of this process
     except BaseException as error:  # noqa: BLE001 - it goes to the test, whatever it is
         traceback.print_exc()
-        pipe.send(error)
+        pipe.send_bytes(pickle.dumps(error))

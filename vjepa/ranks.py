@@ -21,28 +21,32 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Tell which of `num` processes this is: number `rank`, from 0. One alone unless `join` says otherwise."""
+    """Tell which of `num` processes this is: number `rank`, from 0. One alone unless `join` says otherwise.
+
+    group: that they talk through, and which says how long they wait; None: that of `join`, which waits for days.
+    """
 
     rank: int = 0
     num: int = 1
+    group: dist.ProcessGroup | None = None
 
     def wait(self) -> None:
         """Wait for all of them to come here."""
         if self.num > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def agree(self, value: Any) -> Any:
         """Give every process the value of number 0; any that can be pickled."""
         values = [value]
         if self.num > 1:
-            dist.broadcast_object_list(values)
+            dist.broadcast_object_list(values, group=self.group)
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Give every process the values of all, by rank; any that can be pickled."""
         values = [value] * self.num
         if self.num > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def together(self, work: Callable[[], ResultT]) -> ResultT:
@@ -68,6 +72,12 @@ class Ranks:
 
 
 ONE_RANK: Final = Ranks()
+
+
+def refuse_several(command: str) -> None:
+    """Raise UserError where torchrun started several processes of a command that does its work in one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{command}: runs in one process; start it without torchrun")
 
 
 @contextmanager
@@ -126,7 +136,8 @@ class Share:
         else:
             raise ValueError("micro-batches need the embeddings of all of them, `known`")
         self.finite.append((own.detach().isfinite().all(), everyone.isfinite().all()))
-        return _Joined.apply(own, everyone, self.place, self.num)
+        joined: Tensor = _Joined.apply(own, everyone, self.place, self.num)
+        return joined
 
 
 ALONE: Final = Share()  # all clips of a step in one batch

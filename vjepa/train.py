@@ -1,4 +1,7 @@
-"""`python -m vjepa.train [CONFIG.yaml] [section.key=value ...]`: pre-train, resume, and close with evidence."""
+"""`python -m vjepa.train [CONFIG.yaml] [section.key=value ...]`: pre-train, resume, and close with evidence.
+
+On several GPUs or machines: `torchrun --nproc-per-node N -m vjepa.train ...`.
+"""
 
 from __future__ import annotations
 

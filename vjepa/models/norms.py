@@ -27,7 +27,7 @@ def share_batch_norms(network: nn.Module, group: dist.ProcessGroup) -> None:
         return
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
-            layer.forward = partial(_shared_forward, layer, group)
+            layer.forward = partial(_shared_forward, layer, group)  # type: ignore[method-assign]
 
 
 def _shared_forward(layer: Any, group: dist.ProcessGroup, values: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ def _shared_forward(layer: Any, group: dist.ProcessGroup, values: Tensor) -> Ten
         layer.running_var.lerp_(variance.flatten() * (num / (num - 1)), layer.momentum)
     shape = [-1 if dim == 1 else 1 for dim in range(values.ndim)]
     normed = centred * (variance + layer.eps).rsqrt() * layer.weight.view(shape) + layer.bias.view(shape)
-    return layer.act(layer.drop(normed)) if hasattr(layer, "act") else normed  # timm has an activation in the norm
+    found: Tensor = layer.act(layer.drop(normed)) if hasattr(layer, "act") else normed  # timm's norm may have both
+    return found
 
 
 class _Summed(torch.autograd.Function):

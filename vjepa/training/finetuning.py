@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import statistics
 import sys
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ import torch
 
 from vjepa import config, device, files
 from vjepa.data.plan_rows import Views
-from vjepa.errors import UserError
 from vjepa.finetuning import Finetuning, Head
 from vjepa.interop import own
 from vjepa.interop.probes import write_probes
@@ -28,6 +26,7 @@ from vjepa.probing.entries import unreadable
 from vjepa.probing.extractors import Readout, encoder_extractor, weights_hash
 from vjepa.probing.protocol import ProbeMethod
 from vjepa.probing.scores import Scores
+from vjepa.ranks import refuse_several
 from vjepa.reporting import finetuned, pictures
 from vjepa.reporting.writing import write_page
 from vjepa.training import checkpoint, run_log
@@ -66,8 +65,7 @@ def finetune(
 
 def prepare(settings: config.FinetuneConfig, progress: bool) -> tuple[FinetuningRun, Finetuning, Labelled]:
     """Check everything that can be wrong before the first step, then open the run folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("vjepa.finetune: runs in one process for now; start it without torchrun")
+    refuse_several("vjepa.finetune")
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)
     dataset = start.open_dataset(settings)

@@ -95,7 +95,7 @@ def learn(
             is_best = merit is not None and (state.best_merit is None or merit > state.best_merit)
             asked, skips = team.most_of_hosts(bool(interrupted) or _is_asked(run, team), step.guard.look())
             ending = state.step == stop or bool(asked) or skips >= run.settings.guard.max_skips
-            is_best, merit, ending = team.ranks.agree((is_best, merit, ending)) if found else (is_best, merit, ending)
+            is_best, merit, ending = team.steps.agree((is_best, merit, ending)) if found else (is_best, merit, ending)
             state.best_merit = merit if is_best else state.best_merit
             saving = ending or is_best or state.step % every.save_every_steps == 0
             if saving or found or health or is_logged:
@@ -109,7 +109,7 @@ def learn(
                     log.say(state.step, "verdict", str(monitor.verdict))
                 is_best = is_best or monitor.is_best(log.rows, every.save_every_steps)
                 is_best, ending = (
-                    team.ranks.agree((is_best, ending or monitor.ends_run)) if health else (is_best, ending)
+                    team.steps.agree((is_best, ending or monitor.ends_run)) if health else (is_best, ending)
                 )
 
             # save
@@ -133,7 +133,7 @@ def _is_asked(run: TrainingRun[Any], team: Team) -> bool:
 
 def _take_stock(state: TrainingState, recent: TrainingState, step: TrainingStep[Any]) -> TrainingState:
     """Add to `state` what every rank noted, and which steps were skipped; what comes next is noted anew."""
-    state.take_in(step.team.ranks.gather(recent))
+    state.take_in(step.team.steps.gather(recent))
     step.guard.look(wait=True)
     state.num_skips_in_row, state.num_skipped = step.guard.num_in_row, step.guard.num_skipped
     return TrainingState()

@@ -272,7 +272,7 @@ def online_probe(run: TrainingRun[config.Config], method: Jepa, spread: Spread |
     if settings.eval.every_steps is None:
         return None
     encoder, seed = method.measured_encoder, settings.run.seed
-    shared = (spread.team.ranks, spread.whole) if spread else ()
+    shared = (spread.team.steps, spread.whole) if spread else ()
     return OnlineProbe(settings.data, settings.eval, encoder, seed, run.device, run.dtype, *shared)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,18 +40,26 @@ def kind_of(method: nn.Module, team: Team, wanted: config.Parallel, device: torc
         )
     if team.ranks.num == 1:
         return "alone"
-    kind: Kind = "ddp" if wanted.kind == "auto" else wanted.kind
-    if wanted.kind == "auto" and device.type == "cuda":
-        needed = sum(_BYTES * weight.numel() * (4 if weight.requires_grad else 1) for weight in method.parameters())
-        kind = "fsdp2" if 2 * needed > torch.cuda.get_device_properties(device).total_memory else "ddp"
-    if kind == "fsdp2" and (fully_shard is None or _version() < _SHARDS_SINCE):
-        raise UserError(
-            f"parallel.kind: fsdp2 needs PyTorch {'.'.join(map(str, _SHARDS_SINCE))}, and this is "
-            f"{torch.__version__}; set ddp"
-        )
-    if kind == "fsdp2" and has_batch_norms(method):
-        raise UserError("parallel.kind: fsdp2 has no BatchNorm over all ranks; set ddp, or another model.backbone")
-    return kind
+    problem = _why_no_shards(method)
+    if wanted.kind == "fsdp2" and problem:
+        raise UserError(f"parallel.kind: fsdp2 {problem}; set ddp")
+    if wanted.kind != "auto":
+        return wanted.kind
+    needed = sum(_BYTES * weight.numel() * (4 if weight.requires_grad else 1) for weight in method.parameters())
+    is_gpu = device.type == "cuda"
+    there = torch.cuda.get_device_properties(device).total_memory if is_gpu else math.inf
+    return "fsdp2" if 2 * needed > there and not problem else "ddp"
+
+
+def _why_no_shards(method: nn.Module) -> str | None:
+    """Say what FSDP2 lacks for a method; None: nothing."""
+    if fully_shard is None or _version() < _SHARDS_SINCE:
+        return f"needs PyTorch {'.'.join(map(str, _SHARDS_SINCE))}, and this is {torch.__version__}"
+    if has_batch_norms(method):
+        return "has no BatchNorm over all ranks"
+    if single := next((name for name, weight in method.named_parameters() if weight.ndim == 0), None):
+        return f"cannot share a single number, which {single} is"
+    return None
 
 
 def _version() -> tuple[int, ...]:
@@ -81,6 +90,7 @@ class Spread:
             share_batch_norms(method, cast(Any, team.devices))
             # which parameters rest differs from step to step: those of images where clips are learned from
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # convolutions by depth
             self.module = DistributedDataParallel(
                 entrance,
                 process_group=team.devices,
@@ -140,14 +150,13 @@ class _Entrance(nn.Module):
 
 def _shard(entrance: nn.Module, team: Team, dtype: torch.dtype) -> None:
     """Shard each block, then all that is in none (torchtitan's order); blocks compute in `dtype`, sums are fp32."""
-    device = "cuda" if torch.cuda.is_available() and team.devices is not team.hosts else "cpu"
-    mesh = DeviceMesh.from_group(team.devices, device)  # type: ignore[arg-type]
+    mesh = DeviceMesh.from_group(cast(Any, team.devices), team.device)
     policy = MixedPrecisionPolicy(None if dtype is torch.float32 else dtype, torch.float32)
     for block in [module for module in entrance.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(entrance, mesh=mesh)
     for shard in entrance.modules():
-        if isinstance(shard, FSDPModule) and device == "cpu":
+        if isinstance(shard, FSDPModule) and team.device == "cpu":
             shard.set_force_sum_reduction_for_comms(True)  # gloo's AVG gives the sum (pytorch/pytorch#162338)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -25,17 +25,19 @@ _ROLL_CALL_S: Final = 5.0  # that others have to say that they are here, at most
 
 @dataclass(frozen=True)
 class Team:
-    """Know the ranks of a run, and talk to them; `ranks` of several agree on objects with all patience.
+    """Know the ranks of a run, and talk to them.
 
-    accumulate: micro-batches of a rank in a step. hosts: group of gloo, in which steps meet within `timeout_s`.
-    devices: group that tensors on `device` meet in; NCCL for GPUs. None: there is one rank.
+    ranks: they wait for each other with all patience. steps: the same, within `timeout_s`, as while they train.
+    accumulate: micro-batches of a rank in a step. devices: group that tensors on a `device` meet in, NCCL for `cuda`;
+    None: there is one rank.
     """
 
     ranks: Ranks = ONE_RANK
+    steps: Ranks = ONE_RANK
     accumulate: int = 1
     timeout_s: float = 0.0
-    hosts: dist.ProcessGroup | None = None
     devices: dist.ProcessGroup | None = None
+    device: str = "cpu"
 
     @property
     def leads(self) -> bool:
@@ -66,7 +68,7 @@ class Team:
         if self.ranks.num == 1:
             return list(numbers)
         values = torch.tensor(numbers)
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.hosts)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.steps.group)
         return [int(value) for value in values]
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,15 +80,13 @@ class Team:
         return dict(zip(terms, (values / self.ranks.num).unbind(), strict=True))
 
     def check_alike(self, facts: Mapping[str, Any]) -> None:
-        """Compare what has to be the same on all ranks. Raises UserError on all of them that names a difference."""
+        """Compare what has to be the same on all ranks; a difference ends them all by a UserError that names it."""
         every = self.ranks.gather(dict(facts))
         for name, value in every[0].items():
             for rank, others in enumerate(every):
                 if others[name] != value:
-                    raise UserError(
-                        f"{name}: {value} on rank 0, {others[name]} on rank {rank}; start all of them with the same "
-                        "code, settings and files"
-                    )
+                    told = f"{name}: {value} on rank 0, {others[name]} on rank {rank}"
+                    self.ranks.end(UserError(f"{told}; start all of them with the same code, settings and files"))
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def assemble(settings: config.Config) -> Iterator[Team]:
     """
     wanted = settings.parallel
     with ranks.join() as mine:
-        team = Team(mine, wanted.accumulate, wanted.timeout_s)
+        team = Team(mine, mine, wanted.accumulate, wanted.timeout_s)
         if mine.num == 1:
             yield team
             return
@@ -105,9 +105,9 @@ def assemble(settings: config.Config) -> Iterator[Team]:
         if where.type == "cuda":
             torch.cuda.set_device(where)
         patience = timedelta(seconds=wanted.timeout_s * _SHARE_OF_TIMEOUT)
-        hosts = dist.new_group(backend="gloo", timeout=patience)
-        devices = dist.new_group(backend="nccl", timeout=patience) if where.type == "cuda" else hosts
-        yield replace(team, hosts=cast(Any, hosts), devices=cast(Any, devices))
+        hosts: Any = dist.new_group(backend="gloo", timeout=patience)
+        devices: Any = dist.new_group(backend="nccl", timeout=patience) if where.type == "cuda" else hosts
+        yield replace(team, steps=replace(mine, group=hosts), devices=devices, device=where.type)
 
 
 @contextmanager
@@ -135,12 +135,16 @@ def _is_of_ranks(error: RuntimeError) -> bool:
 def _roll_call(team: Team, key: str, error: RuntimeError) -> str:
     """Ask who is here, by the store that torchrun keeps; say who is not."""
     store, mine, num = dist.distributed_c10d._get_default_store(), team.ranks.rank, team.ranks.num
-    until = time.monotonic() + min(_ROLL_CALL_S, team.timeout_s * (1 - _SHARE_OF_TIMEOUT) / 2)
-    store.set(f"{key}/{mine}", "here")
-    missing = [rank for rank in range(num) if rank != mine]
-    while missing and time.monotonic() < until:
-        missing = [rank for rank in missing if not store.check([f"{key}/{rank}"])]
-        time.sleep(0.1)
+    patience_s = min(_ROLL_CALL_S, team.timeout_s * (1 - _SHARE_OF_TIMEOUT) / 2)
+    store.set_timeout(timedelta(seconds=patience_s))
+    until, missing = time.monotonic() + patience_s, [rank for rank in range(num) if rank != mine]
+    try:
+        store.set(f"{key}/{mine}", "here")
+        while missing and time.monotonic() < until:
+            missing = [rank for rank in missing if not store.check([f"{key}/{rank}"])]
+            time.sleep(0.1)
+    except RuntimeError:  # without torchrun, number 0 keeps the store
+        missing = [0]
     if not missing:
         return f"the ranks lost each other within a step ({' '.join(str(error).split())[:200]}); start them again"
     named = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"

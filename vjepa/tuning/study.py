@@ -15,6 +15,7 @@ from vjepa import config
 from vjepa.counter_rng import generator
 from vjepa.data.sources import open_sources
 from vjepa.errors import UserError
+from vjepa.ranks import refuse_several
 from vjepa.training import first_run
 from vjepa.training.open_run import differences
 from vjepa.training.resuming import run_length
@@ -110,6 +111,7 @@ def tune(
     several processes and machines. command: what the config says it was written by.
     Raises UserError for bad input, before anything is written where that can be known.
     """
+    refuse_several("vjepa.tune")
     if optuna is None:
         raise UserError("vjepa.tune: optuna is not installed; pip install 'video-jepa[tune]'")
     search = Search.of(settings, budget.steps, without_labels, progress)
