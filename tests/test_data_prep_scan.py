@@ -452,7 +452,7 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
         monkeypatch,
         f"""
         true = module.look_into
-        def look_into(entry, options, excluded, announce):
+        def look_into(entry, options, excluded, announce, most):
             announce(facts={{"file_bytes": 7, "modified_ns": 8}})
             if "hang" in entry.uri:
                 {HOLD_THE_GIL}
@@ -460,7 +460,7 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
                 os.abort()
             if "raise" in entry.uri:
                 raise KeyError("a bug")
-            return true(entry, options, excluded, announce)
+            return true(entry, options, excluded, announce, most)
         module.look_into = look_into
         """,
     )
@@ -476,6 +476,41 @@ def test_a_file_on_which_decoding_in_order_hangs_or_crashes_has_a_reason(make_vi
     ]
     assert (rows[1]["file_bytes"], rows[1]["modified_ns"]) == (7, 8) == (rows[3]["file_bytes"], rows[3]["modified_ns"])
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("how", [HOLD_THE_GIL, "os.abort()"], ids=["hangs", "crashes"])
+def test_parts_before_the_place_where_decoding_ends_for_ever_are_as_of_a_whole_film(
+    make_video, tmp_path, monkeypatch, how
+):
+    path = make_video("film.mp4", 200, fps=10, gop=10)
+    parts = ((0.0, 2.0), (3.0, 5.5), (9.0, 12.5), (15.0, 16.0), (None, None))
+
+    def rows_of_parts(deadline_s):
+        ((_, found),) = scan_in_processes([entry(path)], Work(ScanOptions(), deadline_s, 1))
+        rows = [found.clips(ScanOptions(), *part)[0] for part in parts]
+        # decord is for files of which it counts every frame
+        return [{name: row[name] for name in row if "decoder" not in name} for row in rows], rows[0]["decoder"]
+
+    whole, _ = rows_of_parts(60.0)
+    child_with(
+        tmp_path,
+        monkeypatch,
+        f"""
+        from data_prep.scanning import measure
+        measure._PROGRESS_S = 0.0
+        true = measure._Meter.add
+        def add(self, i, frame):
+            if i == 120:
+                {how}
+            true(self, i, frame)
+        measure._Meter.add = add
+        """,
+    )
+    reason = "decoding stood still for 4 s and was stopped" if "sleep" in how else "the decoder crashed"
+    found, decoder = rows_of_parts(4.0)
+    assert [row["status"] for row in whole] == ["ok"] * 5 and found[:2] == whole[:2]
+    assert decoder == "pyav_seek"
+    assert [row["status"] for row in found[2:]] == [reason] * 3
 
 
 def test_strange_names_pass(make_video, tmp_path):
@@ -504,11 +539,11 @@ def test_slow_progress_is_stopped_and_fast_progress_is_not(make_video, tmp_path,
         """
         import time
         true = module.look_into
-        def look_into(entry, options, excluded, announce):
+        def look_into(entry, options, excluded, announce, most):
             for i in range(1, 13):
                 time.sleep(0.25)
                 announce(num_frames=i * 50 if "long" in entry.uri else 1)
-            return true(entry, options, excluded, announce)
+            return true(entry, options, excluded, announce, most)
         module.look_into = look_into
         """,
     )

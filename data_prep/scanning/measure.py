@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from vjepa.data.media import DecodeError, Media
 from vjepa.data.pyav import open_video
 
 _SMALL_PX: Final = 128  # long side of the pictures from which motion, black and frozen frames and scenes are measured
-_PROGRESS_S: Final = 1.0
+_PROGRESS_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,20 @@ class Measurement:
     samples: Samples
 
 
-def measure(media: Media, scene_threshold: float | None, progress: Callable[[int], None]) -> Measurement:
+def measure(
+    media: Media, scene_threshold: float | None, progress: Callable[[int], None], most: int | None = None
+) -> Measurement:
     """Decode `media` up to its end, or its first error. Raises DecodeError where no frame comes.
 
     scene_threshold: of `SceneDetector`; None looks for no scenes.
-    progress: is told how many frames there are, every second or so.
+    progress: is told how many frames there are, ten times a second or so.
+    most: frames to decode at most; what comes after them is not touched.
     """
     opened, meter, header_fps, told_s = False, None, 0.0, monotonic()
     try:
         with open_video(media) as (container, stream):
             opened, header_fps = True, float(stream.average_rate or stream.guessed_rate or 0)
-            for i, frame in enumerate(container.decode(stream)):
+            for i, frame in enumerate(islice(container.decode(stream), most)):
                 meter = meter or _Meter(stream, frame, scene_threshold)
                 meter.add(i, frame)
                 if monotonic() > told_s + _PROGRESS_S:

@@ -53,12 +53,18 @@ def scan(
     return look_into(entry, options, excluded, announce).clips(options, entry.start_s, entry.end_s)
 
 
-def look_into(entry: Entry, options: ScanOptions, excluded: Collection[str] = (), announce: Say = _nobody) -> FileScan:
+def look_into(
+    entry: Entry,
+    options: ScanOptions,
+    excluded: Collection[str] = (),
+    announce: Say = _nobody,
+    most: int | None = None,
+) -> FileScan:
     """Find out what there is to know of the file of an entry, all of it, whichever part the entry means.
 
     options: whether scenes are looked for. excluded: decoders that are not to be tried. announce: is told how far the
     scan has come: `facts` of the file, `num_frames` decoded in order, and before each clip that it reads `trying`, the
-    name of a decoder.
+    name of a decoder. most: frames of a video to decode at most, where what follows is known to hang.
     """
     row: dict[str, Any] = {"first_frame": 0, "num_frames": 0, "rotation": 0, "sample_aspect": 1.0, "content_hash": None}
     try:
@@ -75,7 +81,7 @@ def look_into(entry: Entry, options: ScanOptions, excluded: Collection[str] = ()
                 return scan_stack(media.open(), row, extension[1:], axes, options.stack_fps)
             if still:
                 return FileScan(row, clip=_scan_image(media, extension))
-            return _scan_video(media, row, options, excluded, announce)
+            return _scan_video(media, row, options, excluded, announce, most)
     except DecodeError as error:
         return FileScan(row, _reason(error))
     except OSError as error:
@@ -144,10 +150,15 @@ def _scan_image(media: _Bytes, extension: str) -> dict[str, Any]:
 
 
 def _scan_video(
-    media: _Bytes, row: dict[str, Any], options: ScanOptions, excluded: Collection[str], announce: Say
+    media: _Bytes,
+    row: dict[str, Any],
+    options: ScanOptions,
+    excluded: Collection[str],
+    announce: Say,
+    most: int | None,
 ) -> FileScan:
     scene_threshold = options.scene_threshold if options.scenes else None
-    measured = measure(media.open(), scene_threshold, lambda num_frames: announce(num_frames=num_frames))
+    measured = measure(media.open(), scene_threshold, lambda num_frames: announce(num_frames=num_frames), most)
     decoders: dict[str, Any] = {"decoder": "pyav", "keyframe_decoder": None}
     # random access goes by timestamps, and wants one size
     if measured.track.in_order and len(measured.track.sizes) == 1:
@@ -179,7 +190,7 @@ def main() -> None:
 
     def answer(request: Message, say: Say) -> None:
         entry, options = Entry(**request["entry"]), ScanOptions(**request["options"])
-        say(found=look_into(entry, options, request["excluded"], say).to_json())
+        say(found=look_into(entry, options, request["excluded"], say, request["most"]).to_json())
 
     serve(answer)
 

@@ -70,6 +70,10 @@ class Track:
             clock_starts=clock_starts,
         )
 
+    def knows(self, end_s: float) -> bool:
+        """Tell whether it goes far enough for a part that ends there, whatever the file holds behind."""
+        return bool((self.seconds > end_s + _BEYOND_S).any())
+
     @property
     def in_order(self) -> bool:
         """Tell whether every timestamp is there and later than the one before, so that random access can be right."""
@@ -90,7 +94,8 @@ class FileScan:
     """Hold what the scan of a file found.
 
     columns: of the clip index, the same for each of its clips. status: why the file cannot be used; None where it can.
-    clip: further columns of the clips, of an image of its only one. track: the frames of a video.
+    clip: further columns of the clips, of an image of its only one. track: the frames of a video; with a status those
+    before the place where decoding it comes to no end.
     """
 
     columns: Mapping[str, Any]
@@ -106,7 +111,7 @@ class FileScan:
         There is at least one. `status` is "ok", "filtered: ..." or the reason why there is no clip.
         """
         clip = dict(self.clip or {})
-        if self.status is not None:
+        if self.status is not None and (self.track is None or end_s is None or not self.track.knows(end_s)):
             return [{**self.columns, "status": self.status}]
         if self.track is None:  # a still lasts one second, and is not left out for it
             return [{**self.columns, **clip, "status": filter_status(clip, replace(options, min_s=0.0))}]
