@@ -113,16 +113,16 @@ def ask(port: int, request: str, **headers: str) -> tuple[int, str]:
     return int(head.split()[1]), body
 
 
-PATHS = [
-    "/../secret.txt",
-    "/%2e%2e/secret.txt",
-    "/..%2fsecret.txt",
-    "/config.yaml",
-    "//etc/passwd",
-    "/new",
+PATHS = ["/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/config.yaml", "//etc/passwd", "/new"]
+PATHS += [
     "/new?from=-1",
+    "/new?from=1e3",
+    "/?x",
+    "/metrics.jsonl",
+    "http://other/",
+    "/checkpoints/",
+    "/new/../../secret.txt",
 ]
-PATHS += ["/new?from=1e3", "/?x", "/metrics.jsonl", "http://other/", "/checkpoints/", "/new/../../secret.txt"]
 
 
 @pytest.mark.parametrize("path", PATHS)
