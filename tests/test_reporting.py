@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from made_runs import looked_at, made_run, rows
 from matplotlib.image import imread
 
 from vjepa import report
 from vjepa.errors import UserError
-from vjepa.records import TokenGrid
 from vjepa.reporting import pictures, tables
 
 
@@ -85,18 +84,29 @@ def test_shares_are_short():
 
 
 @pytest.mark.fast
-def test_the_command_prints_the_table_again(tmp_path, capsys):
-    with pytest.raises(UserError, match="no such file"):
+def test_the_command_prints_the_table_again_and_writes_a_page(tmp_path, capsys):
+    with pytest.raises(UserError, match="not a run folder"):
         report.main([str(tmp_path)])
-    (tmp_path / "summary.json").write_text(json.dumps({"steps": 3}))
-    with pytest.raises(UserError, match="no closing report"):
-        report.main([str(tmp_path)])
-    (tmp_path / "summary.json").write_text(json.dumps({"effective_rank": 3.0, "label": {"knn": {}}, "steps": 3}))
+    run = made_run(tmp_path / "run")
+    assert report.main([str(run.path)]) == 0
+    told = capsys.readouterr().out
+    assert told == f"{tables.closing_table(json.loads(run.summary.read_text()))}\n-> {run.page}\n"
+    assert run.page.read_text().startswith("<!doctype html>")
+    run.summary.write_text(json.dumps({"effective_rank": 3.0, "label": {"knn": {}}, "steps": 3}))
     with pytest.raises(UserError, match=r"summary.json: written by an older version; .* python -m vjepa.train"):
-        report.main([str(tmp_path)])
-    (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    assert report.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == tables.closing_table(summary()) + "\n"
+        report.main([str(run.path)])
+
+
+@pytest.mark.fast
+def test_what_is_no_page_is_not_replaced(tmp_path):
+    run, other = made_run(tmp_path / "run"), tmp_path / "notes.txt"
+    other.write_text("mine")
+    for out in (other, tmp_path, tmp_path / "none" / "page.html"):
+        with pytest.raises(UserError, match="--out"):
+            report.main([str(run.path), "--out", str(out)])
+    assert other.read_text() == "mine"
+    with pytest.raises(UserError, match="--live: shows one run"):
+        report.main(["--live", str(run.path), str(run.path)])
 
 
 @pytest.mark.fast
@@ -105,24 +115,9 @@ def test_upscaled_cells_cover_their_pixels():
     assert (pictures._upscale(cells, (6, 12)) == np.kron(cells, np.ones((1, 3, 4)))).all()
 
 
-def draw(folder, num_frames=16, clips=3):
-    grid = TokenGrid(max(1, num_frames // 2), 4, 6)
-    videos = torch.randint(0, 256, (clips, 3, num_frames, 64, 96), dtype=torch.uint8)
-    rows = [{"step": step, "loss": 1 / step, "prediction": 0.9 / step, "lr": 1.0} for step in range(1, 50)]
-    pictures.save_run_pictures(
-        folder,
-        rows,
-        ["loss", "prediction"],
-        videos,
-        grid,
-        torch.arange(0, grid.num_tokens, 3),
-        torch.randn(clips, grid.num_tokens, 24),
-    )
-
-
-@pytest.mark.parametrize("num_frames", [1, 16])
-def test_pictures_are_written(tmp_path, num_frames):
-    draw(tmp_path / "pictures", num_frames, clips=2)
+def test_pictures_are_written(tmp_path):
+    terms = ["loss", "prediction", "context"]
+    pictures.save_run_pictures(tmp_path / "pictures", rows(50), terms, looked_at("a.mp4: kind b"))
     for name in ("loss_curve", "mask", "features_pca"):
         height, width = imread(tmp_path / "pictures" / f"{name}.png").shape[:2]
         assert 100 < height < 2000
@@ -131,8 +126,9 @@ def test_pictures_are_written(tmp_path, num_frames):
 
 def test_hidden_cells_are_grey_and_seen_ones_are_not_touched(monkeypatch, tmp_path):
     shown = {}
-    monkeypatch.setattr(pictures, "_grid_picture", lambda path, title, rows, step: shown.update(rows))
-    video = torch.full((3, 4, 8, 8), 250, dtype=torch.uint8)
-    pictures.mask_picture(tmp_path / "mask.png", video, TokenGrid(2, 2, 2), torch.tensor([0, 4]))
+    monkeypatch.setattr(pictures, "_grid_picture", lambda path, title, names, rows: shown.update(rows))
+    seen = np.zeros((2, 2, 2), dtype=bool)
+    seen[:, 0, 0] = True
+    pictures.mask_picture(tmp_path / "mask.png", ["a", "b"], np.full((2, 8, 8, 3), 250, np.uint8), seen)
     assert (shown["context"][:, :4, :4] == 250).all()
     assert (shown["context"][:, 4:] < 150).all()

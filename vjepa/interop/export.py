@@ -12,9 +12,10 @@ from typing import Final
 
 import torch
 
-from vjepa import config
+from vjepa import config, files
 from vjepa.errors import UserError
 from vjepa.interop import classifiers, huggingface, load, onnx, own
+from vjepa.interop.card import card_path, model_card
 from vjepa.interop.classifiers import VideoClassifier
 from vjepa.interop.meta import Hints
 from vjepa.interop.probes import load_probe
@@ -58,11 +59,15 @@ def export_file(
         return _export_classifier(source, classifier, to, out, num_frames, crop_px)
     weights = load.read(source, format, hints)
     clip = _clip_size(weights, to, num_frames, crop_px, _fit(Path(source)))
-    difference = export(weights, to, out, clip)
     what = "encoder and predictor" if weights.predictor and to != "onnx" else "encoder"
     size = "x".join(map(str, clip.size))
+    about = f"Video features: {what} ({weights.which} of training)."
+    difference = _write(
+        partial(WRITERS[to], weights), out, clip, partial(model_card, Path(source), out, to, size, about)
+    )
     return (
-        f"{out}: {what} as {to}; features of clips of {size} differ from those of {source} by at most {difference:.2g}"
+        f"{out}: {what} as {to}; features of clips of {size} differ from those of {source} by at most "
+        f"{difference:.2g}; its card is {card_path(out, to)}"
     )
 
 
@@ -77,12 +82,14 @@ def _export_classifier(
     """Write encoder and head of a classifier; its clips are those that it learned from, unless others are named."""
     data = classifier.data
     clip = _clip_size(classifier.weights, to, num_frames or data.num_frames, crop_px or data.crop_size, data.fit)
-    difference = _write(partial(CLASSIFIER_WRITERS[to], classifier), out, clip)
     size = "x".join(map(str, clip.size))
     told = f"{len(classifier.classes)} classes"
+    about = f"Video classifier of {told}: {', '.join(classifier.classes)}."
+    card = partial(model_card, Path(source), out, to, size, about)
+    difference = _write(partial(CLASSIFIER_WRITERS[to], classifier), out, clip, card)
     return (
         f"{out}: classifier of {told} as {to}; logits of clips of {size} differ from those of {source} by at most "
-        f"{difference:.2g}"
+        f"{difference:.2g}; its card is {card_path(out, to)}"
     )
 
 
@@ -95,13 +102,21 @@ def export(weights: Weights, to: str, out: Path, clip: ClipSize) -> float:
     return _write(partial(WRITERS[to], weights), out, clip)
 
 
-def _write(writer: Callable[[Path, ClipSize], float], out: Path, clip: ClipSize) -> float:
-    """Have `writer` make `out` in another place, and all that it wrote appear when it is done."""
+def _write(
+    writer: Callable[[Path, ClipSize], float], out: Path, clip: ClipSize, card: Callable[[float], str] | None = None
+) -> float:
+    """Have `writer` make `out` in another place, and all that it wrote appear when it is done.
+
+    card: makes the text that goes with it, of the difference that was found.
+    """
     refuse_existing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as workshop:
             difference = writer(Path(workshop, out.name), clip)
+            if card is not None:
+                made_in = Path(workshop, out.name)
+                files.write_text(card_path(made_in, "huggingface" if made_in.is_dir() else ""), card(difference))
             made = sorted(Path(workshop).iterdir())  # an ONNX file may have its weights beside it, and knows their name
             for item in made:
                 refuse_existing(out.with_name(item.name))

@@ -28,7 +28,6 @@ from vjepa.probing.settings import ProbeSettings, SubjectSettings
 from vjepa.probing.subject import Subject
 
 COLUMN: Final = "things"
-KINDS: Final = ("trained", "random_init", "pixels")
 _CELLS_OF_A_CLIP: Final = 128  # of those that are learned from, drawn anew for each clip
 # options that mean something here, beside those of every encoder; others keep their defaults
 _USED: Final = (

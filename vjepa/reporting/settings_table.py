@@ -29,7 +29,7 @@ def settings(records: Sequence[RunRecord]) -> str:
     else:
         shown = table(("setting", "value", "default"), changed(records[0]))
     whole = [
-        folded(f"the whole config{f' of {name}' if len(records) > 1 else ''}", f"<pre>{_yaml(one.tree)}</pre>")
+        folded(f"the whole config{f' of {name}' if len(records) > 1 else ''}", _yaml(one.tree))
         for name, one in zip(record.names(records), records, strict=True)
     ]
     return "\n".join([shown, *whole])
@@ -76,7 +76,8 @@ class _Plain(BaseModel):
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:
-    return "".join(f"{text(line)}\n" for line in yaml.safe_dump(dict(tree), sort_keys=False).splitlines())
+    lines = (text(line) for line in yaml.safe_dump(dict(tree), sort_keys=False).splitlines())
+    return '<pre tabindex="0">' + "\n".join(lines) + "</pre>"
 
 
 def machine(records: Sequence[RunRecord]) -> str:

@@ -182,7 +182,7 @@ function begin(root) {
 async function follow(state) {
   let from = +state.dataset.offset;
   for (;;) {
-    await new Promise((wake) => setTimeout(wake, 1000));
+    await new Promise((wake) => setTimeout(wake, 500));
     const answer = await fetch(`new?from=${from}`).catch(() => null);
     state.textContent = answer ? "live" : "the server has gone; the page shows what was there";
     if (answer?.status !== 200) continue;
