@@ -88,11 +88,10 @@ def fitted(found: FileTracks, film_s: np.ndarray) -> RowTracks:
     if tracks.times_s is None or num < 2:
         return replace(tracks, action=action, times_s=None)
     apart_s, is_same = _apart(tracks.times_s, film_s, found.clock)
-    worst, frame_s = int(apart_s.argmax()), float(np.median(np.diff(tracks.times_s)))
-    if apart_s[worst] > frame_s / 2:
-        raise DecodeError(
-            f"its time of frame {worst} is {apart_s[worst]:.3g} s from that of the film, more than half a frame"
-        )
+    off = np.flatnonzero(apart_s > np.median(np.diff(tracks.times_s)) / 2)
+    if len(off):
+        far_s = f"{apart_s[off[0]]:.3g} s"
+        raise DecodeError(f"its time of frame {off[0]} is {far_s} from that of the film, more than half a frame")
     return replace(tracks, action=action, times_s=None if is_same else tracks.times_s)
 
 
