@@ -6,8 +6,8 @@ Sample k belongs to frame k. What does not fit keeps its row, with a status.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,6 @@ from vjepa.data.tracks import RowTracks, TrackInfo, Tracks
 MISFIT: Final = "track: "  # a status that begins so is of a film that is well in itself
 _SAME_RATE: Final = 0.05  # a track whose rate is as near to that of the film has its clock, up to its drift
 _SAME_S: Final = 1e-3  # times that differ by less are those of the film
-_NUM_TRIED: Final = 100  # entries, until one says what the tracks of all are
 
 Rows = list[dict[str, Any]]
 
@@ -31,12 +30,10 @@ class TrackColumns:
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Read the first tracks of `entries`. Raises UserError where a chosen rotation is not in them."""
         self.tracks = Tracks()
-        for entry in islice((entry for entry in entries if entry.tracks), _NUM_TRIED):
-            try:
-                self.tracks = entry.tracks().tracks if entry.tracks else self.tracks
+        for read in (entry.tracks for entry in entries if entry.tracks):
+            with suppress(DecodeError):  # of that film, whose status it will be
+                self.tracks = read().tracks
                 return
-            except DecodeError:
-                continue
 
     def of(self, entry: Entry, rows: Rows) -> Rows:
         """Lay the tracks of an entry into its rows, in order, the clips of one file or part of it.
