@@ -249,6 +249,10 @@ def test_what_has_no_actions_is_refused_or_named(tracked, make_index, tmp_path):
     assert len(open_sources(settings(tmp_path / "gaps.parquet", actions="sum"))) == 1
     with pytest.raises(DecodeError, match="too few frames for a clip of 5"):
         clip_tracks(index.row(0), np.array([0, 3, 3, 4, 5]), settings(index.path, actions="delta"))
-    for wrong, message in (({"flip": True}, "flip: a mirrored clip"), ({"actions": "concat"}, "set frame_step")):
+    for wrong, message in (
+        ({"flip": True}, "flip: a mirrored clip"),
+        ({"actions": "concat"}, "set frame_step"),
+        ({"num_frames": 1}, "a single one"),
+    ):
         with pytest.raises(ValueError, match=message):
             settings(index.path, **{"actions": "delta"} | wrong)

@@ -16,6 +16,7 @@ from data_prep.listing.entry import Entry
 from data_prep.listing.tracks import FileTracks
 from vjepa.data.media import DecodeError
 from vjepa.data.tracks import RowTracks, TrackInfo, Tracks
+from vjepa.errors import UserError
 
 MISFIT: Final = "track: "  # a status that begins so is of a film that is well in itself
 _SAME_RATE: Final = 0.05  # a track whose rate is as near to that of the film has its clock, up to its drift
@@ -46,7 +47,7 @@ class TrackColumns:
             found = entry.tracks()
             self._check_kind(found.tracks)
             tracks = fitted(found, frame_times(rows))
-        except DecodeError as error:
+        except (DecodeError, UserError) as error:  # a rotation that was chosen may lack in this one alone
             return [row | ({"status": f"{MISFIT}{error}"} if row["status"] == "ok" else {}) for row in rows]
         first = rows[0]["first_frame"]
         return [row | _columns(tracks, row["first_frame"] - first, row["num_frames"]) for row in rows]
