@@ -14,7 +14,7 @@ from typing import Any, Final
 from data_prep.child import Child, ChildLost, usable_cores, work_off
 from data_prep.copying import output
 from data_prep.copying.job import CopyOptions
-from data_prep.listing.places import folder_files, suffix
+from data_prep.listing.places import file_facts, folder_files, suffix
 from data_prep.listing.robot_files import HDF5_EXTENSIONS, Demonstration, control_fps, demonstrations
 from data_prep.listing.tracks import TrackChoice
 from data_prep.scanning.build import build_index
@@ -61,9 +61,10 @@ def films_of_demonstrations(
     UserError for files that are none of robomimic, or say no rate, and an `out` that holds other things.
     """
     options, choice, out = options or CopyOptions(), choice or TrackChoice(), Path(os.path.abspath(out))
+    source = Path(os.path.abspath(source))
     files = _files(source) if source.is_dir() else [str(source)]
-    films = [film for place in files for film in _films(os.path.abspath(place), options, choice)]
-    facts = {"sources": sorted({film.source for film in films}), **asdict(options), **_chosen(choice)}
+    films = [film for place in files for film in _films(place, options, choice)]
+    facts = {"sources": {place: asdict(file_facts(place)) for place in files}, **asdict(options), **_chosen(choice)}
     with output.claim_folder(out, _MARKER, facts):
         encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
         making = work_off(films, encoders, partial(_make, out=out, options=options))

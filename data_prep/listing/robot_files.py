@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,27 +52,35 @@ def list_droid(root: str, names: Sequence[str], choice: TrackChoice) -> tuple[li
 
     Label: the task; group: the episode; column camera. Raises UserError without h5py.
     """
-    require_h5py(join(root, next(name for name in names if posixpath.basename(name) == DROID_FILE)))
-    entries = []
+    episodes = {posixpath.dirname(name): name for name in names if posixpath.basename(name) == DROID_FILE}
+    require_h5py(join(root, next(iter(episodes.values()))))
+    about = {posixpath.dirname(name): name for name in names if _is_metadata(name)}
+    films: dict[str, list[str]] = {folder: [] for folder in episodes}
     for name in names:
-        folder = posixpath.dirname(name)
-        if posixpath.basename(name) != DROID_FILE:
-            continue
-        own = [other for other in names if posixpath.dirname(other) == folder and _is_metadata(other)]
-        about = _metadata(join(root, own[0])) if own else {}
-        cameras = {str(about.get(f"{camera}_cam_serial")): camera for camera in _CAMERAS}
-        common = {"label": about.get("current_task") or None, "group": str(about.get("uuid") or folder or name)}
-        for film in names:
+        is_left = suffix(name) in VIDEO_EXTENSIONS and not posixpath.splitext(name)[0].endswith("-stereo")
+        if is_left and (folder := _episode_of(name, episodes)) is not None:
+            films[folder].append(name)
+    entries = []
+    for folder, name in episodes.items():
+        told = _metadata(join(root, about[folder])) if folder in about else {}
+        cameras = {str(told.get(f"{camera}_cam_serial")): camera for camera in _CAMERAS}
+        common = {"label": told.get("current_task") or None, "group": str(told.get("uuid") or folder or name)}
+        for film in films[folder]:
             serial = posixpath.splitext(posixpath.basename(film))[0]
-            if _is_below(film, folder) and suffix(film) in VIDEO_EXTENSIONS and not serial.endswith("-stereo"):
-                tracks = partial(_read_droid, join(root, name), serial, choice)
-                columns = {**common, "camera": cameras.get(serial, serial)}
-                entries.append(Entry(join(root, film), film, columns=columns, tracks=tracks))
+            tracks = partial(_read_droid, join(root, name), serial, choice)
+            columns = {**common, "camera": cameras.get(serial, serial)}
+            entries.append(Entry(join(root, film), film, columns=columns, tracks=tracks))
     return entries, [f"{shown(root)}: read as episodes of DROID"]
 
 
-def _is_below(name: str, folder: str) -> bool:
-    return not folder or name.startswith(f"{folder}/")
+def _episode_of(film: str, folders: Collection[str]) -> str | None:
+    """Find the nearest folder above a film that is an episode."""
+    folder = film
+    while folder:
+        folder = posixpath.dirname(folder)
+        if folder in folders:
+            return folder
+    return None
 
 
 def _is_metadata(name: str) -> bool:
@@ -132,9 +140,14 @@ def demonstrations(place: str, choice: TrackChoice) -> Iterator[Demonstration]:
             if not cameras:
                 raise UserError(f"{shown(place)}: {name} has no pictures in obs; render them with robomimic")
             robot = tuple(f"obs/{key}" for key in _ROBOT_STATE if key in demo["obs"])
-            state = _chosen(demo, "state", choice.state, robot or ("states",))
-            action = _chosen(demo, "action", choice.action, ("actions",))
-            yield Demonstration(name, splits.get(name), cameras, film_tracks(state, action, None, choice))
+            try:
+                state = _chosen(demo, "state", choice.state, robot or ("states",))
+                action = _chosen(demo, "action", choice.action, ("actions",))
+                yield Demonstration(name, splits.get(name), cameras, film_tracks(state, action, None, choice))
+            except DecodeError as error:
+                raise UserError(
+                    f"{shown(place)}: {name}: {error}; mend it, or choose with --state and --action"
+                ) from None
 
 
 def control_fps(place: str) -> float:

@@ -200,6 +200,8 @@ class Data(Section):
     def _check_actions(self) -> None:
         if self.actions and self.flip:
             raise ValueError("flip: a mirrored clip does not go with its actions; set flip: false, or actions: null")
+        if self.actions and self.num_frames < 2:
+            raise ValueError("actions: lead from frame to frame, and num_frames: 1 is a single one; set actions: null")
         if self.actions == "concat" and self.frame_step is None:
             raise ValueError(
                 "actions: concat needs as many actions between any two frames; set frame_step, or actions: sum"

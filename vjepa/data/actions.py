@@ -12,7 +12,7 @@ from vjepa.data.clip_index import ClipIndex, IndexRow
 from vjepa.data.frame_times import frame_ids
 from vjepa.data.media import DecodeError
 from vjepa.data.poses import difference
-from vjepa.data.tracks import Moments, TrackInfo, Tracks
+from vjepa.data.tracks import Moments, RowTracks, TrackInfo, Tracks
 from vjepa.errors import UserError
 
 _POSITIONS = (0.125, 0.375, 0.625, 0.875)  # of the clips of a row that are measured
@@ -22,24 +22,24 @@ _NUM_MEASURED = 4096  # rows
 def clip_tracks(row: IndexRow, ids: np.ndarray, data: Data) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Give actions, float32 [T - 1, A], and states, float32 [T, S], of the frames `ids` of a row, int64 [T].
 
-    Both are None without `data.actions`. Raises DecodeError where frames repeat, as there is no action between them,
-    and where the row lacks what is asked for.
+    Both are None without `data.actions`, and of a single frame. Raises DecodeError where frames repeat, as there is no
+    action between them, and where the row lacks what is asked for.
     """
-    if data.actions is None:
+    if data.actions is None or len(ids) < 2:
         return None, None
-    tracks = row.tracks
-    if tracks is None or (tracks.state if data.actions == "delta" else tracks.action) is None:
+    tracks = row.tracks or RowTracks()
+    samples = tracks.state if data.actions == "delta" else tracks.action
+    if samples is None:
         raise DecodeError(f"has no track for actions: {data.actions}")
     if not (np.diff(ids) > 0).all():
         raise DecodeError(f"has too few frames for a clip of {len(ids)} with an action between each two")
     states = None if tracks.state is None else torch.from_numpy(tracks.state[ids])
     if data.actions == "delta":
-        exact = torch.from_numpy(tracks.state[ids].astype(np.float64))  # type: ignore[index]
+        exact = torch.from_numpy(samples[ids].astype(np.float64))
         return difference(exact[:-1], exact[1:], tracks.rotations).float(), states
-    between = [tracks.action[start:end] for start, end in pairwise(ids.tolist())]  # type: ignore[index]
-    if data.actions == "sum":
-        return torch.from_numpy(np.stack([some.sum(axis=0, dtype=np.float64) for some in between]).astype("f4")), states
-    return torch.from_numpy(np.stack([some.ravel() for some in between])), states
+    between = [samples[start:end] for start, end in pairwise(ids.tolist())]
+    joined = [some.sum(axis=0, dtype=np.float64) if data.actions == "sum" else some.ravel() for some in between]
+    return torch.from_numpy(np.stack(joined).astype(np.float32)), states
 
 
 def clip_actions(tracks: Tracks, data: Data) -> TrackInfo | None:

@@ -148,7 +148,10 @@ class _Batch(NamedTuple):
 
 
 class ClipIndex:
-    """Read a clip index that is open. It pickles as its path, so a worker process maps it for itself."""
+    """Read a clip index that is open. It pickles as its path, so a worker process maps it for itself.
+
+    tracks: what the action and the state of its frames are, and mean and deviation over its usable rows.
+    """
 
     def __init__(self, path: Path, pages: mmap.mmap) -> None:
         self.path = path
