@@ -292,7 +292,18 @@ def test_help_imports_no_heavy_library() -> None:
         [
             *(
                 f"vjepa.{name}"
-                for name in ("train", "tune", "probe", "finetune", "predict", "plan", "extract", "bench", "export", "report")
+                for name in (
+                    "train",
+                    "tune",
+                    "probe",
+                    "finetune",
+                    "predict",
+                    "plan",
+                    "extract",
+                    "bench",
+                    "export",
+                    "report",
+                )
             ),
             *(f"data_prep.{name}" for name in ("index", "describe", "transcode", "shard")),
         ]
