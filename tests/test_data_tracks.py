@@ -7,12 +7,14 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import scanned
 from scipy.spatial.transform import Rotation
 
 from vjepa.config import Data
+from vjepa.data import clip_index
 from vjepa.data.actions import clip_actions, clip_tracks, measured_actions
 from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.frame_times import frame_ids
@@ -75,6 +77,19 @@ def test_tracks_come_back_as_written_and_are_measured(tracked):
     assert (index.tracks.state.num_frames, index.tracks.action.num_frames) == (3 * FRAMES, 3 * (FRAMES - 1))
     for info, values in ((index.tracks.state, states), (index.tracks.action, actions)):
         assert np.allclose(info.mean, values.mean(0), atol=1e-12) and np.allclose(info.std, values.std(0), atol=1e-12)
+
+
+@pytest.mark.fast
+def test_tracks_of_many_rows_lie_in_groups_of_rows(tracked, tmp_path, monkeypatch):
+    """A group is closed when its tracks are many; what is in the index is the same."""
+    index, tracks = tracked
+    monkeypatch.setattr(clip_index, "_TRACKED_PER_GROUP", FRAMES * (STATE + ACTION) + 1)  # two rows each
+    write_index(tmp_path / "y.parquet", index.records(), extra=[], tracks=TRACKS)
+    other = ClipIndex.open(tmp_path / "y.parquet")
+    assert pq.ParquetFile(other.path).num_row_groups == 2 and other.tracks.state.num_frames == 3 * FRAMES
+    assert np.allclose(other.tracks.state.std, index.tracks.state.std, atol=1e-12)
+    assert [row["uri"] for row in other.records(["uri"])] == ["a.mp4"] * 3
+    assert all(np.array_equal(other.row(i).tracks.state, state) for i, (_, state) in enumerate(tracks))
 
 
 @pytest.mark.fast

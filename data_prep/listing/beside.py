@@ -108,6 +108,7 @@ def _parts(header: Sequence[str], choice: TrackChoice) -> dict[str, list[tuple[i
         what, name, unit = match.groups() if match else (None, cell, None)
         whole = f"{what}.{name}" if what else name
         chosen = [which for which in ARRAYS if {whole, name} & set(getattr(choice, which))]
+        what = what or (name if name in ARRAYS else None)
         belongs = chosen or ([what] if what and not getattr(choice, what) else [])
         for which in belongs:
             found[which].append((number, name, unit or ""))

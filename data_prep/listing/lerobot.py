@@ -36,6 +36,7 @@ def list_lerobot(root: str, choice: TrackChoice) -> tuple[list[Entry], str]:
     Label: the task; group: the episode; split: as the data set says; column camera. Raises UserError for another
     version, features that it does not have, and where no camera has films.
     """
+    _table.cache_clear()  # files may have changed since another listing
     info = _info(root)
     version, fps, features = info["codebase_version"], float(info["fps"]), info["features"]
     if version not in _VERSIONS:

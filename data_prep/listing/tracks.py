@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
@@ -124,12 +125,10 @@ def _rotations(state: Numbers, chosen: Mapping[str, str]) -> dict[int, str]:
             )
         found[state.names.index(name)] = kind
     found = {first: kind for first, kind in sorted(found.items()) if kind != PLAIN}
-    ends = [first + ROTATION_SIZES[kind] for first, kind in found.items()]
-    for (first, kind), end, following in zip(found.items(), ends, [*list(found)[1:], len(state.names)], strict=True):
-        if end > following:
-            raise UserError(
-                f"rotation {state.names[first]}={kind}: takes {ROTATION_SIZES[kind]} numbers, not {following - first}"
-            )
+    for first, following in pairwise([*found, len(state.names)]):
+        kind, num = found[first], ROTATION_SIZES[found[first]]
+        if num > following - first:
+            raise UserError(f"rotation {state.names[first]}={kind}: takes {num} numbers, not {following - first}")
     return found
 
 

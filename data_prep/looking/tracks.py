@@ -65,7 +65,5 @@ def _other_clocks(index: ClipIndex, usable: np.ndarray) -> list[str]:
     others = [ratio for ratio in ratios if abs(ratio - 1) > _SAME_RATE]
     if not others:
         return []
-    return [
-        f"{len(others):,} usable clips have films that run {np.median(others):.3g} times (median) as fast as they were "
-        "taken, by the times of their tracks; frames are chosen by those"
-    ]
+    times = f"{np.median(others):.3g} times (median) as fast as it was taken, by the times of its track"
+    return [f"clips whose film runs {times}: {len(others):,}; frames are chosen by the track"]

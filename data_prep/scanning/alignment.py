@@ -6,8 +6,8 @@ Sample k belongs to frame k. What does not fit keeps its row, with a status.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,6 @@ from vjepa.data.tracks import RowTracks, TrackInfo, Tracks
 MISFIT: Final = "track: "  # a status that begins so is of a film that is well in itself
 _SAME_RATE: Final = 0.05  # a track whose rate is as near to that of the film has its clock, up to its drift
 _SAME_S: Final = 1e-3  # times that differ by less are those of the film
-_NUM_TRIED: Final = 100  # entries, until one says what the tracks of all are
 
 Rows = list[dict[str, Any]]
 
@@ -31,12 +30,10 @@ class TrackColumns:
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Read the first tracks of `entries`. Raises UserError where a chosen rotation is not in them."""
         self.tracks = Tracks()
-        for entry in islice((entry for entry in entries if entry.tracks), _NUM_TRIED):
-            try:
-                self.tracks = entry.tracks().tracks if entry.tracks else self.tracks
+        for read in (entry.tracks for entry in entries if entry.tracks):
+            with suppress(DecodeError):  # of that film, whose status it will be
+                self.tracks = read().tracks
                 return
-            except DecodeError:
-                continue
 
     def of(self, entry: Entry, rows: Rows) -> Rows:
         """Lay the tracks of an entry into its rows, in order, the clips of one file or part of it.
@@ -88,11 +85,10 @@ def fitted(found: FileTracks, film_s: np.ndarray) -> RowTracks:
     if tracks.times_s is None or num < 2:
         return replace(tracks, action=action, times_s=None)
     apart_s, is_same = _apart(tracks.times_s, film_s, found.clock)
-    worst, frame_s = int(apart_s.argmax()), float(np.median(np.diff(tracks.times_s)))
-    if apart_s[worst] > frame_s / 2:
-        raise DecodeError(
-            f"its time of frame {worst} is {apart_s[worst]:.3g} s from that of the film, more than half a frame"
-        )
+    off = np.flatnonzero(apart_s > np.median(np.diff(tracks.times_s)) / 2)
+    if len(off):
+        far_s = f"{apart_s[off[0]]:.3g} s"
+        raise DecodeError(f"its time of frame {off[0]} is {far_s} from that of the film, more than half a frame")
     return replace(tracks, action=action, times_s=None if is_same else tracks.times_s)
 
 

@@ -261,6 +261,9 @@ def _rows_hash(index: ClipIndex, clip_ids: np.ndarray) -> str:
         _, offsets, text = chunk.buffers()
         first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
         digest.update(memoryview(text)[first:last])
+    times_s = index.arrow("track_times_s").take(pa.array(clip_ids))
+    if times_s.null_count < len(times_s):  # frames are chosen by them
+        digest.update(pc.list_flatten(times_s).to_numpy())
     return digest.hexdigest()
 
 
