@@ -23,7 +23,7 @@ _ASIDE_PX: Final = 0.5  # how far from the corners of the door a way keeps
 
 @dataclass(frozen=True)
 class Rooms(World):
-    """Hold what the world depends on. Of the legs of a walk, which last a number of frames, a share leads through the door."""
+    """Hold what the world depends on. A share of the legs of a walk leads through the door."""
 
     name: ClassVar = "rooms"
     wanted: ClassVar = {"room": ("left", "right")}
