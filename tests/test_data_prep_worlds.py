@@ -16,6 +16,7 @@ from data_prep.first_run.worlds.ball_game import WAYS
 from data_prep.first_run.worlds.bricks import Bricks
 from data_prep.first_run.worlds.camera import PANS, Camera
 from data_prep.first_run.worlds.paddles import Paddles
+from data_prep.first_run.worlds.rooms import Rooms
 from data_prep.first_run.worlds.shapes import Shapes
 from data_prep.first_run.worlds.world import World
 from vjepa import config
@@ -23,7 +24,7 @@ from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 from vjepa.probing.splits import read_splits
 
-WORLDS: list[World] = [Paddles(), Bricks(), Shapes(), Camera()]
+WORLDS: list[World] = [Paddles(), Bricks(), Shapes(), Camera(), Rooms()]
 NAMES = [world.name for world in WORLDS]
 each_world = pytest.mark.parametrize("world", WORLDS, ids=NAMES)
 

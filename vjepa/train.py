@@ -1,4 +1,4 @@
-"""`python -m vjepa.train [CONFIG.yaml] [section.key=value ...]`: pre-train, resume, and close with evidence.
+"""`python -m vjepa.train [CONFIG.yaml] [section.key=value ...]`: pre-train, or learn a world model; resume; measure.
 
 On several GPUs or machines: `torchrun --nproc-per-node N -m vjepa.train ...`.
 """
@@ -16,8 +16,12 @@ ENDED_BY_MONITOR: Final = 3  # exit code: monitor.stop_on names the verdict
 
 
 def main(arguments: Sequence[str]) -> int:
-    purpose = "Pre-train a video encoder, or go on with a run, and measure what it learned."
+    purpose = "Pre-train a video encoder, or learn a world model on one; go on with a run; measure what it learned."
     parser = command.config_parser("train", purpose)
+    of_worlds = [line for line in config.describe(config.WorldConfig) if line.strip().startswith(("world.", "plan."))]
+    parser.epilog = "\n".join(
+        [f"{parser.epilog}", "settings of a world model, where there is a section world:", *of_worlds]
+    )
     early = "save and stop after N steps; the same command without it goes on"
     parser.add_argument("--stop-at-step", type=int, metavar="N", help=early)
     options = parser.parse_args(arguments)

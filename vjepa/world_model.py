@@ -158,10 +158,11 @@ class WorldModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.world.targets == "none"):
             tokens = self.encoder(clips).float()
         grid = self.encoder.grid(1, *video.shape[-2:])
-        cells = rearrange(tokens, "n (h w) d -> n d h w", h=grid.h)
+        cells: Tensor = rearrange(tokens, "n (h w) d -> n d h w", h=grid.h)
         if self.world.latents != "tokens":
             cells = functional.adaptive_avg_pool2d(cells, self.world.grid_side)
-        return rearrange(cells, "(b t) d h w -> b t h w d", b=len(video))
+        features: Tensor = rearrange(cells, "(b t) d h w -> b t h w d", b=len(video))
+        return features
 
     def latents_of(self, features: Tensor) -> Tensor:
         """Turn features [B, T, h, w, D] into what is predicted: the same, normed, or vectors [B, T, 1, 1, V]."""

@@ -39,7 +39,7 @@ def prepare(index_path: Path, videos: VideoSet, progress: bool = True) -> None:
 
 
 def _write_videos(folder: Path, videos: VideoSet, progress: bool) -> dict[str, str]:
-    """Write all videos and labels.csv, and give the sha256 of each video by its name."""
+    """Write all videos and labels.csv, and give the sha256 of each video, and of its tracks, by name."""
     todo = videos.videos()
     paths = [folder / "videos" / f"{number:05d}.mp4" for number in range(len(todo))]
     # not of the fork server, which would then lack the PyTorch that the loader's processes are forked with
@@ -51,8 +51,8 @@ def _write_videos(folder: Path, videos: VideoSet, progress: bool) -> dict[str, s
         table = csv.DictWriter(file, ("file", *dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
         table.writerows({"file": path.name, **row} for path, row in zip(paths, rows, strict=True))
-    marked = [folder / row["things"] for row in rows if "things" in row]
-    return {str(path.relative_to(folder)): _sha256(path) for path in [*paths, *marked]}
+    written_files = [path for name in ("videos", "things") for path in sorted((folder / name).iterdir())]
+    return {str(path.relative_to(folder)): _sha256(path) for path in written_files}
 
 
 def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:

@@ -73,8 +73,8 @@ class Optim(Section):
     decay_steps: int | None = Field(
         None,
         ge=1,
-        description="last steps, in which lr goes to final_lr; before them it stays (V-JEPA 2-AC: 4500); null: all after "
-        "warm-up",
+        description="last steps, in which lr goes to final_lr; before them it stays (V-JEPA 2-AC: 4500); null: all "
+        "after warm-up",
     )
     schedule_stretch: float = Field(
         1.0, ge=1, description="schedules are laid out over so many times the run and cut where it ends (V-JEPA: 1.25)"

@@ -115,6 +115,8 @@ class WorldSettings(Section):
             raise ValueError(
                 f"{name}: latents of a frozen encoder do not change; leave it out, or take latents: vector"
             )
+        if self.keep_features and self.targets == "none":
+            raise ValueError("keep_features: the encoder learns, so that its features change; set keep_features: false")
         if self.inverse_weight and self.latents != "vector":
             raise ValueError("inverse_weight: reads one vector a frame; set latents: vector")
         return self

@@ -14,7 +14,7 @@ import torch
 
 from vjepa import config, files
 from vjepa.errors import UserError
-from vjepa.interop import classifiers, huggingface, load, onnx, own
+from vjepa.interop import classifiers, huggingface, load, onnx, own, world
 from vjepa.interop.card import card_path, model_card
 from vjepa.interop.classifiers import VideoClassifier
 from vjepa.interop.meta import Hints
@@ -54,6 +54,10 @@ def export_file(
     missing.
     """
     refuse_existing(out)  # before minutes of reading
+    if format is None and world.is_run(Path(source)):
+        if to != "safetensors":
+            raise UserError(f"--to {to}: a world model is written as safetensors alone")
+        return world.export(Path(source), out)
     classifier = classifiers.find(Path(source)) if format is None and (hints is None or hints == Hints()) else None
     if classifier is not None:
         return _export_classifier(source, classifier, to, out, num_frames, crop_px)

@@ -36,8 +36,8 @@ _DROID: Final = TrackInfo(
     ("x", "y", "z", "roll", "pitch", "yaw", "gripper"), ("m", "m", "m", "rad", "rad", "rad", ""), {3: "euler"}
 )
 _ROLL_OUT: Final = (
-    "the published V-JEPA 2-AC was trained with a roll-out whose second prediction stood in place of the first, and "
-    "plans worse than a re-training (facebookresearch/vjepa2, PR 25; JEPA-WMs)"
+    "the official V-JEPA 2-AC was trained with a wrong roll-out, whose second prediction stood in place of the first, "
+    "and plans worse than a re-training (facebookresearch/vjepa2, PR 25; JEPA-WMs)"
 )
 
 
@@ -118,6 +118,27 @@ def write(found: ReadWorld, weights: Weights, path: Path) -> None:
         "channels": weights.channels.model_dump_json(),
     }
     own.write_file(path, tensors, metadata)
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether `path` is a run of a world model."""
+    run = RunFolder(path)
+    return path.is_dir() and run.config.is_file() and isinstance(config.load_run(run.config), config.WorldConfig)
+
+
+def export(source: Path, out: Path) -> str:
+    """Write the world model of a run as one file, read it back, and say how far their predictions are apart."""
+    found = read(source)
+    write(found, read_encoder(found.settings), out)
+    again = read(out).model
+    with torch.inference_mode():
+        latents = torch.randn(1, 2, *found.model.latent_shape)
+        actions = torch.randn(1, 2, found.model.actions.size)
+        states = None if found.model.states is None else torch.randn(1, 2, found.model.states.size)
+        apart = (
+            (again.predictor(latents, actions, states) - found.model.predictor(latents, actions, states)).abs().max()
+        )
+    return f"{out}: world model as safetensors; predictions differ from those of {source} by at most {float(apart):.2g}"
 
 
 def _of_run(path: Path, overrides: Sequence[str]) -> ReadWorld:

@@ -147,11 +147,11 @@ class ActionPredictor(nn.Module):
         given = {"action": actions, "state": states, "extrinsics": extrinsics}
         parts = []
         for name, values in given.items():
-            encode: nn.Module | None = getattr(self, f"{name}_encoder", None)
-            if (encode is None) != (values is None):
-                raise ValueError(f"{name}: this predictor {'has no such token' if encode is None else 'needs it'}")
-            if encode is not None and values is not None:
-                parts.append(encode(values)[:, :, None])
+            is_there = hasattr(self, f"{name}_encoder")
+            if is_there != (values is not None):
+                raise ValueError(f"{name}: this predictor {'needs it' if is_there else 'has no such token'}")
+            if is_there:
+                parts.append(getattr(self, f"{name}_encoder")(values)[:, :, None])
         parts.append(rearrange(self.predictor_embed(latents), "b t h w d -> b t (h w) d"))
         return rearrange(torch.cat(parts, dim=2), "b t n d -> b (t n) d")
 

@@ -33,9 +33,9 @@ class WorldPlanner:
         """Find actions, fp32 [H, A], that lead from the last of `frames` to `goal`, and their energy.
 
         frames: uint8 [C, T, S, S], as data.crop_px says, one step of the model apart; the last is now. goal: uint8
-        [C, S, S], or [G, C, S, S]: sub-goals, each to be reached in its part of the horizon. state: [S], or [T, S], of
-        a model that reads states. past_actions: [T - 1, A], what led from each frame to the next. number: of the search;
-        the same number gives the same plan.
+        [C, S, S], or [G, C, S, S]: sub-goals, each to be reached in its part of the horizon. state: [S], or [T, S],
+        of a model that reads states. past_actions: [T - 1, A], what led from each frame to the next. number: of the
+        search; the same number gives the same plan.
         """
         self._check(frames, goal, state, past_actions)
         with torch.inference_mode():

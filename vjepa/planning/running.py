@@ -38,12 +38,12 @@ def load_planner(path: Path, overrides: Sequence[str] = (), encoder: str | None 
 
 
 def plan_in(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the world model at `path` and plan with it; what is found lies in plans/ of its run, or of the file's folder."""
+    """Read the world model at `path` and plan with it; what is found lies in plans/ of its run, or beside its file."""
     return plan_run(world.read(path, overrides), path if path.is_dir() else path.parent)
 
 
 def plan_run(read: ReadWorld, path: Path, shown: bool = True) -> dict[str, Any]:
-    """Plan as the settings of what was read say; write plans/ into the folder `path`, and return what plans.json holds."""
+    """Plan as the settings of what was read say; write plans/ into the folder `path`, and return plans.json."""
     model, settings = read.model, read.settings
     wanted, seed = settings.plan, settings.run.seed
     found: dict[str, Any] = {"step": read.step, "plan": wanted.model_dump(mode="json")}

@@ -215,6 +215,7 @@ def conclude(run: WorldRun, method: WorldModel, state: TrainingState) -> dict[st
         "actions": asdict(method.actions),
         "foresight": foresight(method, settings) if settings.data.val else None,
     }
+    folder.pictures.mkdir(exist_ok=True)
     pictures.loss_curve(folder.pictures / "loss_curve.png", rows, ["loss", "prediction", "roll_out", "inverse", "goal"])
     files.write_json(folder.summary, summary)
     if run.progress:

@@ -23,7 +23,7 @@ _ASIDE_PX: Final = 0.5  # how far from the corners of the door a way keeps
 
 @dataclass(frozen=True)
 class Rooms(World):
-    """Hold what the world depends on. Legs of a walk last `leg_frames`, and a share of them leads through the door."""
+    """Hold what the world depends on. A share of the legs of a walk leads through the door."""
 
     name: ClassVar = "rooms"
     wanted: ClassVar = {"room": ("left", "right")}
@@ -43,7 +43,8 @@ class Rooms(World):
     door_px: float = 20.0  # from the top to its middle
     door_half_px: float = 9.0
     fastest_px: float = 2.4  # per frame, along each axis
-    leg_frames: tuple[int, int] = (5, 25)
+    shortest_leg_frames: int = 5
+    longest_leg_frames: int = 25
     crossing_share: float = 0.25
 
     def film(self, number: int, num_frames: int) -> np.ndarray:
@@ -77,7 +78,7 @@ class Rooms(World):
         place, left, target = self.place(rng), 0, None
         for frame in range(num_frames):
             if left == 0:
-                left = int(rng.integers(*self.leg_frames, endpoint=True))
+                left = int(rng.integers(self.shortest_leg_frames, self.longest_leg_frames, endpoint=True))
                 crosses = rng.random() < self.crossing_share
                 target = self.place(rng, "right" if self.room(place) == "left" else "left") if crosses else None
                 left = 4 * left if crosses else left
