@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import yaml
 
-from vjepa import __version__, config
-from vjepa.config import ConfigError
+from vjepa import __version__
 from vjepa.run_folder import RunFolder
 
 _FIRST: Final = {"classify": "top1", "regress": "r2", "multilabel": "map"}  # of baselines, by the task
@@ -65,10 +64,6 @@ class _Facts:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.summary, self.environment = _json(run.summary), _json(run.environment)
-        try:
-            self.settings: config.Config | config.FinetuneConfig | None = config.load_run(run.config)
-        except ConfigError:
-            self.settings = None
 
     def parts(self) -> Iterator[str]:
         """Yield data, recipe, and what was measured."""
