@@ -24,7 +24,7 @@ from vjepa.errors import UserError
 from vjepa.jepa import Jepa
 from vjepa.models.ema import local
 from vjepa.models.layers import Block
-from vjepa.ranks import Share
+from vjepa.ranks import StepShare
 from vjepa.training.optim import make_optimizer
 from vjepa.training.pretraining import train
 from vjepa.training.spread import Spread, kind_of, whole
@@ -103,7 +103,7 @@ def drawn_in(num: int, method: Jepa, clips: Tensor, step: int, monkeypatch: pyte
         patched.setattr(Block, "_skip", skip)
         for place in range(num):
             size = len(clips) // num
-            share = Share(place, num, lambda own: own.repeat(1, num, 1))
+            share = StepShare(place, num, lambda own: own.repeat(1, num, 1))
             kept.append([])
             method.terms(batch_of(clips[place * size : (place + 1) * size]), step, share)
             masks.append(method._inputs(batch_of(clips[:size]), step, share)[1])
