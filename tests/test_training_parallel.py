@@ -151,6 +151,12 @@ def cases() -> dict[str, config.Config]:
         f"objective {name}": backbone_settings("vit", objective=tree, data=crops) for name, tree in OBJECTIVES.items()
     }
     raster = [{"kind": "multiblock", "num_blocks": 2, "trim": "raster"}, {"kind": "tube", "ratio": 0.5}]
+    spare = {
+        **MODELS["vit"],
+        "modality_embedding": True,
+        "predictor": {"width": 24, "depth": 1, "heads": 2, "mask_tokens": 3},
+    }
+    found["spare weights"] = backbone_settings("vit", model=spare)
     return found | {"raster": found["vit"].model_copy(update={"masks": validated(raster)})}
 
 
@@ -185,6 +191,8 @@ def gradient(case: config.Config, team: Team, kind: str, num_micro: int) -> dict
     )
     mine = clips_of(case).chunk(team.ranks.num)[team.ranks.rank]
     step(0, *map(batch_of, mine.chunk(num_micro)))
+    learning = {key for key, one in method.named_parameters() if one.requires_grad}
+    assert method.rests == (kept.keys() != learning), learning - kept.keys()
     return kept
 
 
