@@ -24,7 +24,7 @@ from vjepa.errors import UserError
 from vjepa.jepa import Jepa
 from vjepa.models.ema import local
 from vjepa.models.layers import Block
-from vjepa.ranks import Share
+from vjepa.ranks import StepShare
 from vjepa.training.optim import make_optimizer
 from vjepa.training.pretraining import train
 from vjepa.training.spread import Spread, kind_of, whole
@@ -103,7 +103,7 @@ def drawn_in(num: int, method: Jepa, clips: Tensor, step: int, monkeypatch: pyte
         patched.setattr(Block, "_skip", skip)
         for place in range(num):
             size = len(clips) // num
-            share = Share(place, num, lambda own: own.repeat(1, num, 1))
+            share = StepShare(place, num, lambda own: own.repeat(1, num, 1))
             kept.append([])
             method.terms(batch_of(clips[place * size : (place + 1) * size]), step, share)
             masks.append(method._inputs(batch_of(clips[:size]), step, share)[1])
@@ -151,6 +151,12 @@ def cases() -> dict[str, config.Config]:
         f"objective {name}": backbone_settings("vit", objective=tree, data=crops) for name, tree in OBJECTIVES.items()
     }
     raster = [{"kind": "multiblock", "num_blocks": 2, "trim": "raster"}, {"kind": "tube", "ratio": 0.5}]
+    spare = {
+        **MODELS["vit"],
+        "modality_embedding": True,
+        "predictor": {"width": 24, "depth": 1, "heads": 2, "mask_tokens": 3},
+    }
+    found["spare weights"] = backbone_settings("vit", model=spare)
     return found | {"raster": found["vit"].model_copy(update={"masks": validated(raster)})}
 
 
@@ -185,6 +191,8 @@ def gradient(case: config.Config, team: Team, kind: str, num_micro: int) -> dict
     )
     mine = clips_of(case).chunk(team.ranks.num)[team.ranks.rank]
     step(0, *map(batch_of, mine.chunk(num_micro)))
+    learning = {key for key, one in method.named_parameters() if one.requires_grad}
+    assert method.rests == (kept.keys() != learning), learning - kept.keys()
     return kept
 
 

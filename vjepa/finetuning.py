@@ -25,7 +25,7 @@ from vjepa.models.attentive_pool import AttentiveClassifier, LinearClassifier
 from vjepa.models.encoder import Encoder
 from vjepa.models.layer_order import freeze, layer_numbers, set_drop_path
 from vjepa.models.layers import Block
-from vjepa.ranks import ALONE, Share
+from vjepa.ranks import ALONE, StepShare
 from vjepa.records import ClipBatch, sent
 
 Head = AttentiveClassifier | LinearClassifier
@@ -94,11 +94,11 @@ class Finetuning(nn.Module):
             if isinstance(block, Block):
                 block.compile(dynamic=False)
 
-    def embeddings(self, batch: ClipBatch, step: int, share: Share) -> dict[str, Tensor]:
+    def embeddings(self, batch: ClipBatch, step: int, share: StepShare) -> dict[str, Tensor]:
         """Give nothing: the loss of a clip is its own."""
         return {}
 
-    def terms(self, batch: ClipBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
+    def terms(self, batch: ClipBatch, step: int, share: StepShare = ALONE) -> dict[str, Tensor]:
         """Compute the cross-entropy of a batch at a step, `loss`, and the share of clips whose answer is right.
 
         Of mixed clips the answer counts as right by the class that has the larger share. Clips of a batch are mixed

@@ -32,7 +32,7 @@ from vjepa.objectives.dense import context_weights
 from vjepa.objectives.prediction import prediction_loss
 from vjepa.objectives.targets import layer_normed, normalised_pixels
 from vjepa.objectives.views import embedding_terms
-from vjepa.ranks import ALONE, Share
+from vjepa.ranks import ALONE, StepShare
 from vjepa.records import ClipBatch, Observed, TokenGrid, TokenMask, sent
 
 _UNIT: Final = "embedding_unit"  # in `Jepa.memory`
@@ -83,6 +83,16 @@ class Jepa(nn.Module):
         if self.target_encoder is not None and self.objective.targets == "ema":
             self.target_encoder.load_state_dict(self.encoder.state_dict())
 
+    @property
+    def rests(self) -> bool:
+        """Tell whether some steps leave some weights without a gradient, such as those of images a step on clips."""
+        model, objective = self.settings.model, self.objective
+        of_some_sources = model.image_mode == "own" or model.modality_embedding
+        unread = model.level_norms and model.levels == 1
+        spare = (model.predictor.mask_tokens or 0) > len(self.settings.masks)
+        hidden = objective.prediction or objective.vicreg_invariance or objective.cycle
+        return of_some_sources or unread or spare or (self.dense and not hidden)
+
     def begin(self, dtype: torch.dtype, total_steps: int) -> None:
         """Get ready to train for `total_steps` with matrix products in `dtype`; weights and the average stay fp32.
 
@@ -104,7 +114,7 @@ class Jepa(nn.Module):
             if isinstance(block, Block):
                 block.compile(dynamic=False if static else None)
 
-    def terms(self, batch: ClipBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
+    def terms(self, batch: ClipBatch, step: int, share: StepShare = ALONE) -> dict[str, Tensor]:
         """Compute the terms of the loss at a step, named fp32 scalars on the device of the networks.
 
         Everything random is a function of (seed, step), so there is nothing to save beside weights and moments.
@@ -119,7 +129,7 @@ class Jepa(nn.Module):
             directions = sent(directions, self.device)
         return self.forward(video, masks, context_weight, directions, share)
 
-    def embeddings(self, batch: ClipBatch, step: int, share: Share) -> dict[str, Tensor]:
+    def embeddings(self, batch: ClipBatch, step: int, share: StepShare) -> dict[str, Tensor]:
         """Compute the embeddings that `terms` compares over all clips of a step, [V, b, D] by name; {}: none."""
         if not self.objective.embeds:
             return {}
@@ -128,7 +138,7 @@ class Jepa(nn.Module):
         views = self._embeddings(self.encoder.encode_sets(patches, [mask.context_ids for mask in masks]))
         return {"views": views} | ({"odd": self._time_odd(video, masks, views)} if self._reverses(video) else {})
 
-    def _inputs(self, batch: ClipBatch, step: int, share: Share) -> tuple[Tensor, list[TokenMask]]:
+    def _inputs(self, batch: ClipBatch, step: int, share: StepShare) -> tuple[Tensor, list[TokenMask]]:
         """Give normalised clips [b, C, T, H, W] and their masks, and set what clips skip in the passes to come."""
         settings, seed = self.settings, self.settings.run.seed
         video = normalise(sent(batch.video, self.device), self.dtype, settings.data.channels)
@@ -195,7 +205,7 @@ class Jepa(nn.Module):
         masks: Sequence[TokenMask],
         context_weight: float = 0.0,
         directions: Tensor | None = None,
-        share: Share = ALONE,
+        share: StepShare = ALONE,
     ) -> dict[str, Tensor]:
         """Compare predictions with targets and views with each other: named fp32 scalars, `loss` their sum.
 

@@ -105,7 +105,7 @@ def join() -> Iterator[Ranks]:
 
 
 @dataclass(frozen=True)
-class Share:
+class StepShare:
     """Say which of `num` equal parts of the clips of a step a batch is: number `place`, in the order of samples.
 
     A step of R ranks and A micro-batches has R * A parts. What couples clips sees those of all parts (`join`).
@@ -140,7 +140,7 @@ class Share:
         return joined
 
 
-ALONE: Final = Share()  # all clips of a step in one batch
+ALONE: Final = StepShare()  # all clips of a step in one batch
 
 
 class _Joined(torch.autograd.Function):

@@ -13,7 +13,7 @@ from vjepa import config
 from vjepa.counter_rng import generator
 from vjepa.errors import UserError
 from vjepa.masking import ijepa, multiblock, schedule, tube, uniform
-from vjepa.ranks import ALONE, Share
+from vjepa.ranks import ALONE, StepShare
 from vjepa.records import TokenGrid, TokenMask
 
 Draw = Callable[[Any, TokenGrid, Sequence[np.random.Generator]], TokenMask]
@@ -41,7 +41,7 @@ class MaskPlan:
         )
 
     def draw(
-        self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int, share: Share = ALONE
+        self, num_clips: int, seed: int, first_sample: int, step: int, total_steps: int, share: StepShare = ALONE
     ) -> list[TokenMask]:
         """Draw one TokenMask per set for clips number `first_sample` .. `first_sample + num_clips - 1` of the run.
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vjepa import config
 from vjepa.models.positions import Rotation
-from vjepa.ranks import Share
+from vjepa.ranks import StepShare
 
 # How many tokens each set has where several lie one after the other along K, each of which attends within itself; None:
 # one set.
@@ -167,7 +167,7 @@ class Block(nn.Module):
         return update * drawn[self.place * num : (self.place + 1) * num]
 
 
-def set_share(module: nn.Module, share: Share) -> None:
+def set_share(module: nn.Module, share: StepShare) -> None:
     """Tell the blocks of `module` which part of the clips of a step they see next."""
     for block in module.modules():
         if isinstance(block, Block):

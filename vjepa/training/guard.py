@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from vjepa.ranks import Share
+from vjepa.ranks import StepShare
 from vjepa.records import ClipBatch
 from vjepa.training.team import Team
 
@@ -93,7 +93,7 @@ class UpdateGuard:
         print(line, file=sys.stderr, flush=True)
 
 
-def spoils(loss: Tensor, shares: Sequence[Share]) -> Tensor:
+def spoils(loss: Tensor, shares: Sequence[StepShare]) -> Tensor:
     """Tell whether it is the clips of this rank that make a loss not finite: bool scalar on the device.
 
     Terms that see all clips are spoilt on every rank; the embeddings that a share saw say whose were.

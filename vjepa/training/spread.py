@@ -88,13 +88,11 @@ class Spread:
         self.module: nn.Module = entrance
         if kind == "ddp":
             share_batch_norms(method, cast(Any, team.devices))
-            # which parameters rest differs from step to step: those of images where clips are learned from
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # convolutions by depth
             self.module = DistributedDataParallel(
                 entrance,
                 process_group=team.devices,
-                find_unused_parameters=True,
+                find_unused_parameters=getattr(method, "rests", True),
                 gradient_as_bucket_view=True,
             )
         elif kind == "fsdp2":

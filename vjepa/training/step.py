@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa import config, schedules
-from vjepa.ranks import ALONE, Share
+from vjepa.ranks import ALONE, StepShare
 from vjepa.records import ClipBatch, Observed
 from vjepa.training.guard import UpdateGuard, spoils
 from vjepa.training.optim import set_schedules
@@ -36,13 +36,13 @@ class Method(Protocol):
     def compile_blocks(self) -> None:
         """Compile what is worth it, after `begin`."""
 
-    def terms(self, batch: ClipBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
+    def terms(self, batch: ClipBatch, step: int, share: StepShare = ALONE) -> dict[str, Tensor]:
         """Compute named scalars on the device, of which `loss` is what is minimised: functions of weights and step.
 
         share: the part of the clips of a step that `batch` is; losses and gradients of the parts are averaged.
         """
 
-    def embeddings(self, batch: ClipBatch, step: int, share: Share) -> dict[str, Tensor]:
+    def embeddings(self, batch: ClipBatch, step: int, share: StepShare) -> dict[str, Tensor]:
         """Compute what `terms` compares over all clips of a step, [V, b, D] by name; {} where clips do not meet."""
 
     def after_update(self, step: int, skipped: Tensor | None = None) -> None:
@@ -134,7 +134,7 @@ class TrainingStep(Generic[MethodT_co]):
         self.method.after_update(step, skipped)
         return terms
 
-    def _shares(self, step: int, batches: Sequence[ClipBatch]) -> list[Share]:
+    def _shares(self, step: int, batches: Sequence[ClipBatch]) -> list[StepShare]:
         """Name the part of a step that each micro-batch is. Of several, what clips are compared by is computed first.
 
         Gradients come after: so the step compares all of its clips, whatever it holds at a time (GradCache, Gao et al.
@@ -149,7 +149,7 @@ class TrainingStep(Generic[MethodT_co]):
         known = {name: self.team.exchange(torch.cat([one[name] for one in found], dim=1)) for name in found[0]}
         return [replace(share, known=known) for share in shares]
 
-    def _learn(self, step: int, batch: ClipBatch, share: Share, is_last: bool) -> dict[str, Tensor]:
+    def _learn(self, step: int, batch: ClipBatch, share: StepShare, is_last: bool) -> dict[str, Tensor]:
         """Add the gradient of a micro-batch to those of the others; give its terms, detached."""
         with self.spread.apart(is_last):
             with self._precision():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vjepa import config, device, ranks
 from vjepa.errors import UserError
-from vjepa.ranks import ONE_RANK, Ranks, Share
+from vjepa.ranks import ONE_RANK, Ranks, StepShare
 
 _SHARE_OF_TIMEOUT: Final = 0.8  # for a collective; the rest is for finding out who is missing
 _ROLL_CALL_S: Final = 5.0  # that others have to say that they are here, at most
@@ -44,10 +44,10 @@ class Team:
         """Tell whether this is the rank that opens the run folder, logs and saves."""
         return self.ranks.rank == 0
 
-    def shares(self, num_batches: int) -> list[Share]:
+    def shares(self, num_batches: int) -> list[StepShare]:
         """Name the parts of a step that the `num_batches` batches of this rank are."""
         first, num = self.ranks.rank * num_batches, self.ranks.num * num_batches
-        return [Share(first + place, num, self.exchange) for place in range(num_batches)]
+        return [StepShare(first + place, num, self.exchange) for place in range(num_batches)]
 
     def exchange(self, own: Tensor) -> Tensor:
         """Give every rank the values of all, in order: [V, b, ...] -> [V, R b, ...], without gradient."""
