@@ -23,7 +23,7 @@ _OPTION_HELP: Final = {
     "min_motion": "leave out clips with less change from frame to frame, as a share of white",
     "max_black": "leave out clips with a larger share of black frames",
     "pages": "what the pages of a TIFF are: first (the others are left), channels of one picture, or frames",
-    "axes": "axes of .npy and .npz arrays, a letter each of t h w c (default: by their number hw, hwc, thwc)",
+    "axes": "axes of arrays (.npy, .npz, Zarr), a letter each of t h w c (default: by their number hw, hwc, thwc)",
     "stack_fps": "frames per second of arrays and of pages that are frames, which have no clock",
     "max_frozen": "leave out clips in which nothing changes for a larger share of the time",
 }

@@ -271,6 +271,26 @@ def test_what_was_stopped_goes_on_and_nothing_is_computed_twice(run, files, monk
     assert not seen
 
 
+def halves_of(index):
+    """Write the even and the odd rows of an index into two, and name them as an option does."""
+    records = list(ClipIndex.open(index).records())
+    paths = [index.with_name(name) for name in ("even.parquet", "odd.parquet")]
+    for start, path in enumerate(paths):
+        write_index(path, records[start::2])
+    return ",".join(map(str, paths))
+
+
+def test_several_indexes_are_read_as_one(run, files):
+    (whole, _), halves = tensors_of(run("whole.safetensors")), halves_of(files[0])
+    tensors, _ = tensors_of(run("halves.safetensors", "--dataset", halves))
+    order = [*range(0, 10, 2), *range(1, 10, 2)]  # the rows of the first, then those of the other
+    assert tensors["row"].tolist() == list(range(10)) and text(tensors["uri"]) == [text(whole["uri"])[i] for i in order]
+    torch.testing.assert_close(tensors["features"], whole["features"][order], atol=1e-6, rtol=1e-5)
+    assert text(tensors["hand"]) == [f"Händ {i}" for i in order]
+    with pytest.raises(UserError, match="another dataset_sha256"):
+        run("whole.safetensors", "--dataset", halves)
+
+
 @pytest.mark.parametrize("num", [2, 5])
 def test_shards_share_the_parts_and_the_last_one_makes_the_file(run, files, num, capsys):
     whole = run("whole.safetensors")

@@ -17,7 +17,7 @@ from scipy import stats
 
 from vjepa import config, load_encoder, probe
 from vjepa.data.augment import normalise
-from vjepa.data.clip_index import ClipIndex
+from vjepa.data.clip_index import ClipIndex, write_index
 from vjepa.data.loader import eval_loader
 from vjepa.errors import UserError
 from vjepa.interop import load, own
@@ -398,6 +398,23 @@ def test_labels_that_teach_nothing_are_one_line_before_anything_is_read(run, siz
     with pytest.raises(UserError, match=message) as error:
         probe.main([*words, "--eval_mode", "linear_probe", *more])
     assert "\n" not in str(error.value) and not (tmp_path / "cache").exists()
+
+
+def test_several_indexes_are_measured_as_one(run, words, index, tmp_path):
+    records = list(ClipIndex.open(index).records())
+    halves = [str(index.with_name(name)) for name in ("even.parquet", "odd.parquet")]
+    for start, path in enumerate(halves):
+        write_index(Path(path), records[start::2])
+    quick = ["--eval_mode", "linear_probe", "--baselines", "none", "--fold", "scene"]
+    probe.main([*words, *quick])
+    probe.main([*words, *quick, "--dataset", ",".join(halves)])
+    whole, joined = results(run)
+    assert joined["dataset"] == ", ".join(halves) and joined["num_clips"] == whole["num_clips"]
+    assert joined["accuracy"] == whole["accuracy"] and joined["folds"] == whole["folds"]
+    with pytest.raises(UserError, match="digits: is a data set of images, which is read alone"):
+        probe.main([*words, *quick, "--dataset", f"{halves[0]},digits"])
+    with pytest.raises(UserError, match=r"even\.parquet: is named twice"):
+        probe.main([*words, *quick, "--dataset", f"{halves[0]},{halves[0]}"])
 
 
 def test_digits_need_no_index(run, tmp_path):
