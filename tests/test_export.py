@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from made_runs import made_run
 
 from vjepa import config
 from vjepa import export as command
 from vjepa.errors import UserError
 from vjepa.interop import export, huggingface, own
+from vjepa.interop.card import model_card
 from vjepa.interop.weights import Weights
 from vjepa.models.encoder import VisionTransformer
 from vjepa.models.predictor import Predictor
@@ -131,3 +135,23 @@ def test_a_predictor_that_changed_on_the_way_is_an_error() -> None:
     changed = dataclasses.replace(source, predictor={**source.predictor, "predictor_norm.bias": torch.ones(24)})
     with pytest.raises(UserError, match="the predictor that was written is not that of source"):
         export._difference(source, changed, export.ClipSize(4, 16, 16))
+
+
+def test_a_card_goes_with_every_export(tmp_path: Path, source: Path) -> None:
+    """Of a file of no run it says what is not known; of a run what its files say, and no word of it is Markdown."""
+    run(source, "safetensors", tmp_path / "new.safetensors")
+    card = (tmp_path / "new.safetensors.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "feature-extraction" and "Not known: " in card and "differs from its source" in card
+    with pytest.raises(UserError, match="exists"):
+        run(source, "safetensors", tmp_path / "new.safetensors")
+    words = "a|b <script>\n# c"
+    folder = made_run(tmp_path / "run", words=words)
+    folder.checkpoints.mkdir()
+    (tmp_path / "x.parquet").write_bytes(b"an index")
+    folder.config.write_text(f"data: {{train: {{index: {tmp_path / 'x.parquet'}}}}}\noptim: {{total_steps: 100}}\n")
+    card = model_card(folder.path, tmp_path / "x", "huggingface", "8x64x64", "An encoder.", 1e-7)
+    assert hashlib.sha256(b"an index").hexdigest() in card and "0.900 [0.850, 0.950]" in card
+    table = card.partition("## Measured")[2]
+    assert "<script>" not in table and "a\\|b &lt;script&gt; # c, knn, accuracy" in table
+    assert "optim:" in card and "could not be read and were replaced" in card

@@ -121,7 +121,7 @@ def test_masks_are_cut_as_clips_are(world: Path) -> None:
     data = config.Data(train=config.Source(index=str(world)), num_frames=4, clip_fps=4, crop_px=32)
     whole = data.model_copy(update={"num_frames": 8, "clip_fps": 8.0, "crop_px": 64})
     full, cut = (things.of_clip(index, row, one, "things") for one in (whole, data))
-    assert full.shape == (8, 64, 64) and cut.shape == (4, 32, 32) and (cut == full[::2, ::2, ::2]).all()
+    assert full.shape == (8, 64, 64) and cut.shape == (4, 32, 32) and (cut == full[1::2, ::2, ::2]).all()
     share = things.shares(full, TokenGrid(2, 8, 8), 2, 4)
     assert share.shape == (2, 16, 16, 4) and np.allclose(share.sum(-1), 1)
     assert share[1, 3, 5, 1] == (full[4:, 12:16, 20:24] == 1).mean()
@@ -183,5 +183,5 @@ def test_the_command_measures_beside_its_baselines(
         share = kind["mIoU" if mode == "dense" else "J&F"]
         assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
     if mode == "dense":  # the ground alone is the answer of chance
-        assert entry["kinds"]["chance"]["each"][1:] == [0.0] * 3
+        assert all(iou in (0.0, None) for iou in entry["kinds"]["chance"]["each"][1:])
         assert entry["kinds"]["pixels"]["mIoU"]["value"] > entry["kinds"]["chance"]["mIoU"]["value"]

@@ -16,6 +16,7 @@ from vjepa import config
 from vjepa.data.clip_index import ClipIndex
 from vjepa.data.joined_index import open_index
 from vjepa.data.plan_rows import Views
+from vjepa.data.quarantine import quarantined
 from vjepa.models.encoder import Encoder
 from vjepa.page.player import shrink, spread_frames, strip
 from vjepa.probing.banks import Extractor, InMemory, SampleViews
@@ -70,7 +71,15 @@ def look(glass: Glass, draw: Callable[[int], list[TokenMask]], summary: Mapping[
     named |= {one for kind in KINDS for near in facts["neighbours"][kind] for one in near}
     arrays |= shown_arrays | _small(clips, np.array(sorted(named)), settings.eval.batch)
     words = {str(i): _words(index, labels, i) for i in {*named, *(one["clip_id"] for one in shown_facts["clips"])}}
-    return Shown({**facts, **shown_facts, "words": words, "labels": list(labels)}, arrays)
+    about = {"words": words, "labels": list(labels), "quarantine": _quarantined(settings.data)}
+    return Shown({**facts, **shown_facts, **about}, arrays)
+
+
+def _quarantined(data: config.Data) -> dict[str, str]:
+    """Name the clips that no run reads again, and why: of the indexes of train, selection and val."""
+    sources = [source for source in (data.train, data.selection, data.val) if source is not None]
+    indexes = [ClipIndex.open(path) for path in dict.fromkeys(path for source in sources for path in source.paths)]
+    return {index.uri(row): reason for index in indexes for row, reason in quarantined(index).items()}
 
 
 def _spread(rows: np.ndarray, num: int) -> np.ndarray:
