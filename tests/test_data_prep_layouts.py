@@ -378,4 +378,6 @@ def test_names_of_layouts():
         "diving48",
         "imagenet",
         "videofolder",
+        "lerobot",
+        "droid",
     )

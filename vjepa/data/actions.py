@@ -49,7 +49,10 @@ def clip_actions(tracks: Tracks, data: Data) -> TrackInfo | None:
     which = "state" if data.actions == "delta" else "action"
     info: TrackInfo | None = getattr(tracks, which)
     if info is None:
-        raise UserError(f"data.actions: {data.actions} is made of the {which} of each frame, which the index has not")
+        raise UserError(
+            f"data.actions: {data.actions} is made of the {which} of each frame, which the index has not; set another, "
+            "or index the films with their tracks (data_prep/README.md)"
+        )
     if data.actions == "concat":
         steps = range(data.frame_step or 1)
         return TrackInfo(tuple(f"{name}+{step}" for step in steps for name in info.names), info.units * len(steps))
@@ -61,8 +64,9 @@ def require_tracks(index: ClipIndex, rows: np.ndarray, data: Data) -> None:
 
     rows: int64 [n] of the index.
     """
-    if clip_actions(index.tracks, data) is None:
+    if data.actions is None:
         return
+    clip_actions(index.tracks, data)
     which = "state" if data.actions == "delta" else "action"
     missing = rows[~np.asarray(index.arrow(which).is_valid())[rows]]
     if len(missing):
