@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vjepa import command
 from vjepa.errors import UserError
-from vjepa.reporting import finetuned, tables
+from vjepa.reporting import finetuned, tables, worlds
 from vjepa.run_folder import RunFolder
 
 
@@ -25,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     summary = tables.read_summary(run)
     if "kinds" in summary:  # of fine-tuning
         print(finetuned.closing_table(summary))
+        return 0
+    if "foresight" in summary:  # of a world model
+        print(worlds.closing_table(summary))
         return 0
     if "probes" not in summary:
         raise UserError(f"{run.summary}: holds no closing report; the run had no data.val to measure on")

@@ -209,6 +209,8 @@ class WorldConfig(Section):
             )
         if "inverse" in (self.plan.start, self.plan.method) and not world.goal_width:
             raise ValueError("world.goal_width: 0, so that there is no inverse model to plan by; give a width")
+        if world.eval_every_steps and data.val is None:
+            raise ValueError("world.eval_every_steps: there is nothing to measure on; set data.val, or leave it out")
         if self.run.init_from is not None:
             raise ValueError("run.init_from: is for pre-training; the encoder is world.model_path")
         if self.optim.lr is None:
