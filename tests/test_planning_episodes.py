@@ -1,4 +1,4 @@
-"""Episodes: environments, what a step of the model is to them, and the four policies on a model that knows the truth."""
+"""Episodes: environments, a step of the model in them, and the four policies on a model that knows the truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _KnowsRooms(nn.Module):
         return torch.from_numpy(place / 10).float()[:, None, None, None], None
 
 
-def knowing(wanted: config.Plan) -> WorldPlanner:
+def knowing(wanted: config.Planning) -> WorldPlanner:
     settings = config.WorldConfig.model_validate(
         {
             "data": {"train": "x", "num_frames": 3, "frame_step": 5, "actions": "sum", "crop_px": 64, "fit": "squash"},
@@ -58,7 +58,7 @@ def knowing(wanted: config.Plan) -> WorldPlanner:
 
 
 def test_a_true_model_leads_to_the_other_room_and_chance_does_not() -> None:
-    wanted = config.Plan(horizon=8, samples=128, rounds=8, elites=12, std=1.5, energy_of="sum", budget_steps=50)
+    wanted = config.Planning(horizon=8, samples=128, rounds=8, elites=12, std=1.5, energy_of="sum", budget_steps=50)
     planner, environment = knowing(wanted), RoomsEnvironment(0)
     rows = {
         policy: evidence.row_of([run_episode(environment, planner, policy, number, wanted) for number in range(8)])
@@ -102,7 +102,7 @@ def test_an_action_of_the_model_is_as_many_of_the_environment(kind: str) -> None
 
 @pytest.mark.fast
 def test_a_film_shows_the_goal_and_marks_success(tmp_path: Path) -> None:
-    wanted = config.Plan(budget_steps=50)
+    wanted = config.Planning(budget_steps=50)
     episode = run_episode(RoomsEnvironment(0), knowing(wanted), "oracle", 0, wanted)
     assert len(episode.pictures) == 51 and episode.steps is not None and episode.reached[-1]
     film = pictures.film(episode)
@@ -115,9 +115,9 @@ def test_a_film_shows_the_goal_and_marks_success(tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_what_cannot_be_planned_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plan.environment: mazes is unknown; give rooms, gym:NAME or offline"):
-        make_environment(config.Plan(environment="mazes"), 0)
+        make_environment(config.Planning(environment="mazes"), 0)
     with pytest.raises(UserError, match=r"Gymnasium|plan\.radius"):
-        make_environment(config.Plan(environment="gym:Pendulum-v1"), 0)
+        make_environment(config.Planning(environment="gym:Pendulum-v1"), 0)
     with pytest.raises(UserError, match="no such run folder or file"):
         plan.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"data\.crop_px=3: only plan\.key=value"):

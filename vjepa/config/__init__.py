@@ -29,7 +29,7 @@ from vjepa.config.monitor import HealthState, Monitor
 from vjepa.config.objective import Objective
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
-from vjepa.config.world import Plan, WorldConfig, WorldPredictor, WorldSettings
+from vjepa.config.world import Planning, WorldConfig, WorldPredictor, WorldSettings
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -54,7 +54,7 @@ __all__ = [
     "MultiblockMask",
     "Objective",
     "Optim",
-    "Plan",
+    "Planning",
     "PredictorSettings",
     "RandomMask",
     "RatioMask",

@@ -121,7 +121,7 @@ class WorldSettings(Section):
         return self
 
 
-class Plan(Section):
+class Planning(Section):
     """Set where is planned, and how: sampled sequences, rolled out in the model, by their energy to the goal."""
 
     environment: str = Field(
@@ -184,7 +184,7 @@ class WorldConfig(Section):
     data: Data
     world: WorldSettings
     optim: Optim
-    plan: Plan = Plan()
+    plan: Planning = Planning()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
