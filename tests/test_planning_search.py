@@ -25,7 +25,7 @@ def start() -> Belief:
     return Belief(torch.zeros(HORIZON, SIZE), torch.tensor([0.8, 0.2]).expand(HORIZON, SIZE))
 
 
-def looked_for(wanted: config.Plan, seed: int = 0, number: int = 0) -> Found:
+def looked_for(wanted: config.Planning, seed: int = 0, number: int = 0) -> Found:
     return search(distance, start(), BOUNDS, wanted, seed, number)
 
 
@@ -34,7 +34,7 @@ def looked_for(wanted: config.Plan, seed: int = 0, number: int = 0) -> Found:
 @pytest.mark.parametrize("method", ["cem", "mppi"])
 def test_a_round_is_that_of_a_loop(method: str, momentum: float) -> None:
     torch.manual_seed(0)
-    wanted = config.Plan(
+    wanted = config.Planning(
         method=method, samples=32, elites=5, mean_momentum=momentum, std_momentum=momentum, temperature=0.3
     )
     noise, belief = torch.randn(32, HORIZON, SIZE, dtype=torch.float64), start()
@@ -71,7 +71,7 @@ def test_a_round_is_that_of_a_loop(method: str, momentum: float) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("method", ["cem", "mppi"])
 def test_a_search_finds_the_least_cost_within_the_bounds(method: str) -> None:
-    found = looked_for(config.Plan(method=method, samples=256, rounds=12, elites=20, temperature=0.05))
+    found = looked_for(config.Planning(method=method, samples=256, rounds=12, elites=20, temperature=0.05))
     torch.testing.assert_close(found.actions, TARGET, atol=0.05, rtol=0)
     assert found.cost == pytest.approx(float(distance(found.actions[None])[0]), abs=1e-6)
     assert ((found.actions >= BOUNDS.low) & (found.actions <= BOUNDS.high)).all()
@@ -80,7 +80,7 @@ def test_a_search_finds_the_least_cost_within_the_bounds(method: str) -> None:
 
 @pytest.mark.fast
 def test_a_search_is_a_function_of_seed_and_number() -> None:
-    wanted = config.Plan(samples=16, rounds=2, elites=4)
+    wanted = config.Planning(samples=16, rounds=2, elites=4)
     first = looked_for(wanted)
     assert torch.equal(first.actions, looked_for(wanted).actions)
     assert not torch.equal(first.actions, looked_for(wanted, seed=1).actions)
@@ -102,7 +102,7 @@ def test_the_best_that_was_tried_is_kept() -> None:
     def forked(actions: Tensor) -> Tensor:
         return (actions[:, 0, 0].abs() - 0.8).abs()
 
-    wanted = config.Plan(samples=64, rounds=1, elites=32)
+    wanted = config.Planning(samples=64, rounds=1, elites=32)
     best = search(forked, start(), BOUNDS, wanted, 0, 0)
     mean = search(forked, start(), BOUNDS, wanted.model_copy(update={"keep_best": False}), 0, 0)
     assert best.cost < 0.1 < mean.cost

@@ -151,16 +151,13 @@ def test_a_run_is_planned_in_and_passed_on(place: Path, tmp_path: Path, capsys: 
     ("changes", "told"),
     [
         ({"model_path": "nowhere"}, "world.model_path: nowhere"),
-        ({"eval_every_steps": 2, "val": None}, "world.eval_every_steps"),
+        ({"latents": "vector"}, "world.inverse_weight"),
         ({"state": True}, "world.state"),
     ],
 )
 def test_bad_input_is_named_before_a_step(changes: dict[str, Any], told: str, place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
-        wanted = settings(place, tmp_path / "run", **{name: value for name, value in changes.items() if name != "val"})
-        if "val" in changes:
-            wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"val": None})})
-        train_world(wanted, progress=False)
+        train_world(settings(place, tmp_path / "run", **changes), progress=False)
 
 
 def test_the_best_checkpoint_is_that_which_sees_farthest(place: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ BOUNDS = Bounds(torch.tensor([-3.0, -3.0]), torch.tensor([3.0, 3.0]))
 def test_a_roll_out_with_keys_kept_is_that_without(context: int, state: bool) -> None:
     """States go on as the actions say, from the true one."""
     model = make(state=state)
-    planner = WorldPlanner(model, config.Plan(horizon=4, chunk=3), bounds=BOUNDS)
+    planner = WorldPlanner(model, config.Planning(horizon=4, chunk=3), bounds=BOUNDS)
     batch = drawn(1, context)
     latents, states = model.latents_of(batch.features)[0], batch.states[0] if state else None
     past_actions, actions = torch.randn(context - 1, 2), torch.randn(7, 4, 2)
@@ -195,14 +195,16 @@ def test_energies_are_those_of_loops() -> None:
         size = torch.abs if kind == "l1" else torch.square
         each = torch.stack([torch.stack([size(one[k] - goals[k // 2]).mean() for k in range(4)]) for one in rolled])
         for of, expected in (("last", each[:, 1] + each[:, 3]), ("sum", each.sum(dim=1))):
-            planner = WorldPlanner(make(), config.Plan(energy=kind, energy_of=of), bounds=BOUNDS)
+            planner = WorldPlanner(make(), config.Planning(energy=kind, energy_of=of), bounds=BOUNDS)
             torch.testing.assert_close(planner.energy(rolled, goals), expected)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("method", ["cem", "mppi", "inverse"])
 def test_the_same_number_gives_the_same_plan(method: str) -> None:
-    planner = WorldPlanner(make(), config.Plan(method=method, samples=8, rounds=2, elites=3, horizon=2), bounds=BOUNDS)
+    planner = WorldPlanner(
+        make(), config.Planning(method=method, samples=8, rounds=2, elites=3, horizon=2), bounds=BOUNDS
+    )
     frames, goal = (torch.randint(256, (3, *shape, 16, 16), dtype=torch.uint8) for shape in ((1,), ()))
     actions, energy = planner.plan(frames, goal)
     again, same = planner.plan(frames, goal)

@@ -31,7 +31,7 @@ def make(horizon: int) -> WorldPlanner:
     )
     model = config.Model.model_validate({"patch_px": 8, "encoder": {"width": 96, "depth": 4, "heads": 3}})
     actions = TrackInfo(("x", "y"), ("", ""), {}, (0.0, 0.0), (1.0, 1.0), 1)
-    wanted = config.Plan(samples=64, rounds=5, horizon=horizon)
+    wanted = config.Planning(samples=64, rounds=5, horizon=horizon)
     return WorldPlanner(WorldModel(settings, make_encoder(model), actions, None), wanted)
 
 

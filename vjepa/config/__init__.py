@@ -30,7 +30,7 @@ from vjepa.config.objective import Objective
 from vjepa.config.parallel import Guard, Parallel
 from vjepa.config.section import ConfigError
 from vjepa.config.settings import Config, Eval, Optim, Run
-from vjepa.config.world import Plan, WorldConfig, WorldPredictor, WorldSettings
+from vjepa.config.world import Planning, WorldConfig, WorldPredictor, WorldSettings
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -57,7 +57,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Parallel",
-    "Plan",
+    "Planning",
     "PredictorSettings",
     "RandomMask",
     "RatioMask",

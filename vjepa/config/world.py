@@ -122,7 +122,7 @@ class WorldSettings(Section):
         return self
 
 
-class Plan(Section):
+class Planning(Section):
     """Set where is planned, and how: sampled sequences, rolled out in the model, by their energy to the goal."""
 
     environment: str = Field(
@@ -186,7 +186,7 @@ class WorldConfig(Section):
     world: WorldSettings
     optim: Optim
     guard: Guard = Guard()
-    plan: Plan = Plan()
+    plan: Planning = Planning()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -211,6 +211,8 @@ class WorldConfig(Section):
             )
         if "inverse" in (self.plan.start, self.plan.method) and not world.goal_width:
             raise ValueError("world.goal_width: 0, so that there is no inverse model to plan by; give a width")
+        if world.eval_every_steps and data.val is None:
+            raise ValueError("world.eval_every_steps: there is nothing to measure on; set data.val, or leave it out")
         if self.run.init_from is not None:
             raise ValueError("run.init_from: is for pre-training; the encoder is world.model_path")
         if self.optim.lr is None:

@@ -7,6 +7,7 @@ its frame; each sees all of its own and of earlier steps. `latents` are [B, T, h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -133,7 +134,7 @@ class ActionPredictor(nn.Module):
         keys, values = [], []
         for number, block in enumerate(self.predictor_blocks):
             seen = (past.keys[number], past.values[number]) if past else None
-            tokens, key, value = block.after(tokens, rotate, mask, seen)
+            tokens, key, value = cast(StepBlock, block).after(tokens, rotate, mask, seen)
             keys.append(key)
             values.append(value)
         tokens = rearrange(tokens, "b (t n) d -> b t n d", t=num_steps)[:, :, self.num_conditions :]

@@ -24,8 +24,8 @@ _STATES: Final = ("state", "proprio", "observation", "agent_pos")  # of observat
 
 
 @dataclass(frozen=True)
-class Task:
-    """Hold one task. start, goal: pictures, uint8 [H, W, 3]. aim: the state of the goal, [S]."""
+class Errand:
+    """Hold one task of an environment. start, goal: pictures, uint8 [H, W, 3]. aim: the state of the goal, [S]."""
 
     start: np.ndarray
     goal: np.ndarray
@@ -40,7 +40,7 @@ class Environment(ABC):
     radius: float
 
     @abstractmethod
-    def begin(self, number: int) -> Task:
+    def begin(self, number: int) -> Errand:
         """Begin task `number`, the same at each call."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Environment(ABC):
     def expert(self, step: int) -> np.ndarray:
         """Give an action [A] that leads to the goal, by what the environment knows of itself: the oracle."""
 
-    def reached(self, task: Task) -> bool:
+    def reached(self, task: Errand) -> bool:
         """Tell whether the state lies within the radius of the goal's."""
         return bool(np.linalg.norm(self.state - task.aim) <= self.radius)
 
@@ -71,12 +71,12 @@ class RoomsEnvironment(Environment):
         self.high = np.full(2, self.world.fastest_px)
         self.low = -self.high
 
-    def begin(self, number: int) -> Task:
+    def begin(self, number: int) -> Errand:
         rng = generator(self.seed, "episodes", number)
         rooms = ("left", "right") if rng.random() < 0.5 else ("right", "left")
         self.place, self.aim = (self.world.place(rng, room) for room in rooms)
         start, goal = self.world.draw(np.stack([self.place, self.aim]))
-        return Task(start, goal, self.aim)
+        return Errand(start, goal, self.aim)
 
     def step(self, action: np.ndarray) -> np.ndarray:
         self.place = self.world.move(self.place, action)
@@ -112,7 +112,7 @@ class GymEnvironment(Environment):
         self.name, self.seed, self.goal_steps, self.radius = name, seed, goal_steps, radius
         self.low, self.high = space.low.astype(float), space.high.astype(float)
 
-    def begin(self, number: int) -> Task:
+    def begin(self, number: int) -> Errand:
         rng = generator(self.seed, "episodes", number)
         reset = int(rng.integers(1 << 31))
         held = rng.uniform(self.low, self.high, (-(-self.goal_steps // _HELD_STEPS), len(self.low)))
@@ -121,7 +121,7 @@ class GymEnvironment(Environment):
         for action in self.known:
             goal = self.step(action)
         aim = self.state
-        return Task(self._reset(reset), goal, aim)
+        return Errand(self._reset(reset), goal, aim)
 
     def step(self, action: np.ndarray) -> np.ndarray:
         dtype = self.environment.action_space.dtype

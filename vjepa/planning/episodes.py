@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vjepa import config
 from vjepa.counter_rng import generator
-from vjepa.planning.environments import Environment, Task, fitted
+from vjepa.planning.environments import Environment, Errand, fitted
 from vjepa.planning.planner import WorldPlanner
 from vjepa.planning.search import Belief, Bounds
 
@@ -30,7 +30,7 @@ class Episode:
     uint8 [n + 1, H, W, 3], and the goal's. places: states, [n + 1, S]. seconds: of each plan.
     """
 
-    task: Task
+    task: Errand
     reached: np.ndarray
     states: np.ndarray
     pictures: list[np.ndarray] = field(repr=False)
@@ -59,7 +59,7 @@ def environment_actions(action: Tensor, data: config.Data) -> np.ndarray:
 
 
 def run_episode(
-    environment: Environment, planner: WorldPlanner, policy: Policy, number: int, wanted: config.Plan
+    environment: Environment, planner: WorldPlanner, policy: Policy, number: int, wanted: config.Planning
 ) -> Episode:
     """Do task `number` by a policy, for `wanted.budget_steps` steps of the environment."""
     task = environment.begin(number)
@@ -77,7 +77,7 @@ def run_episode(
     return Episode(task, np.array(reached), np.stack(states), pictures, tuple(seconds))
 
 
-Act = Callable[[Sequence[np.ndarray], Task], np.ndarray]  # pictures so far -> the next actions [n, A]
+Act = Callable[[Sequence[np.ndarray], Errand], np.ndarray]  # pictures so far -> the next actions [n, A]
 
 
 def _actor(environment: Environment, planner: WorldPlanner, policy: Policy, number: int) -> Act:
@@ -88,7 +88,7 @@ def _actor(environment: Environment, planner: WorldPlanner, policy: Policy, numb
     if policy == "random":
         rng = generator(planner.seed, "episodes", (1 << 32) + number)
 
-        def draw(pictures: Sequence[np.ndarray], task: Task) -> np.ndarray:
+        def draw(pictures: Sequence[np.ndarray], task: Errand) -> np.ndarray:
             low, high = bounds.low.cpu().numpy(), bounds.high.cpu().numpy()
             return environment_actions(torch.from_numpy(rng.uniform(low, high)), data)
 
@@ -106,7 +106,7 @@ class _Planned:
         self.seen: list[Tensor] = []
         self.goal: Tensor | None = None
 
-    def __call__(self, pictures: Sequence[np.ndarray], task: Task) -> np.ndarray:
+    def __call__(self, pictures: Sequence[np.ndarray], task: Errand) -> np.ndarray:
         planner, context = self.planner, self.planner.wanted.context
         with torch.inference_mode():
             if self.goal is None:

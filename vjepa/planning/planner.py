@@ -17,7 +17,7 @@ from vjepa.world_model import WorldModel
 class WorldPlanner:
     """Plan with a frozen world model. Frames and goals are uint8, actions are those of a step of the model."""
 
-    def __init__(self, model: WorldModel, wanted: config.Plan, seed: int = 0, bounds: Bounds | None = None) -> None:
+    def __init__(self, model: WorldModel, wanted: config.Planning, seed: int = 0, bounds: Bounds | None = None) -> None:
         """Take a trained model. bounds: of actions, [A] each; None: those of the settings, else of the index."""
         self.model, self.wanted, self.seed = model.requires_grad_(False).eval(), wanted, seed
         self.bounds = self._of_settings() or bounds or self._of_index()

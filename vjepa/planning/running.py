@@ -21,7 +21,7 @@ from vjepa.world_model import WorldModel
 _GYM: Final = "gym:"
 
 
-def make_environment(wanted: config.Plan, seed: int) -> Environment:
+def make_environment(wanted: config.Planning, seed: int) -> Environment:
     """Make the environment that the settings name. Raises UserError for another name."""
     if wanted.environment == "rooms":
         return RoomsEnvironment(seed, wanted.radius)

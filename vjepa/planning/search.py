@@ -54,7 +54,7 @@ class Found:
     costs: tuple[float, ...]
 
 
-def search(cost: Cost, first: Belief, bounds: Bounds, wanted: config.Plan, seed: int, number: int) -> Found:
+def search(cost: Cost, first: Belief, bounds: Bounds, wanted: config.Planning, seed: int, number: int) -> Found:
     """Search from the belief `first`; the noise is a function of (seed, number), the number of the search.
 
     Returns the actions of the least cost among the mean of the last belief and all that were tried where
@@ -87,7 +87,7 @@ def candidates(belief: Belief, noise: Tensor, bounds: Bounds) -> Tensor:
     return bounds.cut(actions)
 
 
-def cem(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Plan) -> Belief:
+def cem(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Planning) -> Belief:
     """Move the belief to mean and deviation of the best `wanted.elites` (Rubinstein 1999).
 
     `wanted.mean_momentum` and `std_momentum` of the old ones stay.
@@ -96,7 +96,7 @@ def cem(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Plan) -> 
     return _moved(belief, elites.mean(dim=0), elites.std(dim=0), wanted)
 
 
-def mppi(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Plan) -> Belief:
+def mppi(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Planning) -> Belief:
     """Move the belief to mean and deviation of all sequences, weighted by exp(-cost / temperature).
 
     Costs count from the least one, in units of their deviation (Williams et al. 2017; TD-MPC's weighted deviation).
@@ -107,6 +107,6 @@ def mppi(belief: Belief, actions: Tensor, costs: Tensor, wanted: config.Plan) ->
     return _moved(belief, mean, (weights * (actions - mean).square()).sum(dim=0).sqrt(), wanted)
 
 
-def _moved(belief: Belief, mean: Tensor, std: Tensor, wanted: config.Plan) -> Belief:
+def _moved(belief: Belief, mean: Tensor, std: Tensor, wanted: config.Planning) -> Belief:
     """Mix mean and deviation [H, A] with those of the old belief."""
     return Belief(torch.lerp(mean, belief.mean, wanted.mean_momentum), torch.lerp(std, belief.std, wanted.std_momentum))

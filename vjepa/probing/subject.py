@@ -106,7 +106,7 @@ def _data(settings: SubjectSettings, native: config.Data, encoder: Encoder) -> c
     words = " ".join(f"--{name} {_word(value)}" for name, value in given.items())
     if len(given.get("crop_px", ())) == 1:
         given["crop_px"] = given["crop_px"][0]
-    changes = {"prepare": "none", "mix": [], "labelled": None, "clips_per_decode": 1, **given}
+    changes = {"prepare": "none", "mix": [], "labelled": None, "clips_per_decode": 1, "actions": None, **given}
     if {"clip_fps", "frame_step"} & given.keys():
         changes = {"clip_fps": None, "frame_step": None, "duration_s": None, **changes}
     try:

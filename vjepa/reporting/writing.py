@@ -9,7 +9,7 @@ from pathlib import Path
 from vjepa.errors import UserError
 from vjepa.files import write_text
 from vjepa.page.document import check_page
-from vjepa.reporting import finetuned, run_page, tables
+from vjepa.reporting import finetuned, run_page, tables, worlds
 from vjepa.reporting.record import RunRecord
 from vjepa.run_folder import RunFolder
 
@@ -44,6 +44,8 @@ def _tables(records: Sequence[RunRecord]) -> list[str]:
     for one in records:
         if "kinds" in one.summary:
             told.append(finetuned.closing_table(one.summary))
+        elif "foresight" in one.summary:
+            told.append(worlds.closing_table(one.summary))
         elif one.summary:
             told.append(tables.closing_table(tables.read_summary(one.folder)))
         else:

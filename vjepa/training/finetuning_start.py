@@ -108,6 +108,7 @@ def _model(given: Mapping[str, Any], model: config.Model) -> Tree:
 def _data(given: Tree, native: config.Data, dataset: Sequence[str] | None) -> Tree:
     """Say which rows are read, and how."""
     changes: Tree = {"prepare": "none", "mix": [], "labelled": None, "clips_per_video": 1, "clips_per_decode": 1}
+    changes["actions"] = None  # of a world model
     if given.keys() & set(_RATES):
         changes |= dict.fromkeys(_RATES)
     tree = {**native.model_dump(mode="json"), **changes, **dict.fromkeys(_PARTS), **given}

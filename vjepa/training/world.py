@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -22,7 +22,7 @@ from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.interop import own, world
 from vjepa.probing.extractors import untrained, weights_hash
-from vjepa.reporting import pictures
+from vjepa.reporting import pictures, worlds
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
 from vjepa.training.loop import TrainingRun, learn
@@ -83,7 +83,7 @@ def _pretrained(settings: config.WorldConfig, progress: bool) -> bool:
 
 
 def prepare(settings: config.WorldConfig, progress: bool) -> tuple[WorldRun, WorldModel]:
-    """Check everything that can be wrong before the first step, then open the run folder and keep the features."""
+    """Check everything that can be wrong before the first step, then open the run folder."""
     where, dtype = device.pick(settings.run)
     device.check_compiler(settings.run, where)
     if settings.data.prepare != "none":
@@ -95,7 +95,6 @@ def prepare(settings: config.WorldConfig, progress: bool) -> tuple[WorldRun, Wor
     encoder = weights.build_encoder()
     if settings.world.from_scratch:
         encoder = untrained(encoder, settings.run.seed)
-    hashed = weights_hash(encoder)
     index = open_index(settings.data.train.paths)
     tracks = Tracks(measured_actions(index, part.rows, settings.data), index.tracks.state)
     method = world.build(settings, encoder, tracks).to(where)
@@ -104,9 +103,7 @@ def prepare(settings: config.WorldConfig, progress: bool) -> tuple[WorldRun, Wor
     if not folder.start.is_file():
         own.write(weights, folder.start)
     files.write_text(folder.tracks, tracks.to_json())
-    frames = FrameSource(index, part.rows, settings.data)
-    kept = keep_frames(method, hashed, frames, settings, progress) if settings.world.keep_features else None
-    return WorldRun(settings, folder, sources, where, dtype, total, progress, kept), method
+    return WorldRun(settings, folder, sources, where, dtype, total, progress), method
 
 
 def _refuse_shared(settings: config.WorldConfig, part: Part) -> None:
@@ -131,6 +128,9 @@ def _go_on(run: WorldRun, method: WorldModel, stop_at_step: int | None) -> dict[
     if state.step < stop:
         check_precision(run, state)
         state.dtype = dtype_name(run.dtype)
+        if settings.world.keep_features:
+            frames = FrameSource(open_index(settings.data.train.paths), run.sources[0].parts[0].rows, settings.data)
+            run = replace(run, kept=keep_frames(method, weights_hash(method.encoder), frames, settings, run.progress))
         step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
         run.folder.summary.unlink(missing_ok=True)
         judge = Foresight(run, method) if settings.world.eval_every_steps else None
@@ -147,8 +147,6 @@ class Foresight:
     """Measure predictions on data.val during training; the checkpoint with the least error is the best."""
 
     def __init__(self, run: WorldRun, method: WorldModel) -> None:
-        if run.settings.data.val is None:
-            raise UserError("world.eval_every_steps: there is nothing to measure on; set data.val, or leave it out")
         self.run, self.method = run, method
 
     def measure_at(self, step: int) -> dict[str, float]:
@@ -219,22 +217,6 @@ def conclude(run: WorldRun, method: WorldModel, state: TrainingState) -> dict[st
     pictures.loss_curve(folder.pictures / "loss_curve.png", rows, ["loss", "prediction", "roll_out", "inverse", "goal"])
     files.write_json(folder.summary, summary)
     if run.progress:
-        print("\n" + closing_table(summary))
+        print("\n" + worlds.closing_table(summary))
         print(f"{folder.path}: plan in it with python -m vjepa.plan {folder.path}")
     return summary
-
-
-def closing_table(summary: dict[str, Any]) -> str:
-    """Write the errors by steps ahead, each over that of copying the first frame."""
-    found = summary["foresight"]
-    lines = [f"final loss {summary['final_loss']:.4f} after {summary['steps']} steps"]
-    if found is None:
-        return "\n".join([*lines, "nothing measured: there is no data.val"])
-    ahead = range(1, len(found["predicted"]) + 1)
-    lines.append("error of latents on data.val, of copying the first frame = 1")
-    lines.append(f"{'steps ahead':24s}" + "".join(f"{k:8d}" for k in ahead))
-    for name in ("predicted", "shuffled"):
-        shares = [mine / max(copied, 1e-12) for mine, copied in zip(found[name], found["copied"], strict=True)]
-        told = {"predicted": "predicted", "shuffled": "with actions shuffled"}[name]
-        lines.append(f"{told:24s}" + "".join(f"{share:8.3f}" for share in shares))
-    return "\n".join(lines)
