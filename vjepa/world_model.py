@@ -22,7 +22,7 @@ from vjepa.models.action_predictor import ActionPredictor, Past, normed
 from vjepa.models.encoder import Encoder
 from vjepa.models.layers import Block, Mlp, initialise
 from vjepa.objectives import sigreg
-from vjepa.ranks import ALONE, Share
+from vjepa.ranks import ALONE, StepShare
 from vjepa.records import ClipBatch, LatentBatch, sent
 
 _KNOTS: Final = 17  # of the integral of SIGReg, as in the objective of pre-training
@@ -97,7 +97,7 @@ class WorldModel(nn.Module):
             if isinstance(block, Block):
                 block.compile(dynamic=False)
 
-    def embeddings(self, batch: ClipBatch | LatentBatch, step: int, share: Share) -> dict[str, Tensor]:
+    def embeddings(self, batch: ClipBatch | LatentBatch, step: int, share: StepShare) -> dict[str, Tensor]:
         """Give nothing: a world model learns from the batch of a whole step."""
         return {}
 
@@ -108,7 +108,7 @@ class WorldModel(nn.Module):
         """Give nothing beside the terms."""
         return {}
 
-    def terms(self, batch: ClipBatch | LatentBatch, step: int, share: Share = ALONE) -> dict[str, Tensor]:
+    def terms(self, batch: ClipBatch | LatentBatch, step: int, share: StepShare = ALONE) -> dict[str, Tensor]:
         """Compute the terms of the loss at a step, named fp32 scalars; what is random is a function of (seed, step).
 
         It is the batch of a whole step: `share` is ALONE.
