@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.interop import own, world
 from vjepa.probing.extractors import untrained, weights_hash
+from vjepa.ranks import refuse_several
 from vjepa.reporting import pictures, worlds
 from vjepa.training import checkpoint, first_run, run_log
 from vjepa.training.checkpoint import TrainingState
@@ -62,8 +62,7 @@ def train_world(
     Its encoder is trained first where `world.pretrain` says how and it is not there yet. `stop_at_step` saves and ends
     before that step: the same call goes on later, bit for bit. Raises UserError for bad input.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("world: a world model trains in one process for now; start it without torchrun")
+    refuse_several("vjepa.train of a world model")
     if not _pretrained(settings, progress):
         return None
     run, method = prepare(settings, progress)
