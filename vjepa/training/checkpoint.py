@@ -164,7 +164,7 @@ def _copied(tensors: Mapping[str, Tensor], leads: bool) -> dict[str, Tensor]:
         values = whole(tensor.detach())
         if leads:
             empty = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            copies[name] = empty.copy_(values, non_blocking=True)
+            copies[name] = empty.copy_(values, non_blocking=values.is_cuda)
     return copies
 
 
