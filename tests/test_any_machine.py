@@ -233,7 +233,7 @@ def test_only_cuda_copies_while_the_host_goes_on() -> None:
         assert tensor.calls == calls
     lines = {line.strip() for path in ROOT.glob("vjepa/**/*.py") for line in path.read_text().splitlines()}
     assert {line for line in lines if "non_blocking" in line} == {
-        'return tensor.to(device, non_blocking=device.type == "cuda")',
+        "return tensor.pin_memory().to(device, non_blocking=True)",
         "copies[name] = empty.copy_(values, non_blocking=values.is_cuda)",
         "flags = torch.empty(4, pin_memory=True).copy_(flags, non_blocking=True)",  # where they are on a GPU of CUDA
     }
