@@ -317,9 +317,9 @@ def test_epochs_are_passes_over_the_clips(clips) -> None:
     assert summary is not None and summary["steps"] == 3  # 2 x 6 clips, 4 a step
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(clips) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_is_saved_is_finite(clips) -> None:
     run = settings(clips, "run", optim={"lr": 1e30, "warmup_steps": 0, "clip_grad": None}, run={"save_every_steps": 1})
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower optim.lr"):
+    with pytest.raises(UserError, match=r"was not finite in 3 steps in a row, up to step \d; lower optim\.lr"):
         train(run, progress=False)
     for tensor in weights(run.run.dir)["encoder.safetensors"].values():
         assert tensor.isfinite().all()
