@@ -50,16 +50,21 @@ def test_from_format_to_format(tmp_path: Path, source: Path, capsys: pytest.Capt
     run(source, "huggingface", folder, *CLIPS)
     run(folder, "safetensors", back, "--format", "huggingface")
     assert sorted(item.name for item in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "video_preprocessor_config.json",
     ]
-    assert sorted(item.name for item in folder.parent.iterdir()) == ["back.safetensors", "folder"]
+    assert sorted(item.name for item in folder.parent.iterdir()) == [
+        "back.safetensors",
+        "back.safetensors.md",
+        "folder",
+    ]
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}: encoder and predictor as huggingface; features of clips of 4x16x16 differ from those of "
-        f"{source} by at most 0",
+        f"{source} by at most 0; its card is {folder / 'README.md'}",
         f"{back}: encoder and predictor as safetensors; features of clips of 4x16x16 differ from those of "
-        f"{folder} by at most 0",
+        f"{folder} by at most 0; its card is {back}.md",
     ]
     before, after = own.read(source), own.read(back)
     for network in ("encoder", "predictor"):
@@ -72,12 +77,12 @@ def test_an_onnx_file(tmp_path: Path, source: Path, capsys: pytest.CaptureFixtur
     pytest.importorskip("onnxscript")
     out = tmp_path / "out" / "encoder.onnx"
     run(source, "onnx", out, *CLIPS)
-    assert [item.name for item in out.parent.iterdir()] == ["encoder.onnx"]
+    assert sorted(item.name for item in out.parent.iterdir()) == ["encoder.onnx", "encoder.onnx.md"]
     printed = capsys.readouterr().out.splitlines()[-1]
     assert printed.startswith(
         f"{out}: encoder as onnx; features of clips of 4x16x16 differ from those of {source} by at most "
     )
-    assert float(printed.rsplit(" ", 1)[1]) < 1e-5
+    assert float(printed.partition(" by at most ")[2].partition(";")[0]) < 1e-5
 
 
 def test_a_training_file_of_vjepa2_becomes_what_transformers_loads(tmp_path: Path) -> None:

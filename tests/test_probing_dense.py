@@ -125,7 +125,8 @@ def test_masks_are_cut_as_clips_are(world: Path) -> None:
     share = things.shares(full, TokenGrid(2, 8, 8), 2, 4)
     assert share.shape == (2, 16, 16, 4) and np.allclose(share.sum(-1), 1)
     assert share[1, 3, 5, 1] == (full[4:, 12:16, 20:24] == 1).mean()
-    assert things.labels(np.array([[0.2, 0.7], [0.0, 0.0]])).tolist() == [1, -1]
+    found = things.labels(np.array([[0.2, 0.7, 0.1], [0.7, 0.1, 0.2], [0.8, 0.1, 0.1], [0.0, 0.0, 0.0]]))
+    assert found.tolist() == [1, 2, 0, -1]
     padded = things.of_clip(index, row, whole.model_copy(update={"fit": "pad", "crop_px": (64, 96)}), "things")
     assert (padded[:, :, :16] == things.UNKNOWN).all() and (padded[:, :, 16:80] == full).all()
 

@@ -23,6 +23,7 @@ from vjepa.errors import UserError
 from vjepa.records import TokenGrid
 
 UNKNOWN: Final = 255
+_LEAST_SHARE: Final = 0.25  # of a cell, at which it is no longer ground
 
 
 def read_names(path: Path) -> list[str]:
@@ -72,9 +73,16 @@ def shares(marks: np.ndarray, grid: TokenGrid, fine: int, num: int) -> np.ndarra
 
 
 def labels(share: np.ndarray) -> np.ndarray:
-    """Say which thing has the most of each cell: [..., K] -> int64 [...]; -1 where nothing is known."""
-    most: np.ndarray = np.where(share.sum(-1) > 0, share.argmax(-1), -1)
-    return most
+    """Say what is in each cell: shares [..., K] -> int64 [...].
+
+    It is the thing that has most of it, where things have a quarter of it at least, for many are narrower than a cell;
+    else the ground, 0; -1 where nothing is known.
+    """
+    things = share[..., 1:]
+    is_thing = things.sum(-1) >= _LEAST_SHARE * share.sum(-1)
+    found: np.ndarray = np.where(is_thing & (things.sum(-1) > 0), 1 + things.argmax(-1), 0)
+    found[share.sum(-1) == 0] = -1
+    return found
 
 
 def _read(path: Path, row: IndexRow) -> np.ndarray:
