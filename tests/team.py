@@ -17,7 +17,7 @@ import torch
 # forked from a process that has imported what they need, and has no threads that hold locks
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["vjepa.training.pretraining"])
-PATIENCE_S = 300
+PATIENCE_S = 1800
 
 
 def on_ranks(num: int, work: Callable[..., Any], *given: Any, lost: int | None = None) -> list[Any]:
