@@ -260,9 +260,12 @@ def masks_table(entry: Mapping[str, Any]) -> str:
     shares = [name for name in ("mIoU", "J&F", "J", "F") if name in next(iter(entry["kinds"].values()))]
     names = entry["names"] if entry["eval_mode"] == "dense" else ()
     head = f"{entry['eval_mode']} {entry['label']}"
-    lines = [f"{head:24}{''.join(f'{name:24}' for name in shares)}{'  '.join(names)}".rstrip()]
+    titles = "".join(f"{name:{max(len(name), 5) + 2}}" for name in names)
+    lines = [f"{head:24}{''.join(f'{name:24}' for name in shares)}{titles}".rstrip()]
     for kind, one in entry["kinds"].items():
-        each = "".join(f"{_number(iou):{len(name) + 2}}" for name, iou in zip(names, one.get("each", ()), strict=False))
+        each = "".join(
+            f"{_number(iou):{max(len(name), 5) + 2}}" for name, iou in zip(names, one.get("each", ()), strict=False)
+        )
         cells = "".join(f"{_told(one[name]):24}" for name in shares)
         lines.append(f"{KINDS.get(kind, kind):24}{cells}{each}".rstrip())
     clips = ", ".join(f"{num} {part}" for part, num in entry["num_clips"].items())
