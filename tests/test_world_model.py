@@ -25,14 +25,7 @@ STATES = TrackInfo(("x", "y"), ("m", "m"), {}, (0.0, 1.0), (1.0, 2.0), 10)
 def make(plan: dict[str, Any] | None = None, actions: str = "delta", **world: Any) -> WorldModel:
     torch.manual_seed(0)
     tree = {
-        "data": {
-            "train": "x",
-            "num_frames": 5,
-            "frame_step": 2,
-            "crop_px": 16,
-            "crop_scale": (1, 1),
-            "actions": actions,
-        },
+        "data": {"train": "x", "num_frames": 5, "frame_step": 2, "crop_px": 16, "fit": "squash", "actions": actions},
         "world": {"model_path": "x", "predictor": {"width": 32, "depth": 2, "heads": 2}, "goal_width": 16, **world},
         "optim": {"total_steps": 10, "lr": 1e-3},
         "plan": plan or {},
