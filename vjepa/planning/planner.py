@@ -71,7 +71,10 @@ class WorldPlanner:
             energies = cost(actions[None])
             return Found(actions, float(energies[0]), self._first(actions), ())
         first = self._start(now, goals, states, past_actions, last, shuffled)
-        return search(_shuffled(cost) if shuffled else cost, first, self.bounds, self.wanted, self.seed, number)
+        wanted = self.wanted
+        if wanted.method == "inverse":  # a control has to search
+            wanted = wanted.model_copy(update={"method": "cem"})
+        return search(_shuffled(cost) if shuffled else cost, first, self.bounds, wanted, self.seed, number)
 
     def cost(self, now: Tensor, goals: Tensor, states: Tensor | None, past_actions: Tensor | None) -> Cost:
         """Make the function from actions [S, H, A] to energies [S]; what all sequences share is computed once."""
