@@ -171,6 +171,36 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_named(clips, capsys) -
     assert losses(whole.run.dir) == losses(parts.run.dir) and same_weights(whole, parts)
 
 
+@pytest.mark.parametrize("name", ["encoder", "target_encoder", "predictor", "optimizer"])
+def test_a_checkpoint_that_was_damaged_is_set_aside_and_named(clips, capsys, name) -> None:
+    """A single bit, in a file of the right length."""
+    whole, parts = settings(clips, "whole"), settings(clips, "parts", run={"save_every_steps": 2})
+    train(whole, progress=False)
+    train(parts, stop_at_step=5, progress=False)
+    damaged = parts.run.folder.checkpoint(5).path / f"{name}.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 4
+    damaged.write_bytes(content)
+    capsys.readouterr()
+    train(parts, progress=False)
+    told = "does not hold what was written; set aside as damaged-step-00000005, and step-00000004 is gone on from"
+    assert f"step-00000005/{name}.safetensors: {told}" in capsys.readouterr().err
+    assert (parts.run.folder.checkpoints / "damaged-step-00000005" / damaged.name).read_bytes() == content
+    assert losses(whole.run.dir) == losses(parts.run.dir) and same_weights(whole, parts)
+
+
+def test_where_the_only_checkpoint_is_damaged_nothing_begins_anew(clips) -> None:
+    run = settings(clips, "run")
+    train(run, stop_at_step=1, progress=False)
+    state = run.run.folder.checkpoint(1)
+    with state.moments.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: does not hold .* no checkpoint before it; remove"):
+        train(run, progress=False)
+    assert state.is_whole
+
+
 def test_a_run_without_a_name_has_one_folder(clips, tmp_path, monkeypatch) -> None:
     """Its copy of a teacher too: the teacher's own run may go."""
     monkeypatch.chdir(tmp_path)

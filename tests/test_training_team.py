@@ -119,12 +119,22 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on_
     assert losses(shared.run.dir) == pytest.approx(losses(alone.run.dir), rel=1e-5)
 
 
-def test_the_file_stop_ends_a_run_after_a_step(clips) -> None:
-    run = settings(clips, "run")
-    assert train(run, stop_at_step=1, progress=False) is None
-    run.run.folder.stop.touch()
-    assert train(run, progress=False) is None
-    assert json.loads(run.run.folder.require().state.read_text())["step"] == 2 and not run.run.folder.stop.exists()
+def test_the_file_stop_ends_a_run_after_a_step_and_holds_until_the_next_start(clips, monkeypatch) -> None:
+    """Workers that torchrun starts again, for they ended with 75, are of the same start."""
+    run, after_update = settings(clips, "run"), Jepa.after_update
+
+    def asked(method: Jepa, step: int, *given: Any) -> None:
+        after_update(method, step, *given)
+        if step == 1:
+            run.run.folder.stop.touch()
+
+    monkeypatch.setattr(Jepa, "after_update", asked)
+    for steps, restarts in ((2, "0"), (3, "1"), (4, "2")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+        assert train(run, progress=False) is None
+        assert json.loads(run.run.folder.require().state.read_text())["step"] == steps
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert train(run, progress=False) is not None and not run.run.folder.stop.exists()
 
 
 def test_a_rank_that_hangs_is_named_by_the_others_in_time(clips) -> None:

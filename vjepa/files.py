@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -97,3 +98,12 @@ def cache_folder() -> Path:
 def _partial(path: Path) -> Path:
     """Name what is written, like nothing that another process writes: their numbers repeat from machine to machine."""
     return path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+
+
+def sha256(path: Path) -> str:
+    """Hash what a file holds; of a file that cannot be read it is empty."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

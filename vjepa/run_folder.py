@@ -6,7 +6,7 @@ report.html               what people look at; rendered from the files of the ru
 report.safetensors        what that page shows and needs networks or clips to be made: kept at the end of the run
 start.safetensors  tracks.json  plans/    of a world model: its encoder, what its actions are, what vjepa.plan found
 .lock                     held by the process that trains here, with its host and number
-stop                      made by whoever wants the run to save and stop: `touch RUN/stop`; the run removes it
+stop                      made by whoever wants the run to save and stop: `touch RUN/stop`; the next start removes it
 checkpoints/step-00000123/{encoder,target_encoder,predictor}.safetensors   the weights, one file a network
                           optimizer.safetensors, state.json                the training state
 checkpoints/latest        a link to the newest
@@ -30,7 +30,7 @@ from vjepa import files
 from vjepa.errors import UserError
 
 # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`,
-# as `best_knn`; 6 `num_skipped` and `num_skips_in_row`
+# as `best_knn`; 6 `num_skipped`, `num_skips_in_row` and `file_sha256`
 FORMAT_VERSION: Final = 6
 _NAMES: Final = ("latest", "best")
 
@@ -71,6 +71,14 @@ class Checkpoint:
         return self.is_one and bool(facts) and all(_bytes(self.path / name) == size for name, size in sizes.items())
 
     @property
+    def damaged(self) -> Path | None:
+        """Read all files, and find one that does not hold what was written; None where all do, or no hash is kept."""
+        hashes = self._facts().get("file_sha256", {})
+        return next(
+            (self.path / name for name, wanted in hashes.items() if files.sha256(self.path / name) != wanted), None
+        )
+
+    @property
     def best_step(self) -> int | None:
         """Read the step of the best checkpoint up to this one; None where none was measured, or the format is older."""
         step: int | None = self._facts().get("best_step")
@@ -100,7 +108,8 @@ class Checkpoint:
                 f"{self.path}: checkpoint format {version}, this version of vjepa reads up to {FORMAT_VERSION}; "
                 "go on with the version that wrote it, or a newer one"
             )
-        state.pop("file_bytes", None)
+        for name in ("file_bytes", "file_sha256"):
+            state.pop(name, None)
         return state
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -14,6 +13,7 @@ from typing import Final
 from data_prep.first_run.new_folder import new_folder
 from data_prep.first_run.video_file import VideoSet, write_row
 from data_prep.scanning.build import build_index
+from vjepa import files
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA_VERSION, index_version
 from vjepa.errors import UserError
@@ -52,7 +52,7 @@ def _write_videos(folder: Path, videos: VideoSet, progress: bool) -> dict[str, s
         table.writeheader()
         table.writerows({"file": path.name, **row} for path, row in zip(paths, rows, strict=True))
     written_files = [path for name in ("videos", "things") for path in sorted((folder / name).iterdir())]
-    return {str(path.relative_to(folder)): _sha256(path) for path in written_files}
+    return {str(path.relative_to(folder)): files.sha256(path) for path in written_files}
 
 
 def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:
@@ -64,9 +64,5 @@ def _verify(folder: Path, index_path: Path, videos: VideoSet) -> None:
         )
     for name, sha256 in manifest["sha256"].items():
         path = folder / name
-        if not path.is_file() or _sha256(path) != sha256:
+        if files.sha256(path) != sha256:
             raise UserError(f"{path}: is not the file that was written, or is gone; {remedy}")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

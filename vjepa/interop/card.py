@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -11,9 +10,10 @@ from typing import Any, Final
 
 import yaml
 
-from vjepa import __version__
+from vjepa import __version__, files
 from vjepa.run_folder import RunFolder
 
+_UNKNOWN: Final = "not known: the file is not here"
 _FIRST: Final = {"classify": "top1", "regress": "r2", "multilabel": "map"}  # of baselines, by the task
 _KINDS: Final = {"random_init": "the same network untrained", "pixels": "pixels", "motion_energy": "motion energy"}
 _USE: Final = {
@@ -81,7 +81,7 @@ class _Facts:
         for part in ("train", "selection", "val"):
             index = (named.get(part) or {}).get("index")
             for path in [index] if isinstance(index, str) else index or []:
-                yield f"{part}: `{_plain(str(path))}`, sha256 of the clip index {_sha256(Path(path))}"
+                yield f"{part}: `{_plain(str(path))}`, sha256 of the clip index {files.sha256(Path(path)) or _UNKNOWN}"
         if self.summary.get("evidence"):
             yield f"clips, labels and settings of the probes: sha256 {self.summary['evidence']}"
 
@@ -126,10 +126,6 @@ def _share(share: Mapping[str, float] | None) -> str:
     if share is None or share["value"] is None:
         return "not defined"
     return f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "not known: the file is not here"
 
 
 def _json(path: Path) -> dict[str, Any]:

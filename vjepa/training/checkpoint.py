@@ -7,6 +7,7 @@ state.json the step, the failures so far, and the version of the format.
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa import files
-from vjepa.errors import NotFinite
+from vjepa.errors import NotFinite, UserError
 from vjepa.models.state import load_strictly, read_tensors, spread_colours
 from vjepa.records import ClipBatch
 from vjepa.run_folder import FORMAT_VERSION, Checkpoint, RunFolder
@@ -186,8 +187,10 @@ def write(run: RunFolder, copied: Snapshot, keep: int) -> Checkpoint:
         for name, tensors in copied.networks.items():
             _write_tensors(partial.network(name), tensors)
         _write_tensors(partial.moments, copied.moments)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        files.write_json(partial.state, {"format_version": FORMAT_VERSION, "file_bytes": sizes, **asdict(state)})
+        paths = sorted(folder.iterdir())
+        sizes = {"file_bytes": {path.name: path.stat().st_size for path in paths}}
+        hashes = {"file_sha256": {path.name: files.sha256(path) for path in paths}}
+        files.write_json(partial.state, {"format_version": FORMAT_VERSION, **sizes, **hashes, **asdict(state)})
     best = run.best
     run.name(final, best)
     kept = {checkpoint.path.resolve() for checkpoint in (final, best) if checkpoint}
@@ -195,6 +198,28 @@ def write(run: RunFolder, copied: Snapshot, keep: int) -> Checkpoint:
         if checkpoint.path.resolve() not in kept:
             files.remove_folder(checkpoint.path)
     return final
+
+
+def set_damaged_aside(run: RunFolder) -> None:
+    """Rename the newest checkpoint where a file of it does not hold what was written, as bad disks leave it, and go on.
+
+    Raises UserError where there is none before it.
+    """
+    while (latest := run.latest) and (damaged := latest.damaged):
+        before = [one for one in run.all_checkpoints if one.is_whole and one.path.name < latest.path.name]
+        if not before:
+            raise UserError(
+                f"{damaged}: does not hold what was written, and there is no checkpoint before it; remove "
+                f"{latest.path} to begin anew"
+            )
+        aside = latest.path.with_name(f"damaged-{latest.path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(latest.path, aside)
+        print(
+            f"{damaged}: does not hold what was written; set aside as {aside.name}, and {before[-1].path.name} is gone "
+            "on from",
+            file=sys.stderr,
+        )
 
 
 def restore(run: RunFolder, method: Method, optimizer: torch.optim.Optimizer) -> TrainingState:

@@ -93,7 +93,9 @@ def learn(
             found = judge.measure_at(state.step) if judge else {}
             merit = judge.merit(found) if judge and found else None
             is_best = merit is not None and (state.best_merit is None or merit > state.best_merit)
-            asked, skips = team.most_of_hosts(bool(interrupted) or _is_asked(run, team), step.guard.look())
+            asked, skips = team.most_of_hosts(
+                bool(interrupted) or (team.leads and run.folder.stop.exists()), step.guard.look()
+            )
             ending = state.step == stop or bool(asked) or skips >= run.settings.guard.max_skips
             is_best, merit, ending = team.steps.agree((is_best, merit, ending)) if found else (is_best, merit, ending)
             state.best_merit = merit if is_best else state.best_merit
@@ -121,14 +123,6 @@ def learn(
         log.close()
     if step.guard.worst >= run.settings.guard.max_skips:
         team.ranks.end(_not_finite(step.guard.worst, state.step))
-
-
-def _is_asked(run: TrainingRun[Any], team: Team) -> bool:
-    """Tell whether somebody made the file RUN/stop; it is removed, for it was heard."""
-    if not team.leads or not run.folder.stop.exists():
-        return False
-    run.folder.stop.unlink(missing_ok=True)
-    return True
 
 
 def _take_stock(state: TrainingState, recent: TrainingState, step: TrainingStep[Any]) -> TrainingState:

@@ -19,6 +19,7 @@ from vjepa import __version__, config, files
 from vjepa.config import reading
 from vjepa.errors import UserError
 from vjepa.run_folder import RunFolder
+from vjepa.training.checkpoint import set_damaged_aside
 
 # Settings that change how a run executes, not what it computes: a run may go on with other values of these. Of
 # run.precision what counts is the precision that was used, which checkpoints remember.
@@ -70,6 +71,8 @@ def open_run(
 def sole_writer(run: RunFolder) -> Iterator[None]:
     """Keep a run folder to this process; the kernel lets go of it when the process ends, however.
 
+    What was asked of an earlier start, to stop, is over; it still holds for workers that torchrun starts again. A
+    checkpoint that was damaged since is set aside (`checkpoint.set_damaged_aside`).
     Raises UserError that names the other process where one trains there. A file system that cannot lock is believed
     where it names a process of this host that lives. In a folder that nobody may write to there is nothing to keep.
     """
@@ -81,6 +84,9 @@ def sole_writer(run: RunFolder) -> Iterator[None]:
         file.write(f"{platform.node()} {os.getpid()}\n")
         file.flush()
         try:
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+                run.stop.unlink(missing_ok=True)
+            set_damaged_aside(run)
             yield
         finally:
             run.lock.unlink(missing_ok=True)
