@@ -220,7 +220,6 @@ def test_two_ranks_have_the_gradient_of_one_process() -> None:
         assert all(torch.equal(gradient, shared[1][name][key]) for key, gradient in found.items()), name
 
 
-@pytest.mark.fast
 def test_two_micro_batches_have_the_gradient_of_one_batch() -> None:
     """Terms that compare clips compare those of both (GradCache); BatchNorm cannot, and is refused."""
     whole_batch, parts = gradients(["auto"]), gradients(["auto"], 2)
