@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import losses, metrics, settings
+from killing import killed_run
+from small_runs import losses, metrics, same_weights, settings
 from team import on_ranks
 
 from vjepa import config
@@ -184,6 +185,18 @@ def test_what_two_ranks_saved_is_loaded_by_one_and_by_four_bit_for_bit(clips) ->
     kept = weights_at(run, 2)
     for found in [loaded(run, "alone"), *on_ranks(4, loaded, run, "fsdp2"), *on_ranks(2, loaded, run, "ddp")]:
         assert found.keys() == kept.keys() and all(torch.equal(found[key], one) for key, one in kept.items())
+
+
+def test_ranks_that_are_killed_start_again_and_the_run_ends_as_if_undisturbed(clips) -> None:
+    """Three of them at random moments, one inside a save; tests/benchmarks/kills.py kills 50."""
+    length = {"optim": {"total_steps": 120, "warmup_steps": 2}, "monitor": {"every_steps": None}}
+    whole, killed = (settings(clips, name, run={"save_every_steps": 3}, **length) for name in ("whole", "killed"))
+    path = clips.parent / "killed.yaml"
+    path.write_text(config.dump(killed))
+    assert on_ranks(2, train, whole, None, False) != [None, None]
+    assert killed_run(clips.parent, [str(path)], killed.run.folder, 2, kills=3, seed=0, most_s=0.5) == 3
+    assert same_weights(whole, killed)
+    assert losses(whole.run.dir) == losses(killed.run.dir)
 
 
 def test_the_command_under_torchrun_closes_with_the_probes_of_one_process(clips) -> None:
