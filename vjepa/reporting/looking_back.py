@@ -65,8 +65,8 @@ def look(glass: Glass, draw: Callable[[int], list[TokenMask]], summary: Mapping[
     rows, clips = index.select(source.where), ClipSource(index, settings.data)
     labels = {name: index.column(name) for name in (settings.eval.labels if settings.data.val else ())}
     compared = _spread(rows, _COMPARED if settings.data.val else _COMPARED_OF_TRAIN)
-    facts, arrays, axes = _compare(glass, clips, compared, labels)
-    shown_facts, shown_arrays = _show(glass, clips, _choose(rows, labels), draw, axes)
+    readable, facts, arrays, axes = _compare(glass, clips, compared, labels)
+    shown_facts, shown_arrays = _show(glass, clips, _choose(readable, labels), draw, axes)
     named = {*facts["neighbours"]["queries"], *_wrong(summary)}
     named |= {one for kind in KINDS for near in facts["neighbours"][kind] for one in near}
     arrays |= shown_arrays | _small(clips, np.array(sorted(named)), settings.eval.batch)
@@ -116,8 +116,11 @@ def _words(index: ClipIndex, labels: Mapping[str, Sequence[str | None]], clip_id
 
 def _compare(
     glass: Glass, clips: ClipSource, rows: np.ndarray, labels: Mapping[str, Sequence[str | None]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Axes]]:
-    """Compare clips by their mean features: the spectrum, who is nearest to whom, the axes along which they differ."""
+) -> tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray], dict[str, Axes]]:
+    """Compare clips by their mean features: the spectrum, who is nearest to whom, the axes along which they differ.
+
+    Gives first the ids of those that could be read.
+    """
     batch = glass.settings.eval.batch
     banks = InMemory().banks(SampleViews(clips, rows, Views()), glass.extractors("pooled"), batch)
     arrays, found, axes = {}, dict[str, Any](), dict[str, Axes]()
@@ -130,7 +133,7 @@ def _compare(
         found["queries"] = ids[queries].tolist()
         found[kind] = [ids[near[query]].tolist() for query in queries]
         found[f"agree/{kind}"] = {name: agreement(ids, near, values) for name, values in labels.items()}
-    return {"neighbours": found, "num_compared": len(ids)}, arrays, axes
+    return ids, {"neighbours": found, "num_compared": len(ids)}, arrays, axes
 
 
 def spectrum(features: Tensor) -> Tensor:
