@@ -124,7 +124,7 @@ def test_ranks_share_a_pass_and_every_clip_is_there_once(store, tmp_path, num, b
     samples = [Samples(broken) for _ in range(num)]
 
     def make(rank):
-        shared = Store(tmp_path / "shared", say=store.say, ranks=Threads(rank, num, barrier, said))
+        shared = Store(tmp_path / "shared", say=store.say, ranks=Threads(rank, num, barrier=barrier, said=said))
         return shared.banks(
             seen(samples[rank], IDS, Views(num_clips=2)), {"a": level(), "b": level(2.0, ("tokens",))}, 4
         )

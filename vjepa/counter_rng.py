@@ -33,12 +33,12 @@ STREAMS: Final = {
     "mix": 23,
     "tuner": 24,
     "tuner_views": 25,
-    "dense_probe": 40,
     "shots": 30,
     "rooms": 40,
     "roll_out": 41,
     "planner": 42,
     "episodes": 43,
+    "dense_probe": 44,
 }
 
 

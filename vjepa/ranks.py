@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, NoReturn, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from vjepa.errors import UserError
 
+_BETWEEN_LOOKS_S: Final = 0.05
 _PATIENCE = timedelta(days=7)  # for the slowest of them; torchrun ends all of them where one dies
 ResultT = TypeVar("ResultT")
 
@@ -92,7 +96,9 @@ def join() -> Iterator[Ranks]:
         yield Ranks()
         return
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        store, rank, num = next(dist.rendezvous("env://", timeout=_PATIENCE))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(_meet(store, rank, num), store)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=num, timeout=_PATIENCE)
     except (ValueError, dist.DistError) as error:
         raise UserError(
             f"WORLD_SIZE={num}: the processes do not find each other ({' '.join(str(error).split())}); start "
@@ -102,6 +108,24 @@ def join() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), num)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(store: Any, rank: int, num: int) -> str:
+    """Agree on a name that these processes alone have.
+
+    torchrun starts workers again on the store of those before, which still tells where these listened, and gloo goes
+    there (PyTorch 2.14). A name is agreed on as soon as all have joined it, and all that are alive know only names with
+    their own part; those before never joined it.
+    """
+    joined: set[str] = set()
+    store.set(f"rank/{rank}", uuid4().hex)
+    while True:
+        parts = [store.get(f"rank/{other}") for other in range(num)]
+        name = hashlib.sha256(b"".join(parts)).hexdigest()
+        if store.add(name, int(name not in joined)) == num:
+            return name
+        joined.add(name)
+        time.sleep(_BETWEEN_LOOKS_S)
 
 
 @dataclass(frozen=True)

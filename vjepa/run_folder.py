@@ -219,6 +219,14 @@ class RunFolder:
                 new.write_text(f"{checkpoint.path.name}\n", encoding="utf-8")
             os.replace(new, self.checkpoints / name)
 
+    def set_aside(self, damaged: Checkpoint) -> Path:
+        """Rename a checkpoint so that it is none any more; what was there under that name goes."""
+        aside = damaged.path.with_name(f"damaged-{damaged.path.name}")
+        if aside.exists():
+            files.remove_folder(aside)
+        os.replace(damaged.path, aside)
+        return aside
+
     def take_in_copies(self) -> None:
         """Give copies of checkpoints that stand where links were, as scp and zip leave them, their place; where that
         is taken they go.

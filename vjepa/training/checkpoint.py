@@ -7,7 +7,6 @@ state.json the step, the failures so far, and the version of the format.
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -212,9 +211,7 @@ def set_damaged_aside(run: RunFolder) -> None:
                 f"{damaged}: does not hold what was written, and there is no checkpoint before it; remove "
                 f"{latest.path} to begin anew"
             )
-        aside = latest.path.with_name(f"damaged-{latest.path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(latest.path, aside)
+        aside = run.set_aside(latest)
         print(
             f"{damaged}: does not hold what was written; set aside as {aside.name}, and {before[-1].path.name} is gone "
             "on from",
