@@ -5,16 +5,20 @@ import pyarrow as pa
 import pytest
 
 from vjepa import config
+from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 from vjepa.probing import splits
 
 
-class FakeIndex:
+class FakeIndex(ClipIndex):
     """A clip index in memory: columns of equal length."""
 
     def __init__(self, path="clips.parquet", **columns):
         self.path, self.columns = path, {"group": [None] * len(columns["label"]), **columns}
-        self.parts = [(0, self)]
+
+    @property
+    def parts(self):
+        return [(0, self)]
 
     def __len__(self):
         return len(self.columns["label"])

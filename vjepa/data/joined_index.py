@@ -36,7 +36,7 @@ def open_index(paths: Sequence[str]) -> ClipIndex:
 def are_shared(index: ClipIndex | Images, rows: np.ndarray, other: ClipIndex, other_rows: np.ndarray) -> np.ndarray:
     """Tell which of `rows` are among `other_rows`, which may be of an index that shares files with it: bool [n]."""
     shared = np.zeros(len(rows), bool)
-    for first, part in () if isinstance(index, Images) else index.parts:
+    for first, part in index.parts if isinstance(index, ClipIndex) else ():
         for other_first, other_part in other.parts:
             if part.path == other_part.path:
                 inside = (other_rows >= other_first) & (other_rows < other_first + len(other_part))
