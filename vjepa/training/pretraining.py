@@ -192,7 +192,7 @@ def conclude(
             _draw(run, method, rows, summary)
             own.write(own.read(measured.path, run.settings.eval.encoder), run.folder.best_file)
             files.write_json(path, summary)
-    if ranks.rank == 0:
+    if ranks.rank == 0 and (unmeasured or unseen or not run.folder.page.is_file()):
         write_page(run.folder)
     if run.progress:
         print("\n" + tables.closing_table(summary))
