@@ -149,7 +149,7 @@ def conclude(run: FinetuningRun, method: Finetuning, work: Labelled, state: Trai
             return None
         summary = _facts(run, state) | _measure(run, method, work, scratch) | {"evidence": evidence}
         files.write_json(path, summary)
-    write_page(run.folder)
+        write_page(run.folder)
     if run.progress:
         print("\n" + finetuned.closing_table(summary))
         print(f"{run.folder.path}: report.html, summary.json, metrics.jsonl, tensorboard/, pictures/, head.safetensors")
