@@ -196,13 +196,13 @@ def test_what_two_ranks_saved_is_loaded_by_one_and_by_four_bit_for_bit(clips) ->
 
 
 def test_ranks_that_are_killed_start_again_and_the_run_ends_as_if_undisturbed(clips) -> None:
-    """Three of them at random moments, one inside a save; tests/benchmarks/kills.py kills 50."""
-    length = {"optim": {"total_steps": 120, "warmup_steps": 2}, "monitor": {"every_steps": None}}
+    """One of them at a random moment, one inside a save; tests/benchmarks/kills.py kills 50."""
+    length = {"optim": {"total_steps": 60, "warmup_steps": 2}, "monitor": {"every_steps": None}}
     whole, killed = (settings(clips, name, run={"save_every_steps": 3}, **length) for name in ("whole", "killed"))
     path = clips.parent / "killed.yaml"
     path.write_text(config.dump(killed))
     assert on_ranks(2, train, whole, None, False) != [None, None]
-    assert killed_run(clips.parent, [str(path)], killed.run.folder, 2, kills=3, seed=0, most_s=0.5) == 3
+    assert killed_run(clips.parent, [str(path)], killed.run.folder, 2, kills=2, seed=0, most_s=0.1) == 2
     assert same_weights(whole, killed)
     assert losses(whole.run.dir) == losses(killed.run.dir)
 
