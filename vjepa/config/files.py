@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,8 @@ from vjepa.config.model import Backbone
 from vjepa.config.section import ConfigError, Section
 from vjepa.config.settings import Config
 from vjepa.config.world import WorldConfig
+
+SettingsT = TypeVar("SettingsT", Config, FinetuneConfig, WorldConfig)
 
 _MAKE_AN_INDEX = (
     "; `python -m data_prep.index FOLDER --out x.parquet` makes an index of a folder of videos or images "
@@ -90,30 +92,26 @@ def _parse_file(path: Path) -> dict[str, Any]:
 
 def validate(tree: Mapping[str, Any], origin: str) -> Config:
     """Make a `Config` of plain data. Raises ConfigError with one line, which opens with `origin`."""
-    try:
-        return Config.model_validate_json(json.dumps(_filled(tree)))
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, TypeError):  # a YAML date or set, which no setting takes
-            raise ConfigError(f"{origin}: {error}") from None
-        raise ConfigError(f"{origin}: {explain(error)}") from None
+    return _validated(Config, _filled(tree), origin)
 
 
 def validate_finetuning(tree: Mapping[str, Any], origin: str) -> FinetuneConfig:
     """Make the config of a fine-tuning run of plain data. Raises ConfigError with one line."""
-    try:
-        return FinetuneConfig.model_validate_json(json.dumps(tree))
-    except (ValidationError, TypeError) as error:
-        told = explain(error, FinetuneConfig) if isinstance(error, ValidationError) else error
-        raise ConfigError(f"{origin}: {told}") from None
+    return _validated(FinetuneConfig, tree, origin)
 
 
 def validate_world(tree: Mapping[str, Any], origin: str) -> WorldConfig:
     """Make the config of a world model's run of plain data. Raises ConfigError with one line."""
+    return _validated(WorldConfig, tree, origin)
+
+
+def _validated(kind: type[SettingsT], tree: Mapping[str, Any], origin: str) -> SettingsT:
     try:
-        return WorldConfig.model_validate_json(json.dumps(tree))
-    except (ValidationError, TypeError) as error:
-        told = explain(error, WorldConfig) if isinstance(error, ValidationError) else error
-        raise ConfigError(f"{origin}: {told}") from None
+        return kind.model_validate_json(json.dumps(tree))
+    except TypeError as error:  # a YAML date or set, which no setting takes
+        raise ConfigError(f"{origin}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, kind)}") from None
 
 
 def changed(settings: WorldConfig, overrides: Sequence[str]) -> WorldConfig:

@@ -91,7 +91,7 @@ def read(path: Path, overrides: Sequence[str] = (), encoder: str | None = None) 
     if path.is_dir():
         return _of_run(path, overrides)
     if not path.is_file():
-        raise UserError(f"{path}: no such run folder or file")
+        raise UserError(f"{path}: no such run folder or file; name a run of vjepa.train with a world, such as rooms")
     metadata = own.read_metadata(path)
     if metadata is None:
         return _published(path, overrides, encoder)
