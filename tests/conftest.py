@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,13 @@ def pytest_addoption(parser):
         metavar="N",
         help="damaged files that the scan has to survive (default: 60)",
     )
+
+
+def pytest_configure():
+    """One thread for all that is tested: as many sums as workers of pytest at a time, in one order on any machine, so
+    that what one process computes can be compared by its bits with what several do.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when PyTorch is imported
 
 
 def scanned(path):
