@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NoReturn, TypeVar
 
+from data_prep.engines import ENGINES
 from data_prep.listing.tracks import PLAIN, TrackChoice
 from vjepa.data.tracks import ROTATION_SIZES
 from vjepa.errors import UserError
@@ -26,6 +27,13 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     meaning = "rows that are meant: of several values of one column any, of several columns all"
     metavar = "COLUMN=VALUE[,VALUE]"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar=metavar, help=meaning)
+
+
+def add_engine(parser: argparse.ArgumentParser, meaning: str, workers: int | None = None) -> None:
+    """Add the options --workers, which `meaning` explains, and --engine."""
+    parser.add_argument("--workers", type=int, default=workers, metavar="N", help=meaning)
+    engine = "where to work: on this machine (default), or on a Ray cluster that has the files under the same paths"
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="processes", help=engine)
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: Any, meanings: Mapping[str, str]) -> None:

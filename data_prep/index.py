@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from data_prep.arguments import OneLineParser, add_options, add_tracks, options_of, tracks_of
+from data_prep.arguments import OneLineParser, add_engine, add_options, add_tracks, options_of, tracks_of
 from data_prep.scanning.build import build_index
-from data_prep.scanning.engines import ENGINES
 from data_prep.scanning.options import DEADLINE_S, ScanOptions
 from vjepa.command import run
 
@@ -43,11 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", default="auto", help="what the sources look like (default: auto)")
     add_options(parser, ScanOptions(), _OPTION_HELP)
     add_tracks(parser)
-    add("--workers", type=int, metavar="N", help="files scanned at a time (default: the number of cores)")
+    add_engine(parser, "files scanned at a time (default: the number of cores)")
     deadline = f"a decoder that takes longer is killed (default: {DEADLINE_S:g})"
     add("--deadline-s", type=float, default=DEADLINE_S, metavar="S", help=deadline)
-    engine = "where to scan: on this machine (default), or on a Ray cluster"
-    add("--engine", choices=sorted(ENGINES), default="processes", help=engine)
     sample = "take so many of the files alone, evenly: a first look, which the full scan then continues"
     add("--sample", type=int, metavar="N", help=sample)
     rescan = "scan every file, also those that have not changed since the index was made"

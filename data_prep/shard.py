@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.arguments import OneLineParser, add_where
+from data_prep.arguments import OneLineParser, add_engine, add_where
 from data_prep.copying.shard import ShardOptions, make_shards
 from vjepa.command import run
 from vjepa.config.row_filter import parse_where
@@ -29,11 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     add_where(parser)
     address = "where you will move the shards to, such as s3://bucket/folder (default: beside the index)"
     add("--address", metavar="URL", help=address)
-    workers = "shards written at a time; more than 1 helps where files are remote"
-    add("--workers", type=int, default=1, metavar="N", help=workers)
+    add_engine(parser, "shards written at a time; more than 1 helps where files are remote (default: 1)", workers=1)
     given = parser.parse_args(arguments)
     options, where = ShardOptions(given.max_mb, given.num_shards, given.shuffle_seed), parse_where(given.where, "where")
-    make_shards(given.index, given.out, options, where, given.address, given.workers)
+    make_shards(given.index, given.out, options, where, given.address, given.workers, engine=given.engine)
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from data_prep.arguments import OneLineParser, add_options, add_tracks, add_where, options_of, tracks_of
+from data_prep.arguments import OneLineParser, add_engine, add_options, add_tracks, add_where, options_of, tracks_of
 from data_prep.copying.demonstrations import films_of_demonstrations, is_hdf5
 from data_prep.copying.job import CopyOptions
 from data_prep.copying.transcode import transcode
@@ -37,17 +37,17 @@ def main(arguments: Sequence[str]) -> int:
     add_options(parser, CopyOptions(), _OPTION_HELP)
     add_where(parser)
     add_tracks(parser)
-    add("--workers", type=int, metavar="N", help="files encoded at a time (default: the number of cores)")
+    add_engine(parser, "files encoded at a time (default: the number of cores)")
     given = parser.parse_args(arguments)
     where, tracks, options = parse_where(given.where, "where"), tracks_of(given), options_of(given, CopyOptions)
     if is_hdf5(given.index):
         if where:
             raise UserError("--where: chooses rows of an index; HDF5 is made into films as a whole")
-        films_of_demonstrations(given.index, given.out, options, tracks, given.workers)
+        films_of_demonstrations(given.index, given.out, options, tracks, given.workers, engine=given.engine)
         return 0
     if tracks != TrackChoice():
         raise UserError("--state, --action, --rotation: of an index they are chosen where it is made; leave them out")
-    transcode(given.index, given.out, options, where, given.workers)
+    transcode(given.index, given.out, options, where, given.workers, engine=given.engine)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Engines: every file gets its answer, wherever it is scanned and whatever is lost on the way."""
+"""Engines: every task gets its answer, wherever it is done and whatever is lost on the way."""
 
 import os
 import signal
@@ -11,21 +11,26 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep import engines
+from data_prep.copying.shard import ShardOptions, make_shards
+from data_prep.copying.transcode import transcode
+from data_prep.engines import in_processes
 from data_prep.listing.entry import Entry
-from data_prep.scanning import engines
 from data_prep.scanning.build import build_index
-from data_prep.scanning.engines import LOST, Work, scan_in_processes
 from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scanner import LOST, Scan
 from data_prep.scanning.track import FileScan
+from vjepa.data.clip_index import ClipIndex
 from vjepa.errors import UserError
 
-WORK = Work(ScanOptions(), deadline_s=60.0, workers=2)
+SCAN = Scan(ScanOptions(), deadline_s=60.0)
 
 
 def test_processes_answer_for_every_file_as_it_is_numbered(make_video, tmp_path):
     entries = [Entry(str(make_video(f"{name}.mp4", 3 + i)), name) for i, name in enumerate("abc")]
     entries.insert(1, Entry(str(tmp_path / "none.mp4"), "none"))
-    answers = {number: found.clips(ScanOptions())[0] for number, found in scan_in_processes(iter(entries), WORK)}
+    found = dict(in_processes(enumerate(entries), SCAN, workers=2))
+    answers = {number: scan.clips(ScanOptions())[0] for number, scan in found.items()}
     assert [answers[number]["num_frames"] for number in range(4)] == [3, 0, 4, 5]
     assert "No such file" in answers[1]["status"]
 
@@ -39,8 +44,11 @@ class FakeRay:
     class RayError(Exception):
         pass
 
+    class RayTaskError(RayError):
+        cause = UserError("no space")
+
     def __init__(self, num_places, broken=0):
-        self.exceptions = SimpleNamespace(RayError=self.RayError)
+        self.exceptions = SimpleNamespace(RayError=self.RayError, RayTaskError=self.RayTaskError)
         self.num_places, self.broken = num_places, broken
         self.actors, self.killed = [], []
 
@@ -54,11 +62,11 @@ class FakeRay:
         number = len(self.actors)
         waits = number >= self.num_places
         ready = self._call("waits" if waits else "breaks" if number < self.broken else None)
-        self.actors.append(SimpleNamespace(ready=ready, scan=self._call(None)))
+        self.actors.append(SimpleNamespace(ready=ready, do=self._call(None)))
         return self.actors[-1]
 
     def _call(self, fate):
-        return SimpleNamespace(remote=lambda entry=None: _Ref(fate, entry))
+        return SimpleNamespace(remote=lambda task=(0, None): _Ref(fate, *task))
 
     def wait(self, refs, num_returns):
         assert refs and num_returns == 1
@@ -69,20 +77,22 @@ class FakeRay:
         name = ref.entry.name if ref.entry else ""
         if ref.fate == "breaks" or name == "lost":
             raise self.RayError("No module\nnamed 'data_prep'")
-        return FileScan({"codec": name})
+        if name == "raises":
+            raise self.RayTaskError
+        return [(ref.number, FileScan({"codec": name}))]
 
     def kill(self, actor):
         self.killed.append(actor)
 
 
 class _Ref:
-    def __init__(self, fate, entry):
-        self.fate, self.entry = fate, entry
+    def __init__(self, fate, number, entry):
+        self.fate, self.number, self.entry = fate, number, entry
 
 
 def hand_out(ray, names, workers=None):
     entries = enumerate(Entry(f"/{name}", name) for name in names)
-    return dict(engines._hand_out(ray, entries, Work(ScanOptions(), 60.0, workers)))
+    return dict(engines._hand_out(ray, entries, SCAN, workers))
 
 
 @pytest.mark.fast
@@ -102,6 +112,14 @@ def test_a_file_whose_machines_were_lost_has_a_reason_and_is_tried_again_by_a_ne
 
 
 @pytest.mark.fast
+def test_what_the_work_raises_there_is_raised_here():
+    ray = FakeRay(2)
+    with pytest.raises(UserError, match="no space"):
+        hand_out(ray, ["a", "raises", "c"])
+    assert ray.killed == ray.actors
+
+
+@pytest.mark.fast
 def test_a_cluster_without_this_program_is_named():
     ray = FakeRay(2, broken=2)
     with pytest.raises(
@@ -112,28 +130,69 @@ def test_a_cluster_without_this_program_is_named():
     assert ray.killed == ray.actors
 
 
-def test_ray_makes_the_same_index_though_an_actor_is_killed(make_video, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def cluster():
+    """A local one, of which the nodes find this program."""
     ray = pytest.importorskip("ray")
-    for i in range(6):
-        make_video(f"clips/{i}.mp4", 3 + i)
-    (tmp_path / "clips/2.mp4").write_text("text")
-    build_index(tmp_path / "clips", tmp_path / "here.parquet", workers=1, progress=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(engines.__file__).parents[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(engines.__file__).parents[1]))
+        ray.init(num_cpus=2, object_store_memory=80 << 20, log_to_driver=False, include_dashboard=False)
+        yield
+        ray.shutdown()
 
-    def engine(entries, work):
-        for place, answer in enumerate(engines.scan_on_ray(entries, work)):
+
+@pytest.fixture
+def losing(cluster, monkeypatch):
+    """An engine ray of which an actor is killed after the first result."""
+
+    def engine(*given):
+        for place, answer in enumerate(engines.on_ray(*given)):
             yield answer
             if place == 0:
                 _kill_an_actor()
 
-    ray.init(num_cpus=2, object_store_memory=80 << 20, log_to_driver=False, include_dashboard=False)
-    try:
-        monkeypatch.setitem(engines.ENGINES, "ray", engine)
-        build_index(tmp_path / "clips", tmp_path / "ray.parquet", workers=2, progress=False, engine="ray")
-    finally:
-        ray.shutdown()
+    monkeypatch.setitem(engines.ENGINES, "ray", engine)
+
+
+def folder_of_clips(make_video, tmp_path):
+    for i in range(6):
+        make_video(f"clips/{i}.mp4", 3 + i)
+    (tmp_path / "clips/2.mp4").write_text("text")
+    return build_index(tmp_path / "clips", tmp_path / "here.parquet", workers=1, progress=False)
+
+
+def same_but_the_time(one, other):
+    """All that two folders of copies hold is the same, save when the copies were written."""
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
+    assert files[0] == files[1]
+    media = [name for name in files[0] if name.endswith((".mp4", ".tar"))]
+    assert media and all((one / name).read_bytes() == (other / name).read_bytes() for name in media)
+    tables = [pq.read_table(folder / "index.parquet").drop_columns(["modified_ns"]) for folder in (one, other)]
+    return tables[0].equals(tables[1])
+
+
+def test_ray_makes_the_same_index_though_an_actor_is_killed(losing, make_video, tmp_path):
+    folder_of_clips(make_video, tmp_path)
+    build_index(tmp_path / "clips", tmp_path / "ray.parquet", workers=2, progress=False, engine="ray")
     assert pq.read_table(tmp_path / "ray.parquet").equals(pq.read_table(tmp_path / "here.parquet"))
     assert [path.name for path in tmp_path.glob(".*.jsonl")] == []
+
+
+def test_ray_makes_the_same_copies_though_an_actor_is_killed(losing, make_video, tmp_path):
+    index = folder_of_clips(make_video, tmp_path)
+    for name, engine in (("here", "processes"), ("ray", "ray")):
+        transcode(index, tmp_path / name, workers=2, progress=False, engine=engine)
+    assert same_but_the_time(tmp_path / "here", tmp_path / "ray")
+
+
+def test_ray_makes_the_same_shards_in_their_order_though_an_actor_is_killed(losing, make_video, tmp_path):
+    index = folder_of_clips(make_video, tmp_path)
+    for name, engine in (("here", "processes"), ("ray", "ray")):
+        make_shards(index, tmp_path / name, ShardOptions(num_shards=4), workers=2, progress=False, engine=engine)
+    assert same_but_the_time(tmp_path / "here", tmp_path / "ray")
+    assert ClipIndex.open(tmp_path / "ray/index.parquet").uris() == sorted(
+        ClipIndex.open(tmp_path / "ray/index.parquet").uris()
+    )
 
 
 def test_an_address_where_nothing_answers_is_one_line_at_once(monkeypatch):

@@ -14,9 +14,10 @@ import av
 import numpy as np
 from PIL import Image
 
+from data_prep.engines import in_processes
 from data_prep.listing.entry import Entry
-from data_prep.scanning.engines import Work, scan_in_processes
 from data_prep.scanning.options import ScanOptions
+from data_prep.scanning.scanner import Scan
 from vjepa.counter_rng import generator
 from vjepa.data.clip_index import ClipIndex, write_index
 
@@ -158,7 +159,9 @@ def test_damaged_files_never_stop_a_scan(tmp_path, request):
     files = write_valid_files(tmp_path / "valid")
     entries = list(damaged_copies(files, tmp_path / "damaged", count))
     options = ScanOptions()
-    scans = [found.clips(options) for _, found in scan_in_processes(entries, Work(options, DEADLINE_S, workers=1))]
+    scans = [
+        found.clips(options) for _, found in in_processes(enumerate(entries), Scan(options, DEADLINE_S), workers=1)
+    ]
     assert len(scans) == count
     rows = [
         {"uri": entry.uri, "label_id": -1} | row for entry, some in zip(entries, scans, strict=True) for row in some

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_prep import engines
 from data_prep import index as index_command
 from data_prep.scanning import build as build_module
 from data_prep.scanning.build import build_index
@@ -44,13 +45,13 @@ def scanned(monkeypatch):
     """Names of the files that were really scanned, in order."""
     names = []
 
-    def engine(entries, work):
-        entries = list(entries)
-        names.extend(entry.name for entry in entries)
-        yield from true(entries, work)
+    def engine(tasks, *given):
+        tasks = list(tasks)
+        names.extend(entry.name for _, entry in tasks)
+        yield from true(tasks, *given)
 
-    true = build_module.ENGINES["processes"]
-    monkeypatch.setitem(build_module.ENGINES, "processes", engine)
+    true = engines.ENGINES["processes"]
+    monkeypatch.setitem(engines.ENGINES, "processes", engine)
     return names
 
 
@@ -187,14 +188,14 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_scanned(make_video, tmp_path
 
 def test_two_scans_do_not_write_the_same_index(make_video, tmp_path, monkeypatch):
     make_video("clips/a.mp4", 3)
-    true = build_module.ENGINES["processes"]
+    true = engines.ENGINES["processes"]
 
-    def engine(entries, work):
+    def engine(*given):
         with pytest.raises(UserError, match="another scan is writing it"):
             build(tmp_path)
-        yield from true(entries, work)
+        yield from true(*given)
 
-    monkeypatch.setitem(build_module.ENGINES, "processes", engine)
+    monkeypatch.setitem(engines.ENGINES, "processes", engine)
     assert len(build(tmp_path)) == 1
 
 
@@ -269,12 +270,11 @@ def test_copies_of_a_file_name_the_first_and_stay_usable(make_video, tmp_path, c
 
 SLOW_COMMAND = """
 import signal, sys, time
-from data_prep import index
-from data_prep.scanning import engines
+from data_prep import engines, index
 from vjepa.command import run
 true = engines.ENGINES["processes"]
-def engine(entries, work):
-    for number, rows in true(entries, work):
+def engine(*given):
+    for number, rows in true(*given):
         yield number, rows
         print("kept", number, flush=True)
         if number == 2:
@@ -326,15 +326,15 @@ def test_a_scan_that_was_killed_continues_where_it_was(make_video, tmp_path, sca
 def test_a_journal_counts_for_the_same_files_and_options_alone(make_video, tmp_path, scanned, monkeypatch, capsys):
     for name in "abc":
         make_video(f"clips/{name}.mp4", 3)
-    true = build_module.ENGINES["processes"]
+    true = engines.ENGINES["processes"]
 
-    def interrupted(entries, work):
-        yield from islice(true(entries, work), 2)
+    def interrupted(*given):
+        yield from islice(true(*given), 2)
         raise KeyboardInterrupt
 
     def interrupt(**options):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setitem(build_module.ENGINES, "processes", interrupted)
+            patch.setitem(engines.ENGINES, "processes", interrupted)
             build(tmp_path, **options)
 
     interrupt()

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep import engines
 from data_prep.listing.entry import Entry
-from data_prep.scanning import build as build_module
 from data_prep.scanning import measure as measure_module
 from data_prep.scanning.build import build_index
 from data_prep.scanning.options import ScanOptions
@@ -82,14 +82,14 @@ def test_a_part_has_the_rows_that_it_has_where_decoding_stops_behind_it(films, m
 @pytest.fixture
 def looked_into(monkeypatch):
     """Names of the files that were really scanned, in order."""
-    names, true = [], build_module.ENGINES["processes"]
+    names, true = [], engines.ENGINES["processes"]
 
-    def engine(entries, work):
-        entries = list(entries)
-        names.extend(entry.name for entry in entries)
-        yield from true(entries, work)
+    def engine(tasks, *given):
+        tasks = list(tasks)
+        names.extend(entry.name for _, entry in tasks)
+        yield from true(tasks, *given)
 
-    monkeypatch.setitem(build_module.ENGINES, "processes", engine)
+    monkeypatch.setitem(engines.ENGINES, "processes", engine)
     return names
 
 
@@ -154,14 +154,14 @@ def test_an_interrupted_list_of_parts_goes_on_by_files(make_video, tmp_path, loo
     for name in "abc":
         make_video(f"{name}.mp4", 20, fps=10)
     write_list(tmp_path, [(f"{name}.mp4", start, start + 1, "x") for start in (0, 1) for name in "abc"])
-    true = build_module.ENGINES["processes"]
+    true = engines.ENGINES["processes"]
 
-    def interrupted(entries, work):
-        yield from islice(true(entries, work), 2)
+    def interrupted(*given):
+        yield from islice(true(*given), 2)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(build_module.ENGINES, "processes", interrupted)
+        patch.setitem(engines.ENGINES, "processes", interrupted)
         build(tmp_path)
     assert "2 of 3 files are scanned" in capsys.readouterr().err
     looked_into.clear()

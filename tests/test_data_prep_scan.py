@@ -17,12 +17,13 @@ import pytest
 from conftest import brightest_quarter, level
 from PIL import Image
 
+from data_prep.engines import in_processes
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import file_facts
 from data_prep.scanning import random_access, scanner
-from data_prep.scanning.engines import Work, scan_in_processes
 from data_prep.scanning.options import ScanOptions
 from data_prep.scanning.scan import scan
+from data_prep.scanning.scanner import Scan
 from data_prep.scanning.track import true_times
 from vjepa.data import decode
 from vjepa.data.clip_index import ClipIndex, write_index
@@ -39,7 +40,7 @@ def entry(path, **changes):
 
 def scan_all(entries, workers=1, deadline_s=60.0):
     """The rows of each file, in order, by children that can be killed."""
-    numbered = scan_in_processes(entries, Work(ScanOptions(), deadline_s, workers))
+    numbered = in_processes(enumerate(entries), Scan(ScanOptions(), deadline_s), workers)
     return [found.clips(ScanOptions()) for _, found in sorted(numbered, key=lambda answer: answer[0])]
 
 
@@ -486,7 +487,7 @@ def test_parts_before_the_place_where_decoding_ends_for_ever_are_as_of_a_whole_f
     parts = ((0.0, 2.0), (3.0, 5.5), (9.0, 12.5), (15.0, 16.0), (None, None))
 
     def rows_of_parts(deadline_s):
-        ((_, found),) = scan_in_processes([entry(path)], Work(ScanOptions(), deadline_s, 1))
+        ((_, found),) = in_processes([(0, entry(path))], Scan(ScanOptions(), deadline_s), 1)
         rows = [found.clips(ScanOptions(), *part)[0] for part in parts]
         # decord is for files of which it counts every frame
         return [{name: row[name] for name in row if "decoder" not in name} for row in rows], rows[0]["decoder"]
@@ -526,7 +527,7 @@ def test_strange_names_pass(make_video, tmp_path):
 def test_an_engine_takes_few_entries_ahead_and_can_be_left(make_video):
     path, taken = make_video("a.mp4", 2), []
     entries = (taken.append(i) or entry(path) for i in range(10_000))
-    found = scan_in_processes(entries, Work(ScanOptions(), 60.0, workers=1))
+    found = in_processes(enumerate(entries), Scan(ScanOptions(), 60.0), workers=1)
     assert [next(found)[1].status for _ in range(3)] == [None] * 3 and len(taken) < 20
     found.close()
 

@@ -74,13 +74,15 @@ ROOMS = {
     | {"data_prep.listing", "data_prep.scanning"},
     "data_prep": PREP
     | {f"data_prep.{room}" for room in ("listing", "scanning", "copying", "looking")}
-    | {"data_prep.child", "data_prep.rows", "data_prep.arguments"},
+    | {"data_prep.child", "data_prep.engines", "data_prep.rows", "data_prep.arguments"},
     "data_prep.child": PREP,
+    "data_prep.engines": PREP | {"data_prep.child"},
     "data_prep.rows": PREP,
-    "data_prep.arguments": PREP | {"data_prep.listing"},
+    "data_prep.arguments": PREP | {"data_prep.engines", "data_prep.listing"},
     "data_prep.listing": PREP,
-    "data_prep.scanning": PREP | {"data_prep.child", "data_prep.listing"},
-    "data_prep.copying": PREP | {"data_prep.child", "data_prep.rows", "data_prep.listing", "data_prep.scanning"},
+    "data_prep.scanning": PREP | {"data_prep.child", "data_prep.engines", "data_prep.listing"},
+    "data_prep.copying": PREP
+    | {"data_prep.child", "data_prep.engines", "data_prep.rows", "data_prep.listing", "data_prep.scanning"},
     "data_prep.looking": PREP | {"data_prep.child", "data_prep.rows"},
     "data_prep.first_run": PREP | {"data_prep.scanning"},
 }

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from data_prep.child import Child, ChildLost, usable_cores, work_off
+from data_prep.child import Child, ChildLost
 from data_prep.copying import output
 from data_prep.copying.job import CopyOptions
+from data_prep.engines import Engine
 from data_prep.listing.places import file_facts, folder_files, suffix
 from data_prep.listing.robot_files import HDF5_EXTENSIONS, Demonstration, control_fps, demonstrations
 from data_prep.listing.tracks import TrackChoice
@@ -53,6 +53,8 @@ def films_of_demonstrations(
     choice: TrackChoice | None = None,
     workers: int | None = None,
     progress: bool = True,
+    *,
+    engine: str = "processes",
 ) -> ClipIndex:
     """Write a film of each camera in each episode of robomimic's files to the folder `out`, and their clip index.
 
@@ -61,18 +63,18 @@ def films_of_demonstrations(
     UserError for files that are none of robomimic, or say no rate, and an `out` that holds other things.
     """
     options, choice, out = options or CopyOptions(), choice or TrackChoice(), Path(os.path.abspath(out))
-    source = Path(os.path.abspath(source))
+    source, at = Path(os.path.abspath(source)), Engine(engine, workers)
+    at.check()
     files = _files(source) if source.is_dir() else [str(source)]
     films = [film for place in files for film in _films(place, options, choice)]
     facts = {"sources": {place: asdict(file_facts(place)) for place in files}, **asdict(options), **_chosen(choice)}
     with output.claim_folder(out, _MARKER, facts):
-        encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
-        making = work_off(films, encoders, partial(_make, out=out, options=options))
+        making = at.work_off(films, _Making(out, options))
         with closing(making):
             for _ in progress_bar(making, shown=progress, total=len(films), unit="film", desc="transcode"):
                 pass
         _write_labels(out / _LABELS, films)
-        return build_index(out, out / output.INDEX_NAME, out / _LABELS, workers, progress)
+        return build_index(out, out / output.INDEX_NAME, out / _LABELS, workers, progress, engine=engine)
 
 
 def _files(folder: Path) -> list[str]:
@@ -95,20 +97,33 @@ def _films(place: str, options: CopyOptions, choice: TrackChoice) -> Iterator[_F
             yield _Film(place, demo, camera, fps, f"{stem}/{demo.name}-{camera}.mp4")
 
 
-def _make(encoder: Child, film: _Film, out: Path, options: CopyOptions) -> Iterator[_Film]:
-    """Write a film and its tracks, where they are not there yet, with the help of a child."""
-    path = out / film.name
-    path.parent.mkdir(exist_ok=True)
-    if not path.with_suffix(".npz").exists():
-        save_tracks(path, film.demo.tracks.tracks, film.demo.tracks.row)
-    if not path.exists():
-        request = {"source": film.source, "demo": film.demo.name, "camera": film.camera, "fps": film.fps}
-        try:
-            for _ in encoder.ask(request | {"path": str(path), "options": asdict(options)}, DEADLINE_S):
-                pass
-        except ChildLost as lost:
-            raise UserError(f"{path}: its film cannot be made ({lost.how}{f': {lost}' if str(lost) else ''})") from None
-    yield film
+@dataclass(frozen=True)
+class _Making:
+    """Write films and their tracks to the folder `out`, where they are not there yet."""
+
+    out: Path
+    options: CopyOptions
+
+    def new_child(self) -> Child:
+        return Child(*_PROGRAM)
+
+    def do(self, child: Child, task: _Film) -> Iterator[_Film]:
+        path, demo = self.out / task.name, task.demo
+        path.parent.mkdir(exist_ok=True)
+        if not path.with_suffix(".npz").exists():
+            save_tracks(path, demo.tracks.tracks, demo.tracks.row)
+        if not path.exists():
+            request = {"source": task.source, "demo": demo.name, "camera": task.camera, "fps": task.fps}
+            try:
+                for _ in child.ask(request | {"path": str(path), "options": asdict(self.options)}, DEADLINE_S):
+                    pass
+            except ChildLost as lost:
+                why = f"{lost.how}{f': {lost}' if str(lost) else ''}"
+                raise UserError(f"{path}: its film cannot be made ({why})") from None
+        yield task
+
+    def lost(self, task: _Film, reason: str) -> Iterator[_Film]:
+        raise UserError(f"{self.out / task.name}: the machine that made it was lost ({reason}); give the command again")
 
 
 def _write_labels(path: Path, films: Sequence[_Film]) -> None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_prep.child import Child
 from data_prep.copying import output
 from data_prep.copying.tar_shard import Member, Place, write_shard
+from data_prep.engines import Engine
 from data_prep.scanning.answers import counted
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
@@ -76,40 +79,39 @@ def make_shards(
     address: str | None = None,
     workers: int = 1,
     progress: bool = True,
+    *,
+    engine: str = "processes",
 ) -> ClipIndex:
     """Copy the file of every usable row of `index` that matches `where`, byte for byte, into tar shards in `out`.
 
     Files and shards that they lie in already may be local or behind an fsspec address. Several rows of one file share
     its one copy. where: wanted values by column. address: where the shards will be found if they are moved
-    (s3://bucket/folder); None: beside their index. workers: shards at a time. The same call goes on where it was; a
-    file that is not what its scan saw is left out and counted, and tried again then. The index is held in memory, about
-    500 bytes a row. Raises UserError for settings out of range, an `out` that holds other things, no usable row, or
-    where nothing could be copied.
+    (s3://bucket/folder); None: beside their index. workers: shards at a time. engine: see `data_prep.engines`. The same
+    call goes on where it was; a file that is not what its scan saw is left out and counted, and tried again then. The
+    index is held in memory, about 500 bytes a row. Raises UserError for settings out of range, an `out` that holds
+    other things, no usable row, or where nothing could be copied.
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or ShardOptions(), where or {}, Path(os.path.abspath(out))
     rows, unusable = output.choose_rows(index, where)
     files = _files(pq.ParquetFile(index.path).read(), rows, options.shuffle_seed)
-    _check(options, address, workers, len(files))
+    at = Engine(engine, workers)
+    at.check()
+    _check(options, address, len(files))
     bounds = _bounds(files, options)
     left: list[tuple[str, str]] = []  # uri and reason
 
-    def write(number: int) -> list[dict[str, Any]]:
-        start, end = bounds[number], bounds[number + 1]
-        groups = files.records(start, end)
-        written, left_out = _write(out / shard_name(number), start, groups, index.path.parent, address)
-        left.extend(left_out)
-        return written
+    def rows_of(shards: Iterable[_Shard]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            left.extend(shard.left)
+            yield from shard.rows
 
     with output.claim_folder(out, _MARKER, output.index_facts(index, where) | asdict(options)):
-        threads = ThreadPoolExecutor(workers)
-        try:
-            num, written = len(bounds) - 1, threads.map(write, range(len(bounds) - 1))
-            shards = progress_bar(written, shown=progress, total=num, unit="shard", desc="shard")
-            rows_of_shards = chain.from_iterable(shards)
-            write_index(out / output.INDEX_NAME, rows_of_shards, output.extra_columns(index), tracks=index.tracks)
-        finally:
-            threads.shutdown(cancel_futures=True)
+        packing = at.work_off(_jobs(files, bounds), _Packing(out, str(index.path.parent), address))
+        with closing(packing):
+            shards = progress_bar(packing, shown=progress, total=len(bounds) - 1, unit="shard", desc="shard")
+            records = rows_of(_in_order(shards))
+            write_index(out / output.INDEX_NAME, records, output.extra_columns(index), tracks=index.tracks)
     if len(left) == len(files):
         (out / output.INDEX_NAME).unlink()
         reasons = counted(Counter(reason for _, reason in left))
@@ -124,7 +126,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _check(options: ShardOptions, address: str | None, workers: int, num_files: int) -> None:
+def _check(options: ShardOptions, address: str | None, num_files: int) -> None:
     if not 0 < options.max_mb < float("inf"):
         raise UserError(f"--max-mb {options.max_mb}: give a number above 0")
     if options.num_shards is not None and not 1 <= options.num_shards <= num_files:
@@ -134,8 +136,6 @@ def _check(options: ShardOptions, address: str | None, workers: int, num_files: 
             f"--address {address}: give where the shards will be found, such as s3://bucket/folder; without "
             "it they stay beside their index"
         )
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least 1 is needed")
 
 
 def _files(table: pa.Table, rows: np.ndarray, shuffle_seed: int | None) -> _Files:
@@ -175,28 +175,70 @@ def _bounds(files: _Files, options: ShardOptions) -> list[int]:
     return [*bounds, num]
 
 
-def _write(
-    path: Path, start: int, groups: list[list[dict[str, Any]]], folder: Path, address: str | None
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Write the shard of files number `start` and on.
+class _Job(NamedTuple):
+    """Ask for a shard. start: number of its first file. files: the rows of each, as column -> value."""
 
-    Gives the rows of the new index for it, and (uri, reason) of what was left out.
-    """
-    members = [_member(i, group, str(folder)) for i, group in enumerate(groups, start)]
-    try:
-        places = write_shard(path, members)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); the same command goes on from there") from None
-    uri = f"{address.rstrip('/')}/{path.name}" if address else path.name
-    shard = {"uri": uri, "file_bytes": path.stat().st_size, "modified_ns": None}
-    rows, left = [], []
-    for member, group in zip(members, groups, strict=True):
-        place = places[member.key]
-        if isinstance(place, Place):
-            rows += [record | shard | asdict(place) | _origin(record, str(folder)) for record in group]
-        else:
-            left.append((member.uri, place))
-    return rows, left
+    number: int
+    start: int
+    files: list[list[dict[str, Any]]]
+
+
+class _Shard(NamedTuple):
+    """Tell what became of it: its rows of the new index, and (uri, reason) of what was left out."""
+
+    number: int
+    rows: list[dict[str, Any]]
+    left: list[tuple[str, str]]
+
+
+def _jobs(files: _Files, bounds: Sequence[int]) -> Iterator[_Job]:
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        yield _Job(number, start, files.records(start, end))
+
+
+def _in_order(shards: Iterable[_Shard]) -> Iterator[_Shard]:
+    """Yield shards by their number; those that end earlier wait."""
+    waiting: dict[int, _Shard] = {}
+    wanted = 0
+    for shard in shards:
+        waiting[shard.number] = shard
+        while wanted in waiting:
+            yield waiting.pop(wanted)
+            wanted += 1
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """Write shards to the folder `out`. folder: of the index that names the files."""
+
+    out: Path
+    folder: str
+    address: str | None
+
+    def new_child(self) -> Child:
+        return Child()  # it is never asked: nothing is decoded
+
+    def do(self, child: Child, task: _Job) -> Iterator[_Shard]:
+        path = self.out / shard_name(task.number)
+        members = [_member(i, rows, self.folder) for i, rows in enumerate(task.files, task.start)]
+        try:
+            places = write_shard(path, members)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error}); the same command goes on from there") from None
+        uri = f"{self.address.rstrip('/')}/{path.name}" if self.address else path.name
+        of_shard = {"uri": uri, "file_bytes": path.stat().st_size, "modified_ns": None}
+        found = _Shard(task.number, [], [])
+        for member, rows in zip(members, task.files, strict=True):
+            place = places[member.key]
+            if isinstance(place, Place):
+                found.rows.extend(row | of_shard | asdict(place) | _origin(row, self.folder) for row in rows)
+            else:
+                found.left.append((member.uri, place))
+        yield found
+
+    def lost(self, task: _Job, reason: str) -> Iterator[_Shard]:
+        path = self.out / shard_name(task.number)
+        raise UserError(f"{path}: the machine that wrote it was lost ({reason}); the same command goes on from there")
 
 
 def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:

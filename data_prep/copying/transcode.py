@@ -12,17 +12,17 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from data_prep.child import Child, ChildLost, usable_cores, work_off
+from data_prep.child import Child, ChildLost
 from data_prep.copying import output
 from data_prep.copying.job import CopyJob, CopyOptions
+from data_prep.engines import Engine
 from data_prep.listing.places import bytes_at_hand
 from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
@@ -53,17 +53,21 @@ def transcode(
     workers: int | None = None,
     deadline_s: float = DEADLINE_S,
     progress: bool = True,
+    *,
+    engine: str = "processes",
 ) -> ClipIndex:
     """Write a copy of every usable row of `index` that matches `where` to the folder `out`, and their clip index.
 
     where: wanted values by column. workers: files at a time (None: one for each core). deadline_s: how long a file may
-    take for no more than a frame before its process is killed, plus 0.5 s for each MB. The same call goes on where it
-    was. Raises UserError for settings out of range, an `out` that holds other things, no usable row, or where nothing
-    could be copied.
+    take for no more than a frame before its process is killed, plus 0.5 s for each MB. engine: see `data_prep.engines`.
+    The same call goes on where it was. Raises UserError for settings out of range, an `out` that holds other things, no
+    usable row, or where nothing could be copied.
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or CopyOptions(), where or {}, Path(os.path.abspath(out))
-    _check(options, workers)
+    at = Engine(engine, workers)
+    at.check()
+    _check(options)
     if options.fps and index.tracks != Tracks():
         raise UserError(f"--fps {options.fps:g}: {index.path} has a state or an action of each frame; leave --fps out")
     chosen, unusable = output.choose_rows(index, where)
@@ -74,8 +78,7 @@ def transcode(
     with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {line.answer["row"]: line.place for line in journal.answers()}
         wanted = [i for i in rows if i not in places or not (out / copy_name(index.row(i))).is_file()]
-        encoders = [Child(*_PROGRAM) for _ in range(workers or usable_cores())]
-        copying = work_off(_jobs(index, wanted, out, options), encoders, partial(_copy, deadline_s=deadline_s))
+        copying = at.work_off(_jobs(index, wanted, out, options), _Copying(deadline_s))
         bar = progress_bar(
             shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode"
         )
@@ -104,7 +107,7 @@ def transcode(
     return ClipIndex.open(out / output.INDEX_NAME)
 
 
-def _check(options: CopyOptions, workers: int | None) -> None:
+def _check(options: CopyOptions) -> None:
     """Raise UserError for what x264 or the arithmetic cannot do."""
     ranges = {"short_side_px": (2, 8192), "fps": (0, 1000), "gop_frames": (1, 10_000), "crf": (0, 51)}
     for name, (low, high) in ranges.items():
@@ -115,8 +118,6 @@ def _check(options: CopyOptions, workers: int | None) -> None:
         raise UserError(
             f"--short-side-px {options.short_side_px}: H.264 in yuv420p has even sides; give an even number"
         )
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: at least 1 is needed")
 
 
 def _paired(index: ClipIndex, rows: np.ndarray) -> set[int]:
@@ -154,24 +155,36 @@ class _Copied(NamedTuple):
     reason: str
 
 
-def _copy(encoder: Child, job: CopyJob, deadline_s: float) -> Iterator[_Copied]:
-    """Answer for each row of the job, whatever becomes of the child."""
-    missing = {row.clip_id: Path(path) for row, path in zip(job.rows, job.paths, strict=True)}
-    deadline_s += bytes_at_hand(job.rows[0].uri, job.rows[0].length) * _DEADLINE_S_PER_BYTE
-    try:
-        for message in encoder.ask(job.to_json(), deadline_s):
-            if "row" in message:
-                del missing[message["row"]]
-                yield _Copied(message["row"], message.get("columns"), message.get("failed", ""))
-    except ChildLost as lost:
-        reason = {
-            "late": f"no frame within {deadline_s:.0f} s: stopped",
-            "crashed": "the decoder or encoder crashed",
-            "failed": f"encoding failed: {lost}",
-        }[lost.how]
-        for row, path in missing.items():
-            remove_partials(path.parent, path.name)
-            yield _Copied(row, None, reason)
+@dataclass(frozen=True)
+class _Copying:
+    """Make the copies of a job, and answer for each of its rows, whatever becomes of the child."""
+
+    deadline_s: float
+
+    def new_child(self) -> Child:
+        return Child(*_PROGRAM)
+
+    def do(self, child: Child, task: CopyJob) -> Iterator[_Copied]:
+        missing = {row.clip_id: Path(path) for row, path in zip(task.rows, task.paths, strict=True)}
+        deadline_s = self.deadline_s + bytes_at_hand(task.rows[0].uri, task.rows[0].length) * _DEADLINE_S_PER_BYTE
+        try:
+            for message in child.ask(task.to_json(), deadline_s):
+                if "row" in message:
+                    del missing[message["row"]]
+                    yield _Copied(message["row"], message.get("columns"), message.get("failed", ""))
+        except ChildLost as lost:
+            reason = {
+                "late": f"no frame within {deadline_s:.0f} s: stopped",
+                "crashed": "the decoder or encoder crashed",
+                "failed": f"encoding failed: {lost}",
+            }[lost.how]
+            for row, path in missing.items():
+                remove_partials(path.parent, path.name)
+                yield _Copied(row, None, reason)
+
+    def lost(self, task: CopyJob, reason: str) -> Iterator[_Copied]:
+        for row in task.rows:
+            yield _Copied(row.clip_id, None, f"the machine that copied it was lost ({reason})")
 
 
 def _index_rows(

@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from data_prep.engines import Engine
 from data_prep.listing.entry import Entry
 from data_prep.listing.places import first, shown
 from data_prep.listing.sources import list_entries
@@ -34,10 +35,10 @@ from data_prep.scanning.answers import (
     part_of,
     short_hash,
 )
-from data_prep.scanning.engines import ENGINES, Work, check_engine
 from data_prep.scanning.journal import Journal
 from data_prep.scanning.known_files import KnownFiles
 from data_prep.scanning.options import DEADLINE_S, FIRST_OF_SEVERAL, ScanOptions
+from data_prep.scanning.scanner import Scan
 from vjepa.command import progress_bar
 from vjepa.data.clip_index import SCHEMA, SCHEMA_VERSION, ClipIndex, index_metadata, index_version, write_index
 from vjepa.data.media import is_zarr
@@ -69,12 +70,13 @@ def build_index(
     """Scan every video and image of `sources` and write the clip index `out`.
 
     sources, layout, labels, sample, tracks: see `list_entries`. workers: files scanned at a time; None: one for each
-    core. rescan: also what has not changed. Interrupted, the same call continues from the journal beside `out`. Raises
-    UserError for sources or labels that cannot be used, no usable file, an `out` that is no clip index.
+    core. engine: see `data_prep.engines`. rescan: also what has not changed. Interrupted, the same call continues from
+    the journal beside `out`. Raises UserError for sources or labels that cannot be used, no usable file, an `out` that
+    is no clip index.
     """
     names = [os.fspath(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    work = Work(options or ScanOptions(), deadline_s, workers)
-    out = _checked(out, sample, work, engine)
+    at, work = Engine(engine, workers), Scan(options or ScanOptions(), deadline_s)
+    out = _checked(out, sample, work, at)
     listing = list_entries(names, layout, os.fspath(labels) if labels else None, sample, tracks)
     _check_libraries(listing.entries)
     track_columns = TrackColumns(listing.entries)
@@ -90,7 +92,7 @@ def build_index(
         answers = Answers(listing.entries, work.options, journal, known)
         notes = _take_over(answers, journal, None if rescan else _previous(out), header)
         _say([*listing.notes, *notes], progress)
-        _scan(answers, work, engine, progress)
+        _scan(answers, work, at, progress)
         if not answers.statuses["ok"]:
             journal.remove()
             raise UserError(_none_usable(names, answers))
@@ -106,15 +108,13 @@ def _say(lines: Sequence[str], progress: bool) -> None:
         print("\n".join(lines))
 
 
-def _checked(out: AnyPath, sample: int | None, work: Work, engine: str) -> Path:
+def _checked(out: AnyPath, sample: int | None, work: Scan, engine: Engine) -> Path:
     """Give the absolute path of the index. Raises UserError for whatever can be known to be wrong before the scan."""
     if "://" in os.fspath(out):
         raise UserError(f"{out}: the index is written to this machine; choose a path for --out")
-    if work.workers is not None and work.workers < 1:
-        raise UserError(f"workers {work.workers}: at least 1 is needed")
     if not 0 < work.deadline_s < math.inf:
         raise UserError(f"deadline_s {work.deadline_s:g}: must be more than 0")
-    check_engine(engine)
+    engine.check()
     if importlib.util.find_spec("av") is None:
         raise UserError("no decoder: PyAV, which measures every video, is not installed; pip install 'av>=17,<19'")
     path = Path(os.path.abspath(out))
@@ -208,7 +208,7 @@ def _take_over(answers: Answers, journal: Journal, previous: ClipIndex | None, h
     return notes
 
 
-def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
+def _scan(answers: Answers, work: Scan, engine: Engine, progress: bool) -> None:
     """Cut what is known, and scan what has no answer yet.
 
     An interruption loses nothing but the files that were being scanned.
@@ -231,12 +231,12 @@ def _scan(answers: Answers, work: Work, engine: str, progress: bool) -> None:
             raise
 
 
-def _scanned(answers: Answers, work: Work, engine: str) -> Iterator[int]:
+def _scanned(answers: Answers, work: Scan, engine: Engine) -> Iterator[int]:
     """Scan the files without an answer; yield the number of each that has one now."""
     missing = answers.missing()
     if not missing:
         return  # an engine would start for nothing
-    with closing(ENGINES[engine](map(answers.first_entry, missing), work)) as found:
+    with closing(engine.work_off(enumerate(map(answers.first_entry, missing)), work)) as found:
         for place, scan in found:
             answers.add_file(missing[place], scan)
             yield missing[place]

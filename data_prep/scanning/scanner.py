@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
@@ -17,11 +17,24 @@ from data_prep.scanning.track import FileScan, unusable
 _DEADLINE_S_PER_BYTE: Final = 0.1e-6  # more: opening a film of 1 GB may take 100 s
 _SLOWEST_FPS: Final = 1.0  # decoding in order that comes below it by then does not end in reasonable time
 _PROGRAM: Final = ("-m", "data_prep.scanning.scan")
+LOST: Final = "the machine that scanned it was lost"
 
 
-def new_scanner() -> Child:
-    """Make a child for `scan_file`."""
-    return Child(*_PROGRAM)
+@dataclass(frozen=True)
+class Scan:
+    """Scan numbered entries, for an engine: each gives its number and what is in its file."""
+
+    options: ScanOptions
+    deadline_s: float
+
+    def new_child(self) -> Child:
+        return Child(*_PROGRAM)
+
+    def do(self, child: Child, task: tuple[int, Entry]) -> Iterator[tuple[int, FileScan]]:
+        yield task[0], scan_file(child, task[1], self.options, self.deadline_s)
+
+    def lost(self, task: tuple[int, Entry], reason: str) -> Iterator[tuple[int, FileScan]]:
+        yield task[0], unusable(f"{LOST} ({reason})")
 
 
 def scan_file(scanner: Child, entry: Entry, options: ScanOptions, deadline_s: float) -> FileScan:
