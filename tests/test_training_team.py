@@ -80,6 +80,41 @@ def test_a_step_that_one_rank_cannot_take_is_taken_by_none(clips) -> None:
     assert "step 2: not finite, skipped" in found[0][1] and "on rank" not in found[0][1]
 
 
+def train_with_a_spike(run: config.Config, step: int, stop_at: int | None) -> tuple[Any, str]:
+    """At a step the loss of rank 1, or of one that is alone, is 50 times as much."""
+    if is_rank(1) or os.environ["WORLD_SIZE"] == "1":
+        at_step(step, lambda found: {**found, "loss": found["loss"] * 50})
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        return train(run, progress=False, stop_at_step=stop_at), said.getvalue()
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_spike_is_skipped_by_all_and_its_window_is_in_the_checkpoint(clips, num: int) -> None:
+    """Before the window is full there is none; a run that was stopped just before knows what is usual."""
+    run, stopped, early, off = (
+        settings(clips, name, optim={"total_steps": 8}, run={"save_every_steps": 1, "keep_checkpoints": 9}, guard=guard)
+        for name, guard in (
+            ("run", {"spike_std": 6.0, "spike_window": 4}),
+            ("stopped", {"spike_std": 6.0, "spike_window": 4}),
+            ("early", {"spike_std": 6.0, "spike_window": 6}),
+            ("off", {}),
+        )
+    )
+    told = on_ranks(num, train_with_a_spike, run, 5, None)[0][1]
+    assert "step 6: its loss is a spike, skipped" in told and ("its clips: " in told) == (num == 1)
+    kept = [weights_at(run, step) for step in (5, 6, 7)]
+    assert all(torch.equal(one, kept[1][key]) for key, one in kept[0].items())
+    assert not all(torch.equal(one, kept[2][key]) for key, one in kept[1].items())
+    assert [row.get("num_skipped", 0) for row in metrics(run.run.dir) if row["step"]] == [0] * 5 + [1] * 3
+    on_ranks(num, train_with_a_spike, stopped, 5, 5)
+    assert "step 6: its loss is a spike" in on_ranks(num, train_with_a_spike, stopped, 5, None)[0][1]
+    whole, resumed = weights_at(run, 8), weights_at(stopped, 8)
+    assert whole.keys() == resumed.keys() and all(torch.equal(one, resumed[key]) for key, one in whole.items())
+    for other in (early, off):
+        assert "spike" not in on_ranks(num, train_with_a_spike, other, 5, None)[0][1]
+        assert not torch.equal(weights_at(other, 5)["encoder/norm.weight"], weights_at(other, 6)["encoder/norm.weight"])
+
+
 def weights_at(run: config.Config, step: int) -> dict[str, torch.Tensor]:
     folder = run.run.folder.checkpoint(step).path
     files = sorted(folder.glob("*.safetensors"))

@@ -31,7 +31,7 @@ from vjepa.errors import UserError
 
 # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`,
 # as `best_knn`; 6 `num_skipped`, `num_skips_in_row` and `file_sha256`
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 _NAMES: Final = ("latest", "best")
 
 

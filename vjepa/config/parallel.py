@@ -32,6 +32,14 @@ class Parallel(Section):
 
 
 class Guard(Section):
-    """Set what happens where a loss or gradient is not finite: no rank takes that step, and its clips are named."""
+    """Set what happens where a loss or gradient is not finite, or the loss a spike: no rank takes that step, and its
+    clips are named.
+    """
 
-    max_skips: int = Field(3, ge=1, description="so many such steps in a row end the run; its checkpoint is finite")
+    max_skips: int = Field(
+        3, ge=1, description="so many steps that are not finite in a row end the run; its checkpoint is finite"
+    )
+    spike_std: float | None = Field(
+        None, gt=0, description="skip a step whose loss is so many deviations above the mean of the last; null: none"
+    )
+    spike_window: int = Field(100, ge=2, description="steps of these; before there are so many nothing is a spike")

@@ -82,7 +82,7 @@ def training_step(
     """Make the step of `settings` as training runs it. teacher: that of `objective.teacher`."""
     model = build(settings, teacher.build_encoder() if teacher else None).to(where)
     optimizer, total = optim.make_optimizer(model, settings.optim), settings.optim.total_steps or 1000
-    return TrainingStep(model, optimizer, settings.optim, dtype, total, settings.run.compile)
+    return TrainingStep(model, optimizer, settings.optim, dtype, total, settings.run.compile, guard=settings.guard)
 
 
 def median_seconds(run: Callable[[int], Any], times: int, where: torch.device) -> float:

@@ -40,7 +40,8 @@ class TrainingState:
     best_step: of the checkpoint that is the best so far, by that or by the monitor.
     dtype: precision of matrix products so far; None: not known, for the checkpoint is of format 1.
     memory: that of the method, shared with it.
-    num_skipped: steps that were not taken, for they were not finite; num_skips_in_row: of them the last ones.
+    num_skipped: steps that the guard refused; num_skips_in_row: the last ones, of those that were not finite.
+    losses: of the last steps, where a spike is looked for.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class TrainingState:
     memory: dict[str, float] = field(default_factory=dict)
     num_skipped: int = 0
     num_skips_in_row: int = 0
+    losses: list[float] = field(default_factory=list)
 
     def note(self, *batches: ClipBatch) -> int:
         """Count the clips of batches that stand in for another, and remember by name what could not be read.

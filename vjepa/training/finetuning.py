@@ -125,7 +125,9 @@ def _learn(
     settings = run.settings
     check_precision(run, state)
     state.dtype = dtype_name(run.dtype)
-    step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
+    step = TrainingStep(
+        method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile, guard=settings.guard
+    )
     network = _network(run, *method.measured)
     an_epoch = math.ceil(run.sources[0].num_rows / settings.data.global_batch)
     every = settings.finetune.eval_every_steps or an_epoch

@@ -77,7 +77,7 @@ def learn(
     bar = Progress(state.step, run.total_steps, run.progress and team.leads)
     recent = TrainingState()  # what this rank could not read since the last row
     writer = checkpoint.Writer(run.folder, every.keep_checkpoints, team.leads)
-    step.guard.resume(state.num_skips_in_row, state.num_skipped)
+    step.guard.resume(state.num_skips_in_row, state.num_skipped, state.losses)
     with interruptible() as interrupted, watched(team, state.step), writer:
         if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):
             log.write(0, {}, measured=untrained)
@@ -130,6 +130,7 @@ def _take_stock(state: TrainingState, recent: TrainingState, step: TrainingStep[
     state.take_in(step.team.steps.gather(recent))
     step.guard.look(wait=True)
     state.num_skips_in_row, state.num_skipped = step.guard.num_in_row, step.guard.num_skipped
+    state.losses = step.guard.losses()
     return TrainingState()
 
 

@@ -79,7 +79,7 @@ def _go_on(
         team.ranks.together(lambda: check_precision(run, state))
         state.dtype = dtype_name(run.dtype)
         total, compiled = run.total_steps, settings.run.compile
-        step = TrainingStep(method, optimizer, settings.optim, run.dtype, total, compiled, spread)
+        step = TrainingStep(method, optimizer, settings.optim, run.dtype, total, compiled, spread, settings.guard)
         ended = _learn(run, step, online_probe(run, method, spread), state, stop)
     if state.step < run.total_steps and not ended:
         if team.leads:

@@ -87,17 +87,18 @@ class TrainingStep(Generic[MethodT_co]):
         total_steps: int,
         compiled: bool = False,
         spread: Spread | None = None,
+        guard: config.Guard | None = None,
     ) -> None:
         """Begin a run of `method` as it is now, weights restored and on its device.
 
         dtype: of matrix products; weights, moments and loss are fp32. spread: `method` over several ranks; None: it is
-        here alone.
+        here alone. guard: which steps are not taken.
         """
         self.method, self.optimizer, self.optim, self.dtype = method, optimizer, optim, dtype
         self.spread = spread or Spread(cast(nn.Module, method))
         self.schedule_steps = schedules.laid_out(total_steps, optim)
         self.device = next(iter(method.parameters())).device
-        self.guard = UpdateGuard(self.team, self.device)
+        self.guard = UpdateGuard(self.team, self.device, guard or config.Guard())
         method.begin(dtype, total_steps)
         if compiled:
             method.compile_blocks()
@@ -108,7 +109,7 @@ class TrainingStep(Generic[MethodT_co]):
         return self.spread.team
 
     def __call__(self, step: int, *batches: ClipBatch, by_part: bool = False) -> dict[str, Tensor]:
-        """Learn from the micro-batches of this rank. A step that is not finite is not taken, by no rank.
+        """Learn from the micro-batches of this rank. A step that the guard refuses is taken by no rank.
 
         Returns the terms of the loss of these clips, still on the device, and `grad_norm` where it is clipped.
         by_part: with the norm of the gradient of each network too, before it is clipped.

@@ -130,7 +130,9 @@ def _go_on(run: WorldRun, method: WorldModel, stop_at_step: int | None) -> dict[
         if settings.world.keep_features:
             frames = FrameSource(open_index(settings.data.train.paths), run.sources[0].parts[0].rows, settings.data)
             run = replace(run, kept=keep_frames(method, weights_hash(method.encoder), frames, settings, run.progress))
-        step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
+        step = TrainingStep(
+            method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile, guard=settings.guard
+        )
         run.folder.summary.unlink(missing_ok=True)
         judge = Foresight(run, method) if settings.world.eval_every_steps else None
         learn(run, step, run_log.RunLog(run.folder, state.step), judge, None, state, stop)

@@ -70,7 +70,9 @@ def run_trial(settings: config.Config, held_out: HeldOut, clips: Tensor, score: 
         run, method = prepare(placed, progress=False)
         run = replace(run, sources=[held_out.left_of(source) for source in run.sources])
         optimizer = make_optimizer(method.to(run.device), settings.optim)
-        step = TrainingStep(method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile)
+        step = TrainingStep(
+            method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile, guard=settings.guard
+        )
         log, probe = RunLog(run.folder, 0), online_probe(run, method)
         monitor = TrialMonitor(run, method.measured_encoder, clips, step, score, report)
         state = TrainingState()
