@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import scanned
+from conftest import level, scanned
 from PIL import Image
 from safetensors.torch import load_file
 
 from data_prep import describe
+from data_prep.copying.shard import make_shards
 from data_prep.scanning.build import build_index
 from data_prep.scanning.options import ScanOptions
 from vjepa import export, extract, load_encoder, probe
@@ -212,6 +213,30 @@ def test_a_companion_of_the_same_clock_is_the_fourth_channel(make_video, tmp_pat
     build_index(tmp_path / "films", tmp_path / "y.parquet", tmp_path / "labels.csv", 1, progress=False)
     with pytest.raises(UserError, match=r"names the companion none\.mp4, and no usable row"):
         ClipIndex.open(tmp_path / "y.parquet").row(int(rows[0]))
+
+
+@pytest.mark.parametrize("made", ["index", "shards"])
+def test_parts_of_a_film_go_with_those_of_its_companion(make_video, tmp_path: Path, made: str) -> None:
+    """Windows of both are rows; each has the frames of its own time. In shards their files have no names."""
+    make_video("films/a/rgb.mp4", 16, fps=8, size=(64, 48))
+    make_video("films/a/depth.mp4", 8, fps=4, size=(32, 24))
+    (tmp_path / "labels.csv").write_text("file,companion,split\na/rgb.mp4,depth.mp4,train\na/depth.mp4,,\n")
+    index = build_index(
+        tmp_path / "films", tmp_path / "x.parquet", tmp_path / "labels.csv", 1, False, options=ScanOptions(window_s=0.5)
+    )
+    if made == "shards":
+        index = make_shards(index, tmp_path / "out", where={"split": ["train"]}, progress=False)
+    films = [index.row(int(i)) for i in index.select({"split": "train"})]
+    assert [(film.start_s, film.companion and film.companion.start_s) for film in films] == [
+        (start_s, start_s) for start_s in (0.0, 0.5, 1.0, 1.5)
+    ]
+    data = Data.model_validate({"train": "x", "num_frames": 4, "frame_step": 1, "crop_px": 48, "channels": named(4)})
+    batches = eval_loader(index, np.array([film.clip_id for film in films]), data, 1, 0)
+    for part, batch in enumerate(batches):
+        shown = batch.video[0, 3].float().mean((1, 2))  # two frames of the film see one of the companion
+        assert [round(float(one)) for one in shown] == pytest.approx(
+            [level(2 * part + number // 2) for number in range(4)], abs=3
+        )
 
 
 @pytest.mark.fast

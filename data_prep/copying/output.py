@@ -20,12 +20,11 @@ from data_prep.listing.places import first
 from data_prep.rows import matching
 from data_prep.scanning.answers import counted
 from vjepa.config.row_filter import Where
-from vjepa.data.clip_index import SCHEMA, ClipIndex
+from vjepa.data.clip_index import COMPANION, SCHEMA, SOURCE, ClipIndex
 from vjepa.errors import UserError
 from vjepa.files import remove_partials, write_text
 
 INDEX_NAME: Final = "index.parquet"
-SOURCE: Final = "source"  # column of the new index: path or address of the file that a clip was made from
 TRACKS: Final = ("action", "state", "track_times_s")  # columns that go with the frames of a copy
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -38,6 +37,14 @@ def choose_rows(index: ClipIndex, where: Where) -> tuple[np.ndarray, Counter[str
     rows, statuses = index.select(where), index.arrow("status").fill_null("no status")
     bad = statuses.filter(pa.array(matching(index, where) & np.asarray(pc.not_equal(statuses, "ok"))))
     return rows, Counter(bad.to_pylist())
+
+
+def paired(index: ClipIndex, rows: np.ndarray) -> set[int]:
+    """Number the rows among `rows` that have a companion, and the rows of these companions, wherever they are."""
+    if COMPANION not in index.names:
+        return set()
+    found = [row for row in map(index.row, rows.tolist()) if row.companion]
+    return {part.clip_id for row in found for part in (row, row.companion) if part}
 
 
 def extra_columns(index: ClipIndex) -> list[str]:

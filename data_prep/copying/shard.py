@@ -27,7 +27,7 @@ from data_prep.engines import Engine
 from data_prep.scanning.answers import counted
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
-from vjepa.data.clip_index import ClipIndex, resolve, write_index
+from vjepa.data.clip_index import SOURCE, ClipIndex, resolve, write_index
 from vjepa.data.order import sample_row
 from vjepa.errors import UserError
 
@@ -85,15 +85,16 @@ def make_shards(
     """Copy the file of every usable row of `index` that matches `where`, byte for byte, into tar shards in `out`.
 
     Files and shards that they lie in already may be local or behind an fsspec address. Several rows of one file share
-    its one copy. where: wanted values by column. address: where the shards will be found if they are moved
-    (s3://bucket/folder); None: beside their index. workers: shards at a time. engine: see `data_prep.engines`. The same
-    call goes on where it was; a file that is not what its scan saw is left out and counted, and tried again then. The
-    index is held in memory, about 500 bytes a row. Raises UserError for settings out of range, an `out` that holds
-    other things, no usable row, or where nothing could be copied.
+    its one copy; companions come along. where: wanted values by column. address: where the shards will be found if they
+    are moved (s3://bucket/folder); None: beside their index. workers: shards at a time. engine: see
+    `data_prep.engines`. The same call goes on where it was; a file that is not what its scan saw is left out and
+    counted, and tried again then. The index is held in memory, about 500 bytes a row. Raises UserError for settings out
+    of range, an `out` that holds other things, no usable row, or where nothing could be copied.
     """
     index = index if isinstance(index, ClipIndex) else ClipIndex.open(index)
     options, where, out = options or ShardOptions(), where or {}, Path(os.path.abspath(out))
     rows, unusable = output.choose_rows(index, where)
+    rows = np.union1d(rows, list(output.paired(index, rows))).astype(np.int64)
     files = _files(pq.ParquetFile(index.path).read(), rows, options.shuffle_seed)
     at = Engine(engine, workers)
     at.check()
@@ -248,7 +249,7 @@ def _origin(record: dict[str, Any], folder: str) -> dict[str, Any]:
     """
     first = record["duplicate_of"]
     return {
-        output.SOURCE: record.get(output.SOURCE) or resolve(record["uri"], folder),
+        SOURCE: record.get(SOURCE) or resolve(record["uri"], folder),
         "duplicate_of": first and resolve(first, folder),
     }
 

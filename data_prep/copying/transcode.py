@@ -17,8 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
 from data_prep.child import Child, ChildLost
 from data_prep.copying import output
 from data_prep.copying.job import CopyJob, CopyOptions
@@ -28,7 +26,7 @@ from data_prep.scanning.answers import counted
 from data_prep.scanning.journal import Journal
 from vjepa.command import progress_bar
 from vjepa.config.row_filter import Where
-from vjepa.data.clip_index import COMPANION, ClipIndex, IndexRow, resolve, write_index
+from vjepa.data.clip_index import SOURCE, ClipIndex, IndexRow, resolve, write_index
 from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.files import remove_partials
@@ -71,40 +69,47 @@ def transcode(
     if options.fps and index.tracks != Tracks():
         raise UserError(f"--fps {options.fps:g}: {index.path} has a state or an action of each frame; leave --fps out")
     chosen, unusable = output.choose_rows(index, where)
-    paired = _paired(index, chosen)
+    paired = output.paired(index, chosen)
     rows = [i for i in chosen.tolist() if i not in paired]
     facts = output.index_facts(index, where) | asdict(options)
-    failed: dict[int, str] = {}
     with output.claim_folder(out, _MARKER, facts), Journal(out / _JOURNAL, facts) as journal:
         places = {line.answer["row"]: line.place for line in journal.answers()}
         wanted = [i for i in rows if i not in places or not (out / copy_name(index.row(i))).is_file()]
-        copying = at.work_off(_jobs(index, wanted, out, options), _Copying(deadline_s))
-        bar = progress_bar(
-            shown=progress, total=len(rows), initial=len(rows) - len(wanted), unit="clip", desc="transcode"
-        )
-        with bar, closing(copying):
-            for row, columns, reason in copying:
-                if columns is None:
-                    failed[row] = reason
-                    bar.set_postfix(failed=len(failed))
-                else:
-                    places[row] = journal.append((copy_name(index.row(row)),), {"row": row, **columns})
-                bar.update()
-        num_copies = len(rows) - len(failed)
-        if not num_copies and not paired:
+        done = len(rows) - len(wanted)
+        with (
+            progress_bar(shown=progress, total=len(rows), initial=done, unit="clip", desc="transcode") as bar,
+            closing(at.work_off(_jobs(index, wanted, out, options), _Copying(deadline_s))) as copying,
+        ):
+            failed = _take_in(copying, index, journal, places, bar)
+        copied = {i: places[i] for i in rows if i not in failed}
+        if not copied and not paired:
             raise UserError(
                 f"{index.path}: none of its {len(rows)} clips could be copied: {counted(Counter(failed.values()))}"
             )
-        copied = {i: places[i] for i in rows if i not in failed}
         records = _index_rows(index, journal, copied, paired)
         write_index(out / output.INDEX_NAME, records, output.extra_columns(index), tracks=index.tracks)
     if progress:
         lost = [(index.row(i).uri, failed[i]) for i in sorted(failed)]
-        told = f"{out / output.INDEX_NAME}: {num_copies} clips copied"
+        told = f"{out / output.INDEX_NAME}: {len(copied)} clips copied"
         if paired:
             told += f"; {len(paired)} stay as they are, where they are: films with a companion, and these"
         print(output.closing_lines(index, told, "not copied", lost, unusable))
     return ClipIndex.open(out / output.INDEX_NAME)
+
+
+def _take_in(
+    copying: Iterable[_Copied], index: ClipIndex, journal: Journal, places: dict[int, int], bar: Any
+) -> dict[int, str]:
+    """Note in the journal what was copied, and its place there in `places`; give why the other rows were not."""
+    failed: dict[int, str] = {}
+    for row, columns, reason in copying:
+        if columns is None:
+            failed[row] = reason
+            bar.set_postfix(failed=len(failed))
+        else:
+            places[row] = journal.append((copy_name(index.row(row)),), {"row": row, **columns})
+        bar.update()
+    return failed
 
 
 def _check(options: CopyOptions) -> None:
@@ -118,14 +123,6 @@ def _check(options: CopyOptions) -> None:
         raise UserError(
             f"--short-side-px {options.short_side_px}: H.264 in yuv420p has even sides; give an even number"
         )
-
-
-def _paired(index: ClipIndex, rows: np.ndarray) -> set[int]:
-    """Number the rows among `rows` that have a companion, and the rows of these companions, wherever they are."""
-    if COMPANION not in index.names:
-        return set()
-    found = [row for row in map(index.row, rows.tolist()) if row.companion]
-    return {part.clip_id for row in found for part in (row, row.companion) if part}
 
 
 def _jobs(index: ClipIndex, rows: Iterable[int], out: Path, options: CopyOptions) -> Iterator[CopyJob]:
@@ -199,11 +196,11 @@ def _index_rows(
     for i, record in enumerate(index.records()):
         if i in paired:
             uri, first = resolve(record["uri"], folder), record["duplicate_of"]
-            yield record | {"uri": uri, "duplicate_of": first and resolve(first, folder), output.SOURCE: uri}
+            yield record | {"uri": uri, "duplicate_of": first and resolve(first, folder), SOURCE: uri}
         elif i in places:
             row, columns = index.row(i), journal.read(places[i])
             kept = {name: record.get(name) for name in (*_KEPT, *output.TRACKS, *extra)}
-            kept[output.SOURCE] = record.get(output.SOURCE) or row.uri
+            kept[SOURCE] = record.get(SOURCE) or row.uri
             name = copy_name(row)
             original = originals.setdefault(columns["content_hash"], name)
             del columns["row"]

@@ -20,12 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vjepa.data.companions import Companions
 from vjepa.data.mapped_copy import FACTS_KEY, PACKED, PACKED_COLUMN, mappable_copy, mapped
 from vjepa.data.tracks import TRACKS_KEY, Moments, RowTracks, TrackInfo, Tracks
 from vjepa.errors import UserError
 from vjepa.files import whole_file
 
 SCHEMA_VERSION: Final = 5
+COMPANION: Final = "companion"  # a column of labels or a manifest: a film of the same clock, whose channels follow
+SOURCE: Final = (
+    "source"  # a column of an index of copies or shards: path or address of the file that a clip was made from
+)
 _VERSION_KEY: Final = b"vjepa_clip_index_version"
 _REMEDY: Final = "python -m data_prep.index FOLDER --out x.parquet"
 _ROWS_PER_GROUP: Final = 1 << 16
@@ -132,9 +137,6 @@ class IndexRow:
         return times_s, float(times_s[-1]) + frame_s
 
 
-COMPANION: Final = "companion"  # a column of labels or a manifest: a film of the same clock, whose channels follow
-
-
 class _Batch(NamedTuple):
     """Hold the columns of a stretch of rows that `ClipIndex.row` reads; views of the mapped file."""
 
@@ -164,7 +166,7 @@ class ClipIndex:
         self._batches: dict[int, _Batch] = {}
         self._reads = 0
         self._has_companions = COMPANION in self._file.schema.names
-        self._numbers: dict[str, int] | None = None  # of the rows, by their files; only companions are looked up
+        self._companions: Companions | None = None  # looked up where there are any
 
     @classmethod
     def open(cls, path: str | Path) -> ClipIndex:
@@ -253,12 +255,15 @@ class ClipIndex:
         return RowTracks(**found, times_s=None if times_s is None else times_s.to_numpy(), rotations=rotations)
 
     def _companion(self, row: IndexRow, name: str) -> IndexRow | None:
-        """Find the row of the file `name`, from the folder of the film on. Raises UserError where there is none."""
-        wanted = os.path.normpath(os.path.join(os.path.dirname(row.uri), name))
-        if self._numbers is None:
-            self._numbers = {os.path.normpath(uri): i for i, uri in enumerate(self.uris())}
-        number = self._numbers.get(wanted)
-        if number is None or self.cell(number, "status") != "ok" or self.cell(number, COMPANION):
+        """Find the row of the companion `name` of a row. Raises UserError where there is none."""
+        if self._companions is None:
+            sources = self.column(SOURCE) if SOURCE in self.names else [None] * len(self)
+            usable = np.asarray(pc.equal(self.arrow("status"), "ok"))
+            times_s = (self.arrow(edge).to_numpy() for edge in ("start_s", "end_s"))
+            self._companions = Companions((self.uris(), sources), usable, *times_s)
+        number = self._companions.find(row.clip_id, name)
+        if number is None or self.cell(number, COMPANION):
+            wanted = os.path.normpath(os.path.join(os.path.dirname(row.uri), name))
             raise UserError(f"{self.path}: {row.uri} names the companion {name}, and no usable row of it is {wanted}")
         return self.row(number)
 
