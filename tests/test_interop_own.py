@@ -135,6 +135,18 @@ def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
             vjepa.load_encoder(tmp_path / "run")
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/latest", "run/checkpoints/latest/encoder.safetensors"])
+def test_weights_that_are_not_what_was_written_are_named(place: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    file = tmp_path / "run/checkpoints/step-00000002/encoder.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"encoder\.safetensors: does not hold what was written; copy it anew"):
+        vjepa.load_encoder(tmp_path / place)
+    assert vjepa.load_encoder(tmp_path / "run", which="target_encoder")
+
+
 def test_other_kinds_of_networks_load(tmp_path: Path) -> None:
     networks = make_run(tmp_path / "mlp", predictor={"kind": "mlp", "width": 24, "depth": 2, "heads": 2})
     context = torch.randn(1, 3, 48)

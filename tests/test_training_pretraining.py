@@ -7,17 +7,19 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from small_runs import losses, same_weights, settings, weights
 
-from vjepa import config, device, load_encoder
+from vjepa import command, config, device, load_encoder
 from vjepa.errors import NotFinite, UserError
 from vjepa.jepa import Jepa
-from vjepa.training import pretraining, progress
+from vjepa.training import checkpoint, pretraining, progress
 from vjepa.training.pretraining import train
 
 
@@ -187,6 +189,31 @@ def test_a_checkpoint_that_was_damaged_is_set_aside_and_named(clips, capsys, nam
     assert f"step-00000005/{name}.safetensors: {told}" in capsys.readouterr().err
     assert (parts.run.folder.checkpoints / "damaged-step-00000005" / damaged.name).read_bytes() == content
     assert losses(whole.run.dir) == losses(parts.run.dir) and same_weights(whole, parts)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_costs_that_checkpoint_alone(
+    clips, monkeypatch, capsys
+) -> None:
+    """The thread that writes tells by the next save, the command in one line; it goes on where there is room."""
+    whole, run = settings(clips, "whole"), settings(clips, "run", run={"save_every_steps": 1})
+    train(whole, progress=False)
+    save, num_files = checkpoint.save_file, iter(range(99))
+
+    def full(*given: object) -> None:
+        if next(num_files) >= 6:  # inside of the second checkpoint of four files
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(*given)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(SystemExit) as exit:
+        command.run(lambda _: 0 if train(run, progress=False) else 1)
+    assert exit.value.code == 2
+    assert re.search(r"^error: cannot be written: No space left on device .*make room", capsys.readouterr().err, re.M)
+    assert [one.path.name for one in run.run.folder.all_checkpoints] == ["step-00000001"]
+    assert run.run.folder.newest.is_whole and not list(run.run.folder.checkpoints.glob(".*"))
+    monkeypatch.undo()
+    train(run, progress=False)
+    assert losses(whole.run.dir) == losses(run.run.dir) and same_weights(whole, run)
 
 
 def test_where_the_only_checkpoint_is_damaged_nothing_begins_anew(clips) -> None:

@@ -30,7 +30,7 @@ from vjepa import files
 from vjepa.errors import UserError
 
 # of checkpoints; 2 adds `dtype` to the state, 3 `best_step` and `file_bytes`, 4 `memory`; 5 `best_merit`,
-# as `best_knn`; 6 `num_skipped`, `num_skips_in_row` and `file_sha256`
+# as `best_knn`; 6 `num_skipped`, `num_skips_in_row` and `file_sha256`; 7 `losses`
 FORMAT_VERSION: Final = 7
 _NAMES: Final = ("latest", "best")
 
@@ -56,6 +56,17 @@ class Checkpoint:
     def network(self, name: str) -> Path:
         """Name the weights file of a network, such as `encoder`."""
         return self.path / f"{name}.safetensors"
+
+    def intact(self, name: str) -> Path:
+        """Name the weights file of a network, which is read to see that it holds what was written.
+
+        Raises UserError where it does not; a format without hashes is taken as it is.
+        """
+        path = self.network(name)
+        wanted = self._facts().get("file_sha256", {}).get(path.name)
+        if wanted and path.is_file() and files.sha256(path) != wanted:
+            raise UserError(f"{path}: does not hold what was written; copy it anew, or take another checkpoint")
+        return path
 
     @property
     def is_one(self) -> bool:

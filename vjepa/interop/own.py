@@ -110,8 +110,8 @@ def _read_checkpoint(checkpoint: Checkpoint, which: str | None) -> Weights:
             f"{checkpoint.path}: has no {which}, for the run has objective.targets: {settings.objective.targets}; "
             "take encoder"
         )
-    predictor = read_tensors(checkpoint.network("predictor")) if "predictor" in networks else {}
-    return _of_run(checkpoint.path, settings, read_tensors(checkpoint.network(which)), predictor, which)
+    predictor = read_tensors(checkpoint.intact("predictor")) if "predictor" in networks else {}
+    return _of_run(checkpoint.path, settings, read_tensors(checkpoint.intact(which)), predictor, which)
 
 
 def _read_network(path: Path) -> Weights:
@@ -119,7 +119,9 @@ def _read_network(path: Path) -> Weights:
     checkpoint = _checkpoint_of(path)
     if checkpoint is None:
         raise UserError(f"{path}: no config.yaml lies above it; name a file or folder inside a run of vjepa.train")
-    settings, tensors = _settings(checkpoint), read_tensors(path)
+    settings = _settings(checkpoint)
+    checkpoint.intact(path.stem)
+    tensors = read_tensors(path)
     if isinstance(settings, config.WorldConfig):
         return _of_world(checkpoint, settings)
     if isinstance(settings, config.FinetuneConfig):
@@ -135,7 +137,7 @@ def _of_finetuned(checkpoint: Checkpoint, settings: config.FinetuneConfig, which
         raise UserError(f"{checkpoint.path}: {which} is no encoder of this run; take {' or '.join(encoders)}")
     run = checkpoint.run
     tables = _read_single(run.start).tables if run and run.start.is_file() else {}
-    tensors = read_tensors(checkpoint.network(which))
+    tensors = read_tensors(checkpoint.intact(which))
     return Weights(str(checkpoint.path), settings.model, tensors, tables=tables, which=which)
 
 
@@ -147,7 +149,7 @@ def _of_world(checkpoint: Checkpoint, settings: config.WorldConfig) -> Weights:
     start = _read_single(run.start)
     if "encoder" not in settings.networks:
         return start
-    return replace(start, encoder=read_tensors(checkpoint.network("encoder")), origin=str(checkpoint.path))
+    return replace(start, encoder=read_tensors(checkpoint.intact("encoder")), origin=str(checkpoint.path))
 
 
 def _settings(checkpoint: Checkpoint) -> config.Config | config.FinetuneConfig | config.WorldConfig:

@@ -154,7 +154,7 @@ def _of_run(path: Path, overrides: Sequence[str]) -> ReadWorld:
     chosen = run.best or newest
     chosen.read_state()
     for name, network in model.networks.items():
-        load_strictly(network, read_tensors(chosen.network(name)), chosen.network(name))
+        load_strictly(network, read_tensors(chosen.intact(name)), chosen.network(name))
     return ReadWorld(model.requires_grad_(False).eval(), settings, chosen.step or 0)
 
 

@@ -262,7 +262,7 @@ def load_networks(checkpoint: Checkpoint, method: Method, other_channels: bool =
     if checkpoint.is_one:
         read_state(checkpoint)  # a newer format is named before what it changed
     for name, network in method.networks.items():
-        file = checkpoint.network(name)
+        file = checkpoint.intact(name)
         tensors = read_tensors(file)
         if other_channels:
             spread_colours(tensors, network.state_dict(), str(file))
