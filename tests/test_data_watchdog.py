@@ -204,6 +204,28 @@ def is_alive(pid):
         return False
 
 
+HELD_BY_AN_ERROR = """
+import sys
+from vjepa.config import Data
+from vjepa.data.clip_index import ClipIndex
+from vjepa.data.loader import eval_loader
+index = ClipIndex.open("x.parquet")
+data = Data(train={"index": "x.parquet"}, num_frames=4, crop_px=16, global_batch=4)
+batches = iter(eval_loader(index, index.select({}), data, 1, 2))
+next(batches)
+held = [batches]
+held.append(held)
+sys.exit(3)
+"""
+
+
+def test_processes_that_an_error_holds_do_not_keep_a_program_from_its_end(index, tmp_path):
+    """A full disk ends a run by an error whose traceback is part of a circle, so nothing is closed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    program = [sys.executable, "-c", HELD_BY_AN_ERROR]
+    assert subprocess.run(program, cwd=tmp_path, env=environment, timeout=300, check=False).returncode == 3
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("doing", ["waiting", "spinning with the GIL"])
 def test_no_process_outlives_a_trainer_that_is_killed(index, tmp_path, doing):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -125,8 +126,13 @@ class _Pool:
         self.deadline_s, self.runs_ahead, self.pin_memory = data.deadline_s, data.prefetch > 0, loader.pin_memory
         num_slots = min(max(1, data.prefetch) * data.workers, max(1, len(self.steps)))
         slots = [context().RawArray("B", max(1, self.reader.plan.batch_bytes)) for _ in range(num_slots)]
-        num_workers = min(data.workers, num_slots)
-        self.workers = [_Worker(self.reader, slots[number :: data.workers]) for number in range(num_workers)]
+        self.slots = [
+            slots[number :: data.workers] for number in range(min(data.workers, num_slots))
+        ]  # of each process
+        self.workers: list[_Worker] = []
+        # at the latest when this process ends: what an error holds is not closed before, and the processes do not heed
+        # the signal by which Python would end them then, and wait
+        self.end = Finalize(None, _end, (self.workers,), exitpriority=1)
         self.ready: dict[int, tuple[_Worker, ClipBatch]] = {}
         self.unassigned = iter(self.steps)
         self.killed: Counter[tuple[int, int]] = Counter()
@@ -134,6 +140,7 @@ class _Pool:
 
     def batches(self) -> Iterator[ClipBatch]:
         try:
+            self.workers.extend(_Worker(self.reader, slots) for slots in self.slots)
             for step in self.steps:
                 if self.runs_ahead or not any(worker.taken for worker in self.workers):
                     self._hand_out()
@@ -147,8 +154,7 @@ class _Pool:
                 self.deaths = 0
                 yield batch
         finally:
-            for worker in self.workers:
-                worker.kill()
+            self.end()
 
     def _hand_out(self) -> None:
         """Hand out the next batches, one to each process in turn, for as long as they have room."""
@@ -276,6 +282,11 @@ class _Worker:
         self._our_end.close()
         code: int | None = self.process.exitcode
         return code
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def context() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -78,7 +79,7 @@ def learn(
     recent = TrainingState()  # what this rank could not read since the last row
     writer = checkpoint.Writer(run.folder, every.keep_checkpoints, team.leads)
     step.guard.resume(state.num_skips_in_row, state.num_skipped, state.losses)
-    with interruptible() as interrupted, watched(team, state.step), writer:
+    with interruptible() as interrupted, watched(team, state.step), writer, closing(bar):
         if not log.rows and (untrained := monitor.measure_at(0) if monitor else {}):
             log.write(0, {}, measured=untrained)
         for number, batches in zip(steps, bar.waiting(zip(*[loader] * team.accumulate, strict=True)), strict=True):
@@ -119,7 +120,6 @@ def learn(
                 writer.save(step.method, step.optimizer, state, is_best)
             if ending:
                 break
-        bar.close()
         log.close()
     if step.guard.worst >= run.settings.guard.max_skips:
         team.ranks.end(_not_finite(step.guard.worst, state.step))
