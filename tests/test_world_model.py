@@ -16,7 +16,7 @@ from vjepa.planning.planner import WorldPlanner
 from vjepa.planning.search import Bounds
 from vjepa.records import ClipBatch, LatentBatch
 from vjepa.training.optim import make_optimizer
-from vjepa.world_model import WorldModel
+from vjepa.world_model import VectorHead, WorldModel
 
 ACTIONS = TrackInfo(("x", "y"), ("m", "m"), {}, (1.0, -2.0), (2.0, 0.5), 10)
 STATES = TrackInfo(("x", "y"), ("m", "m"), {}, (0.0, 1.0), (1.0, 2.0), 10)
@@ -110,6 +110,26 @@ def test_a_step_is_a_function_of_its_number() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+def test_what_the_head_of_vectors_reads_is_white_and_it_begins_with_what_varies_most() -> None:
+    """Directions that hardly vary are no more than rounding: they stay small."""
+    generator, stds = torch.Generator().manual_seed(0), torch.tensor([3.0, 1.0, 0.1, 0.02, 1e-5, 0.0])
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
+    features = torch.randn(4096, 6, generator=generator) * stds @ turned + 5
+    head = VectorHead((1, 1, 6), 3, 2)
+    before = head.embed.weight.clone()
+    head.begin(features[:, None, None])
+    white = head.whitening(features)
+    found = white.T @ white / len(white)
+    assert torch.allclose(found[:4, :4], torch.eye(4), atol=0.06)
+    assert found[4:].abs().max() < 0.01 and white.mean(0).abs().max() < 1e-3
+    shares = head.embed.weight / before
+    assert torch.allclose(shares[0, :3], stds[:3] / 3, rtol=0.1) and (shares[:, 4:] < 0.005).all()
+    vectors = head(features.reshape(512, 8, 1, 1, 6))
+    assert vectors.shape == (512, 8, 1, 1, 3)
+    torch.testing.assert_close(vectors.reshape(-1, 3), head.embed(white), atol=1e-5, rtol=1e-4)
+
+
 def test_a_vector_keeps_what_actions_change() -> None:
     """Frames of noise in which one direction moves with the action: the vector finds it and does not shrink."""
     model = make(latents="vector", vector_width=4, inverse_weight=1.0, actions="sum")

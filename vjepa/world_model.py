@@ -27,6 +27,8 @@ from vjepa.records import ClipBatch, LatentBatch, sent
 
 _KNOTS: Final = 17  # of the integral of SIGReg, as in the objective of pre-training
 _LEAST_SPREAD: Final = 1e-8
+_MOST_DIRECTIONS: Final = 1024  # that the head of vectors reads
+_LEAST_VARIANCE: Final = 1e-5  # of a direction, to the mean of all: what varies less is not told from rounding
 _GOAL_SIDE: Final = 4  # cells along a side that the inverse model reads at most
 
 
@@ -227,26 +229,62 @@ class WorldModel(nn.Module):
 class VectorHead(nn.Module):
     """Make one vector of the features of a frame, by a linear map; b t h w d -> b t 1 1 v.
 
-    Features are standardised first, one by one: what differs from frame to frame is a small part of most of them.
+    Features are whitened first: what differs from frame to frame, such as the place of a small thing, is a small part
+    of most of them, and nearly the same in many.
     """
 
     def __init__(self, features: tuple[int, int, int], width: int, num_action: int) -> None:
         """Make it at random weights, with the linear map from a difference of two vectors to the action between."""
         super().__init__()
         rows, columns, channels = features
-        self.standard = nn.BatchNorm1d(rows * columns * channels, affine=False)
-        self.embed = nn.Linear(rows * columns * channels, width)
+        self.whitening = Whitening(rows * columns * channels)
+        self.embed = nn.Linear(self.whitening.num_directions, width)
         self.inverse = nn.Linear(width, num_action)
 
     def forward(self, features: Tensor) -> Tensor:
-        standard = self.standard(rearrange(features, "b t h w d -> (b t) (h w d)"))
-        vectors: Tensor = rearrange(self.embed(standard), "(b t) v -> b t 1 1 v", b=len(features))
+        white = self.whitening(rearrange(features, "b t h w d -> (b t) (h w d)"))
+        vectors: Tensor = rearrange(self.embed(white), "(b t) v -> b t 1 1 v", b=len(features))
         return vectors
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> None:
+        """Get ready for features like these, [N, h, w, D]: whiten them, and first see most of what varies most."""
+        self.embed.weight.mul_(self.whitening.fit(rearrange(features, "n h w d -> n (h w d)")))
 
     def actions(self, latents: Tensor) -> Tensor:
         """Read off vectors [B, T, 1, 1, V] the actions between them: [B, T - 1, A]."""
         found: Tensor = self.inverse(latents.diff(dim=1).flatten(2))
         return found
+
+
+class Whitening(nn.Module):
+    """Turn features [N, F] into their principal directions, [N, K], of one variance each as far as they have any."""
+
+    mean: Tensor
+    directions: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Begin with the first K features as they are, until `fit`."""
+        super().__init__()
+        self.num_directions = min(width, _MOST_DIRECTIONS)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("directions", torch.eye(width, self.num_directions))
+
+    def forward(self, features: Tensor) -> Tensor:
+        white: Tensor = (features - self.mean) @ self.directions
+        return white
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> Tensor:
+        """Take mean and covariance of features [N, F]; give the deviation of each direction, that of the first is 1."""
+        self.mean.copy_(features.mean(dim=0))
+        apart = (features - self.mean).double()
+        variances, directions = torch.linalg.eigh(apart.T @ apart / len(features))
+        scales = (variances.clamp(min=0) + _LEAST_VARIANCE * variances.mean()).rsqrt()
+        self.directions.copy_((directions * scales).flip(1)[:, : self.num_directions])
+        stds = scales.reciprocal().flip(0)[: self.num_directions]
+        shares: Tensor = (stds / stds[0]).to(features)
+        return shares
 
 
 class GoalModel(nn.Module):

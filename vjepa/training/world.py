@@ -20,6 +20,7 @@ from vjepa.data.sources import Part, open_sources
 from vjepa.data.tracks import Tracks
 from vjepa.errors import UserError
 from vjepa.interop import own, world
+from vjepa.models.action_predictor import normed
 from vjepa.probing.extractors import untrained, weights_hash
 from vjepa.ranks import refuse_several
 from vjepa.reporting import pictures, worlds
@@ -35,6 +36,7 @@ from vjepa.training.team import Team
 from vjepa.training.world_features import FrameSource, KeptFrames, keep_frames, kept_batches
 from vjepa.world_model import WorldModel
 
+_MEASURED_FRAMES: Final = 8192  # whose covariance the head of vectors begins with, at least where there are so many
 _EVAL_BATCH: Final = 64  # clips of data.val at a time
 _EVAL_CLIPS: Final = 8  # of a row of data.val, evenly in time
 
@@ -133,6 +135,8 @@ def _go_on(run: WorldRun, method: WorldModel, stop_at_step: int | None) -> dict[
         step = TrainingStep(
             method, optimizer, settings.optim, run.dtype, run.total_steps, settings.run.compile, guard=settings.guard
         )
+        if method.head is not None and state.step == 0:
+            method.head.begin(_first_features(run, method))
         run.folder.summary.unlink(missing_ok=True)
         judge = Foresight(run, method) if settings.world.eval_every_steps else None
         learn(run, step, run_log.RunLog(run.folder, state.step), judge, None, state, stop)
@@ -142,6 +146,18 @@ def _go_on(run: WorldRun, method: WorldModel, stop_at_step: int | None) -> dict[
         )
         return None
     return conclude(run, method, state)
+
+
+@torch.no_grad()
+def _first_features(run: WorldRun, method: WorldModel) -> Tensor:
+    """Read the features of the first batches as the head of vectors does: [N, h, w, D]."""
+    found, num = list[Tensor](), 0
+    for batch in run.loader(range(run.total_steps), Team()):
+        found.append(normed(method.read(batch)[0]).flatten(0, 1))
+        num += len(found[-1])
+        if num >= _MEASURED_FRAMES:
+            break
+    return torch.cat(found)
 
 
 class Foresight:
