@@ -235,7 +235,7 @@ def test_only_cuda_copies_while_the_host_goes_on() -> None:
     assert {line for line in lines if "non_blocking" in line} == {
         "return tensor.pin_memory().to(device, non_blocking=True)",
         "copies[name] = empty.copy_(values, non_blocking=values.is_cuda)",
-        "flags = torch.empty(len(flags), pin_memory=True).copy_(flags, non_blocking=True)",  # where they are on a GPU of CUDA
+        "flags = torch.empty(len(flags), pin_memory=True).copy_(flags, non_blocking=True)",  # on a GPU of CUDA
     }
     assert not any(re.search(r"\.double\(\)\.cpu\(\)", path.read_text()) for path in ROOT.glob("vjepa/**/*.py"))
 

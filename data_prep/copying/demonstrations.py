@@ -60,7 +60,8 @@ def films_of_demonstrations(
 
     source: a file, or a folder of them. options: of the films; fps is the rate at which the pictures were taken, 0: as
     the file says. Label: the file; group: the episode; split: its mask. engine: see `data_prep.engines`. The same call
-    goes on where it was. Raises UserError for files that are none of robomimic, or say no rate, and an `out` that holds other things.
+    goes on where it was. Raises UserError for files that are none of robomimic, or say no rate, and an `out` that holds
+    other things.
     """
     options, choice, out = options or CopyOptions(), choice or TrackChoice(), Path(os.path.abspath(out))
     source, at = Path(os.path.abspath(source)), Engine(engine, workers)
