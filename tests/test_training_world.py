@@ -62,10 +62,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def settings(place: Path, run: Path, plan: dict[str, Any] | None = None, **wished: Any) -> config.WorldConfig:
+def settings(
+    place: Path, run: Path, plan: dict[str, Any] | None = None, precision: str = "fp32", **wished: Any
+) -> config.WorldConfig:
     index = str(place / "x.parquet")
     tree = {
-        "run": {"dir": str(run), "save_every_steps": 3, "device": "cpu", "precision": "fp32"},
+        "run": {"dir": str(run), "save_every_steps": 3, "device": "cpu", "precision": precision},
         "data": {
             "train": {"index": index, "where": {"split": "train"}},
             "val": {"index": index, "where": {"split": "val"}},
@@ -107,14 +109,15 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_run_goes_on_bit_for_bit(kind: str, place: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    summary = train_world(settings(place, whole, **KINDS[kind]), progress=False)
+def test_a_stopped_run_goes_on_bit_for_bit(kind: str, precision: str, place: Path, tmp_path: Path) -> None:
+    whole, parts = (settings(place, tmp_path / name, None, precision, **KINDS[kind]) for name in ("whole", "parts"))
+    summary = train_world(whole, progress=False)
     assert summary is not None and len(summary["foresight"]["predicted"]) == 3
-    assert train_world(settings(place, parts, **KINDS[kind]), stop_at_step=2, progress=False) is None
-    assert train_world(settings(place, parts, **KINDS[kind]), progress=False) is not None
-    first, second = weights_of(whole), weights_of(parts)
+    assert train_world(parts, stop_at_step=2, progress=False) is None
+    assert train_world(parts, progress=False) is not None
+    first, second = weights_of(whole.run.folder.path), weights_of(parts.run.folder.path)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert ("encoder.norm.weight" in first) == (kind == "end to end")
 

@@ -154,10 +154,15 @@ class WorldModel(nn.Module):
         return (states - self.state_mean) / self.state_std
 
     def features(self, video: Tensor) -> Tensor:
-        """Encode each frame of uint8 clips alone: b c t height width -> b t h w d."""
+        """Encode each frame of uint8 clips alone: b c t height width -> b t h w d.
+
+        What is measured, kept or planned with is encoded in fp32: the same, wherever it comes from.
+        """
         frames = rearrange(video, "b c t y x -> (b t) c 1 y x")
-        clips = normalise(frames, self.dtype, self.settings.data.channels)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.world.targets == "none"):
+        dtype = self.dtype if self.training else torch.float32
+        clips = normalise(frames, dtype, self.settings.data.channels)
+        learns = torch.set_grad_enabled(torch.is_grad_enabled() and self.world.targets == "none")
+        with learns, torch.autocast(video.device.type, dtype, enabled=dtype is not torch.float32):
             tokens = self.encoder(clips).float()
         grid = self.encoder.grid(1, *video.shape[-2:])
         cells: Tensor = rearrange(tokens, "n (h w) d -> n d h w", h=grid.h)
