@@ -31,6 +31,7 @@ class Demo:
     name: ClassVar = "demo"
     fps: ClassVar = DigitWorld().fps
     keyframe_frames: ClassVar = None
+    lossless: ClassVar = False
     things: ClassVar = tuple("0123456789")
     tracks_info: ClassVar = None
 

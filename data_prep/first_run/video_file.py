@@ -28,6 +28,9 @@ class VideoSet(Protocol):
     def keyframe_frames(self) -> int | None: ...
 
     @property
+    def lossless(self) -> bool: ...
+
+    @property
     def recipe(self) -> dict[str, Any]: ...
 
     @property
@@ -59,7 +62,7 @@ def write_row(videos: VideoSet, video: Any, path: Path) -> dict[str, str]:
     Gives its columns of the clip index; the column `things` names the picture of what is where, from its folder.
     """
     frames, columns = videos.draw_row(video)
-    write_video(frames, videos.fps, path, videos.keyframe_frames)
+    write_video(frames, videos.fps, path, videos.keyframe_frames, videos.lossless)
     if videos.tracks_info is not None:
         save_tracks(path, videos.tracks_info, RowTracks(*videos.tracks(video)))
     marks = videos.draw_marks(video)
@@ -77,14 +80,19 @@ def write_marks(marks: np.ndarray, names: Sequence[str], path: Path) -> None:
     Image.fromarray(marks.reshape(-1, marks.shape[2])).save(path, pnginfo=words, optimize=True)
 
 
-def write_video(frames: np.ndarray, fps: int, path: Path, keyframe_frames: int | None = None) -> None:
-    """Encode uint8 [T, S, S, 3] as H.264, with a keyframe at least every so many frames; None: as x264 likes."""
+def write_video(
+    frames: np.ndarray, fps: int, path: Path, keyframe_frames: int | None = None, lossless: bool = False
+) -> None:
+    """Encode uint8 [T, S, S, 3] as H.264, with a keyframe at least every so many frames; None: as x264 likes.
+
+    lossless: with all colours of all pixels, which lose no more than their rounding.
+    """
     with av.open(str(path), "w") as container:
-        options = {"crf": "16", "preset": "veryfast", "bf": "0", "threads": "1"}
+        options = {"crf": "0" if lossless else "16", "preset": "veryfast", "bf": "0", "threads": "1"}
         options |= {} if keyframe_frames is None else {"g": str(keyframe_frames)}
         stream: Any = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuv444p" if lossless else "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

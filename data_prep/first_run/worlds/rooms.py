@@ -27,10 +27,12 @@ class Rooms(World):
 
     name: ClassVar = "rooms"
     wanted: ClassVar = {"room": ("left", "right")}
+    lossless: ClassVar = True  # plans see drawn frames; of those that x264 has blurred a dot is moved by a pixel
     tracks_info: ClassVar = Tracks(
         action=TrackInfo(("right", "down"), ("px", "px")), state=TrackInfo(("x", "y"), ("px", "px"))
     )
 
+    version: int = 2
     num_films: int = 64
     film_frames: int = 400
     clip_frames: int = 41

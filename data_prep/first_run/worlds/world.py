@@ -34,13 +34,15 @@ class World(ABC):
     """Hold everything that the files of a world depend on; `version` is raised where the code draws otherwise.
 
     name: of the world and its random stream. wanted: label -> its values, for the labels that clips are balanced by.
-    things: kinds of things that `marks` tells apart; none where there is only ground.
+    things: kinds of things that `marks` tells apart; none where there is only ground. lossless: whether films keep
+    what is drawn.
     """
 
     name: ClassVar[str]
     wanted: ClassVar[Mapping[str, Sequence[str]]]
     things: ClassVar[Sequence[str]] = ()
     tracks_info: ClassVar[Tracks | None] = None
+    lossless: ClassVar[bool] = False
 
     version: int = 1
     seed: int = 1
