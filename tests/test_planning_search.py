@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vjepa import config
-from vjepa.planning.search import Belief, Bounds, Found, candidates, cem, mppi, search
+from vjepa.planning.search import Belief, Bounds, Found, candidates, cem, coloured, mppi, search
 
 HORIZON, SIZE = 3, 2
 BOUNDS = Bounds(torch.tensor([-1.0, -0.2]), torch.tensor([1.0, 0.3]))
@@ -106,3 +106,22 @@ def test_the_best_that_was_tried_is_kept() -> None:
     best = search(forked, start(), BOUNDS, wanted, 0, 0)
     mean = search(forked, start(), BOUNDS, wanted.model_copy(update={"keep_best": False}), 0, 0)
     assert best.cost < 0.1 < mean.cost
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("horizon", [1, 2, 5, 8])
+def test_noise_has_the_power_that_is_asked_for(horizon: int, exponent: float) -> None:
+    """By what becomes of each single draw: each step has variance 1, and power falls as 1 / frequency ** exponent."""
+    draws = torch.eye(horizon, dtype=torch.float64)[:, :, None].expand(-1, -1, 2)
+    found = coloured(draws, exponent)
+    torch.testing.assert_close(found.square().sum(dim=0), torch.ones(horizon, 2, dtype=torch.float64))
+    for step in range(horizon):  # all frequencies from the sums of cosines and sines
+        at = torch.arange(horizon, dtype=torch.float64)
+        powers = []
+        for k in range(horizon):
+            angle = 2 * math.pi * k * at / horizon
+            powers.append(float((found[step, :, 0] @ angle.cos()) ** 2 + (found[step, :, 0] @ angle.sin()) ** 2))
+        for k in range(1, horizon // 2 + 1):
+            assert powers[k] / powers[1] == pytest.approx(k**-exponent)
+        assert horizon == 1 or powers[0] == pytest.approx(powers[1])

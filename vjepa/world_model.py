@@ -247,9 +247,9 @@ class VectorHead(nn.Module):
         self.inverse = nn.Linear(width, num_action)
 
     def forward(self, features: Tensor) -> Tensor:
-        white = self.whitening(rearrange(features, "b t h w d -> (b t) (h w d)"))
-        vectors: Tensor = rearrange(self.embed(white), "(b t) v -> b t 1 1 v", b=len(features))
-        return vectors
+        rows = rearrange(features, "b t h w d -> (b t) (h w d)")
+        vectors: Tensor = self.whitening(rows, self.embed.weight) + self.embed.bias
+        return rearrange(vectors, "(b t) v -> b t 1 1 v", b=len(features))
 
     @torch.no_grad()
     def begin(self, features: Tensor) -> None:
@@ -263,7 +263,7 @@ class VectorHead(nn.Module):
 
 
 class Whitening(nn.Module):
-    """Turn features [N, F] into their principal directions, [N, K], of one variance each as far as they have any."""
+    """Turn features [N, F] into their K principal directions, of one variance each as far as they have any."""
 
     mean: Tensor
     directions: Tensor
@@ -275,8 +275,14 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("directions", torch.eye(width, self.num_directions))
 
-    def forward(self, features: Tensor) -> Tensor:
-        white: Tensor = (features - self.mean) @ self.directions
+    def forward(self, features: Tensor, weight: Tensor) -> Tensor:
+        """Apply a linear map, [V, K], to what features [N, F] are when whitened: [N, V].
+
+        Both maps are joined first, for V is much less than K. In fp32 whatever autocast says: what varies least is
+        enlarged most, and with it the rounding.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            white: Tensor = (features.float() - self.mean) @ (self.directions @ weight.T)
         return white
 
     @torch.no_grad()

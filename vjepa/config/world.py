@@ -149,6 +149,12 @@ class Planning(Section):
     std_momentum: float = Field(0.0, ge=0, lt=1, description="the same of the deviation (V-JEPA 2-AC: .15)")
     temperature: float = Field(0.5, gt=0, description="mppi: of weights, in deviations of the cost")
     std: float = Field(1.0, gt=0, description="deviation of the first round, as a share of half the range of an action")
+    noise_exponent: float = Field(
+        0.0,
+        ge=0,
+        description="power of the noise along a sequence falls as 1 / frequency to this, so that actions of steps that "
+        "follow each other resemble each other (iCEM); 0: white",
+    )
     keep_best: bool = Field(True, description="the best sequence of all rounds, where it is better than the last mean")
     start: Literal["shifted", "inverse", "zero"] = Field(
         "shifted",

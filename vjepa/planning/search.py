@@ -65,8 +65,9 @@ def search(cost: Cost, first: Belief, bounds: Bounds, wanted: config.Planning, s
     best, best_cost = bounds.cut(first.mean), float("inf")
     for round_number in range(wanted.rounds):
         rng = generator(seed, "planner", number * _MOST_ROUNDS + round_number)
-        noise = torch.from_numpy(rng.standard_normal((wanted.samples, *first.mean.shape), dtype="float32"))
-        actions = candidates(belief, noise.to(first.mean.device), bounds)
+        white = torch.from_numpy(rng.standard_normal((wanted.samples, *first.mean.shape), dtype="float32"))
+        noise = coloured(white.to(first.mean.device), wanted.noise_exponent)
+        actions = candidates(belief, noise, bounds)
         found = cost(actions)
         least = int(found.argmin())
         if float(found[least]) < best_cost:
@@ -78,6 +79,21 @@ def search(cost: Cost, first: Belief, bounds: Bounds, wanted: config.Planning, s
     if wanted.keep_best and best_cost < last_cost:
         return Found(best, best_cost, belief, tuple(costs))
     return Found(last, last_cost, belief, tuple(costs))
+
+
+def coloured(white: Tensor, exponent: float) -> Tensor:
+    """Turn white noise [S, H, A] into noise of deviation 1 whose power falls as 1 / frequency ** exponent along H.
+
+    Of iCEM (Pinneri et al. 2020, section 3.1), by Timmer and Koenig (1995): a sum of independent noises leads nowhere.
+    """
+    horizon = white.shape[1]
+    if exponent == 0 or horizon == 1:
+        return white
+    frequencies = torch.fft.fftfreq(horizon, dtype=white.dtype, device=white.device).abs().clamp(min=1 / horizon)
+    scales = frequencies ** (-exponent / 2)
+    scales = scales / scales.square().mean().sqrt()
+    found: Tensor = torch.fft.ifft(torch.fft.fft(white, dim=1) * scales[:, None], dim=1).real
+    return found
 
 
 def candidates(belief: Belief, noise: Tensor, bounds: Bounds) -> Tensor:
