@@ -58,7 +58,7 @@ def knowing(wanted: config.Planning) -> WorldPlanner:
 
 
 def test_a_true_model_leads_to_the_other_room_and_chance_does_not() -> None:
-    wanted = config.Planning(horizon=8, samples=128, rounds=8, elites=12, std=1.5, energy_of="sum", budget_steps=50)
+    wanted = config.Planning(horizon=8, samples=128, rounds=8, elites=12, energy_of="least", noise_exponent=0.5)
     planner, environment = knowing(wanted), RoomsEnvironment(0)
     rows = {
         policy: evidence.row_of([run_episode(environment, planner, policy, number, wanted) for number in range(8)])

@@ -208,7 +208,8 @@ def test_energies_are_those_of_loops() -> None:
     for kind in ("l1", "l2"):
         size = torch.abs if kind == "l1" else torch.square
         each = torch.stack([torch.stack([size(one[k] - goals[k // 2]).mean() for k in range(4)]) for one in rolled])
-        for of, expected in (("last", each[:, 1] + each[:, 3]), ("sum", each.sum(dim=1))):
+        least = each[:, 0] + each[:, :2].amin(1) + each[:, 2] + each[:, 2:].amin(1)
+        for of, expected in (("last", each[:, 1] + each[:, 3]), ("sum", each.sum(dim=1)), ("least", least)):
             planner = WorldPlanner(make(), config.Planning(energy=kind, energy_of=of), bounds=BOUNDS)
             torch.testing.assert_close(planner.energy(rolled, goals), expected)
 
