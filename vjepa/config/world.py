@@ -163,8 +163,8 @@ class Planning(Section):
     energy: Literal["l1", "l2"] = Field("l1", description="mean absolute or squared difference to the goal")
     energy_of: Literal["last", "sum", "least"] = Field(
         "last",
-        description="of the last predicted frame, of all of them, or at each of them the least so far: what has to lead "
-        "away first costs no more than staying",
+        description="of the last predicted frame, of all of them, or at each of them the least so far: what has to "
+        "lead away first costs no more than staying",
     )
     chunk: int = Field(256, ge=1, description="sequences that are rolled out together")
     context: int = Field(1, ge=1, description="frames that the model is shown before it plans, those of past steps")
