@@ -118,7 +118,7 @@ class WorldPlanner:
             ends = torch.cat([part[1:] != part[:-1], part.new_ones(1, dtype=torch.bool)])
             energies = energies[:, ends]
         elif self.wanted.energy_of == "least":
-            parts = energies.split(part.bincount(minlength=num_goals).tolist(), dim=1)
+            parts = torch.split(energies, part.bincount(minlength=num_goals).tolist(), dim=1)
             energies = torch.cat([one.cummin(dim=1).values for one in parts], dim=1)
         return energies.sum(dim=1)
 
