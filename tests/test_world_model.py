@@ -146,8 +146,8 @@ def test_a_vector_keeps_what_actions_change() -> None:
         terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(terms["inverse"]) < 0.6  # of the variance of actions
-    assert float(terms["prediction"]) < 0.5  # of the spread of what is predicted
+    assert terms["inverse"].item() < 0.6  # of the variance of actions
+    assert terms["prediction"].item() < 0.5  # of the spread of what is predicted
     assert float(model.eval().latents_of(features).std()) > 0.1
 
 

@@ -161,8 +161,8 @@ class WorldModel(nn.Module):
         frames = rearrange(video, "b c t y x -> (b t) c 1 y x")
         dtype = self.dtype if self.training else torch.float32
         clips = normalise(frames, dtype, self.settings.data.channels)
-        learns = torch.set_grad_enabled(torch.is_grad_enabled() and self.world.targets == "none")
-        with learns, torch.autocast(video.device.type, dtype, enabled=dtype is not torch.float32):
+        learns, mixed = torch.is_grad_enabled() and self.world.targets == "none", dtype is not torch.float32
+        with torch.set_grad_enabled(learns), torch.autocast(video.device.type, dtype, enabled=mixed):
             tokens = self.encoder(clips).float()
         grid = self.encoder.grid(1, *video.shape[-2:])
         cells: Tensor = rearrange(tokens, "n (h w) d -> n d h w", h=grid.h)
